@@ -1,7 +1,212 @@
-/* pipemlp.h - train multilayer perceptrons as a pipeline */
-/* strict C99 hides clock_gettime unless asked before the first system header */
-#if defined(PIPEMLP_IMPLEMENTATION) && defined(__STRICT_ANSI__) && !defined(_POSIX_C_SOURCE) && !defined(_WIN32)
-#define _POSIX_C_SOURCE 200809L
+/* pipemlp.h - v0.1 - train multilayer perceptrons as a pipeline, with the bits of serial training
+
+   DO THIS
+
+      Copy this file into your project. In ONE source file write
+
+         #define PIPEMLP_IMPLEMENTATION
+         #include "pipemlp.h"
+
+      and include it without the define wherever else you need it. Then
+
+         cc -O3 main.c -pthread -lm
+
+      C99 or newer, C++11 or newer, with gcc or clang; POSIX threads, or Win32 threads (tried with
+      mingw-w64 under Wine). MSVC is provided for but has not been tried. Nothing but the C library
+      is needed.
+
+   A COMPLETE PROGRAM
+
+      ---8<--- example.c
+      // Learns in which quadrant a point lies: two workers, four micro-batches a step.
+      #define PIPEMLP_IMPLEMENTATION
+      #include "pipemlp.h"
+      #include <stdio.h>
+
+      int main(void) {
+          static float x[1000][2];
+          static int quadrant[1000];
+          int sizes[] = {2, 32, 32, 4}, i;              // 2 inputs, three layers, 4 classes
+          pmlp_model_desc model_desc = {0};             // all zero means: the defaults
+          pmlp_trainer_desc desc = {0};
+          pmlp_data data = {1000, &x[0][0], quadrant, NULL};
+          pmlp_model *model;
+          pmlp_trainer *trainer;
+          pmlp_stats stats = {0};
+          pmlp_verify_report report;
+          pmlp_error error;
+
+          for (i = 0; i < 1000; i++) {
+              x[i][0] = (float)(i * 37 % 1000) / 500 - 1;
+              x[i][1] = (float)(i * 83 % 1000) / 500 - 1;
+              quadrant[i] = (x[i][0] > 0) + 2 * (x[i][1] > 0);
+          }
+          model_desc.layers = 3;
+          model_desc.sizes = sizes;
+          desc.workers = 2;
+          desc.microbatches = 4;
+          desc.batch = 50;
+          if (pmlp_model_create(&model_desc, &model, &error) ||
+              pmlp_verify(model, &desc, &data, 20, &report, &error) ||
+              pmlp_trainer_create(model, &desc, &trainer, &error)) {
+              printf("%s\n", error.text);
+              return 1;
+          }
+          for (i = 0; i < 40; i++)
+              if (pmlp_trainer_epoch(trainer, &data, &stats)) {
+                  printf("%s\n", pmlp_trainer_error(trainer)->text);
+                  return 1;
+              }
+          printf("loss %.3f, accuracy %.3f, same bits as serial: %s\n", stats.loss, stats.accuracy,
+                 report.identical ? "yes" : "no");
+          pmlp_trainer_destroy(trainer);                // writes the weights back to the model
+          pmlp_model_destroy(model);
+          return report.identical ? 0 : 1;
+      }
+      --->8---
+
+   PIPEMLP DOES NOT
+
+      convolve, differentiate what you write, read Python, or choose your network. It trains stacks
+      of dense layers, and does that one thing such that you can see how. It never exits, prints or
+      keeps state outside its objects.
+
+   WHERE WHAT IS (search for the marker)
+
+      >>api-config     version, static builds          >>implementation  all below it is private
+      >>common         results, errors, memory, log    >>platform        threads, atomics, clock
+      >>model          what is trained                 >>memory          memory, errors, random
+      >>schedule       who does what when              >>kernels         what the CPU computes
+      >>trainer        runs a schedule                 >>cpu-backend     the CPU's operations
+      >>images         IDX files                       >>check           proves schedules
+      >>backend        how to plug in other hardware   >>simulate        times and draws them
+                                                       >>edges >>partition >>validation
+                                                       >>stage >>worker >>verify >>io
+
+   STEP BY STEP
+
+      1. Describe the network: pmlp_model_desc, pmlp_model_create(). The model holds the weights,
+         in PyTorch's layout, [n_out][n_in], and says what they compute: activations and loss.
+      2. Describe the training: pmlp_trainer_desc, pmlp_trainer_create(). Workers, micro-batches,
+         schedule, optimizer. The trainer cuts the layers into stages, proves the schedule, starts
+         the threads and takes the weights.
+      3. pmlp_trainer_step() with a batch of yours, or pmlp_trainer_epoch() with a data set. Both
+         tell loss, accuracy, speed and how long each worker was idle.
+      4. pmlp_trainer_eval() on data that was not trained on.
+      5. pmlp_trainer_sync() when you want to look at the weights in between; then
+         pmlp_model_predict(), pmlp_model_params(), pmlp_model_hash().
+      6. pmlp_trainer_destroy(), which writes the weights back, then pmlp_model_destroy().
+
+   ON PIPELINES
+
+      Cut a network of layers into stages and give each stage a worker. Worker 1 cannot start
+      before worker 0 is done with the layers below, so with one batch at a time the workers take
+      turns: two of them are no faster than one. Cut the batch into micro-batches as well and
+      worker 0 goes on with the next while worker 1 has the first. What is left idle at both ends
+      is the bubble. F3 is the forward of micro-batch 3, B3 its backward, which takes twice as long
+      (== continues an action):
+
+         sequential (one micro-batch in flight)           makespan 24 for p = 2, m = 4
+         worker 0  | F0 .. .. .. B0 == F1 .. .. .. B1 == F2 .. .. .. B2 == F3 .. .. .. B3 == |
+         worker 1  | .. F0 B0 == .. .. .. F1 B1 == .. .. .. F2 B2 == .. .. .. F3 B3 == .. .. |
+
+         GPipe: all forwards, then all backwards          makespan 15
+         worker 0  | F0 F1 F2 F3 .. .. .. B0 == B1 == B2 == B3 == |
+         worker 1  | .. F0 F1 F2 F3 B0 == B1 == B2 == B3 == .. .. |
+
+         1F1B: as soon as there is a backward, do it      makespan 15
+         worker 0  | F0 F1 .. .. B0 == F2 B1 == F3 B2 == .. B3 == |
+         worker 1  | .. F0 B0 == F1 B1 == F2 B2 == F3 B3 == .. .. |
+
+      p workers and m micro-batches need (m + p - 1) rounds where m would do: the bubble is p - 1
+      rounds for GPipe and 1F1B alike. 1F1B holds the activations of at most p micro-batches, GPipe
+      of all m.
+
+      A backward has two halves. I computes the gradient for the stage below, which waits for it; W
+      computes the gradient of the weights, for which nobody waits before the update. B is I, then
+      W. The trainer hands the gradient over between the two, so that a measured step is shorter
+      than the drawing above, which counts a B as one piece; pmlp_schedule_lower() shows the lists
+      as they run, and pmlp_schedule_simulate() times those, too. The first stage needs no I for
+      its lowest layer.
+
+      How much a pipeline can gain has three bounds. Balance: the slowest stage sets the pace. Fill
+      and drain: m / (m + p - 1). Hand-offs: each costs a little, so that micro-batches should not
+      get arbitrarily small. pmlp_partition() tells the first, pmlp_schedule_simulate() the first
+      two.
+
+   ON SCHEDULES
+
+      A schedule is data: a list of actions for each worker. Builders make the known ones; you can
+      write your own as text, one row per worker, `stage op micro-batch`:
+
+         0F0,0F1,0B0,0F2,0B1,0B2
+         1F0,1B0,1F1,1B1,1F2,1B2
+
+      pmlp_schedule_parse() reads it, pmlp_schedule_check() proves it or says what is wrong with
+      it, pmlp_schedule_draw() shows it, and desc.custom trains with it. A worker may own several
+      stages. The text is that of torch.distributed.pipelining's CSV files.
+
+      The check is a proof: queues with blocking ends form a Kahn network (Kahn, 1974), in which it
+      does not depend on timing whether everybody reaches the end. One replay decides for all runs.
+
+   ON EQUAL BITS
+
+      A synchronous pipeline computes the same sums as serial training. Floating-point sums depend
+      on their order, so "the same" needs care, and here it is meant to the bit: the trained
+      weights do not depend on workers, stages, micro-batches, schedule, threads or the compiler's
+      optimization level, and equal those of plain training on whole batches. Each sum of a matrix
+      product is one chain in the order of its index; gradients continue their chains from one
+      micro-batch to the next in the order of the samples; a softmax subtracts its own row's
+      maximum; losses are added in the order of the samples; random numbers belong to layer and
+      element, not to whoever draws them. pmlp_verify() tests the promise on your network.
+
+      It holds for one compiler, C library and instruction set; pmlp_cpu_backend_isa() fixes the
+      latter. Options such as -ffast-math permit the compiler to break it.
+
+   ON MEMORY
+
+      The activations of a whole batch lie in one piece, whatever the schedule, so that gradients
+      of neighbouring micro-batches can be computed as one product: peak memory is that of GPipe
+      even for 1F1B. pmlp_check.peak says what a trainer that kept only what it must would hold.
+      Steps allocate nothing; an epoch allocates the order of its rows once.
+
+   ON THREADS
+
+      A trainer with p workers starts p - 1 threads; the thread that calls is worker 0. Idle
+      workers spin for some hundred microseconds, then sleep; with more workers than cores they
+      sleep at once. One call at a time per trainer; different trainers and models are independent.
+      desc.no_threads runs the same lists on the calling thread alone, with the same bits.
+
+   ON ERRORS
+
+      Everything that can fail returns a pmlp_result, 0 being success, with a sentence in a
+      pmlp_error of yours or in pmlp_trainer_error(). When a worker fails inside a step, the first
+      failure is kept, all workers stop, and the call returns it with stage, micro-batch and
+      operation; nobody hangs. No update begins before every gradient of the step is there, so that
+      a step which fails earlier leaves the weights as they were.
+
+   ON OTHER HARDWARE
+
+      A back end is a table of functions, a layer's operations (see >>backend); edges, which carry
+      activations and gradients from stage to stage, are another. Both are public: fill in a table,
+      set desc.backend or desc.edges. The tables in this file are the CPU and threads of one
+      process.
+
+   ON SPEED
+
+      Compile with -O3. The matrix products use AVX-512, AVX2, SSE2 or NEON by hand, whatever this
+      machine has (NEON was run under emulation only). A batch should give each micro-batch some tens of
+      rows.
+
+   LICENSE
+
+      MIT-0 or public domain, whichever you prefer; the texts are in the file LICENSE.
+*/
+
+/* Strict C99 hides clock_gettime() unless it is asked for before the first system header. */
+#if defined(PIPEMLP_IMPLEMENTATION) && defined(__STRICT_ANSI__) && !defined(_POSIX_C_SOURCE) &&    \
+    !defined(_WIN32)
+#  define _POSIX_C_SOURCE 200809L
 #endif
 
 #ifndef PIPEMLP_H
@@ -146,7 +351,7 @@ typedef struct pmlp_model pmlp_model;
 
 typedef struct pmlp_model_desc {
     int layers;                          /* L >= 1 */
-    const int *sizes;                    /* [L + 1]: inputs, then the outputs of each layer; copied */
+    const int *sizes;                    /* [L + 1]: inputs, then each layer's outputs; copied */
     pmlp_activation hidden;              /* of all layers but the last; default ReLU */
     pmlp_activation output;              /* of the last layer; default linear */
     const pmlp_activation *activations;  /* [L] instead of the two above, or NULL; copied */
@@ -194,11 +399,11 @@ PMLP_API pmlp_result pmlp_model_hash(const pmlp_model *model, uint64_t *hash, pm
 PMLP_API pmlp_result pmlp_model_clone(const pmlp_model *model, pmlp_model **clone,
                                       pmlp_error *error);
 /* Runs x [rows][n_in] through the network on the calling thread: y [rows][n_out] holds the class
-   probabilities if the loss is softmax cross-entropy, else the last layer's outputs. Several threads
-   may predict with one model at a time. Packs the weights on each call, so give it many rows at once.
-   Errors: ARGUMENT; STATE as above; MEMORY. */
-PMLP_API pmlp_result pmlp_model_predict(const pmlp_model *model, const float *x, size_t rows, float *y,
-                                        pmlp_error *error);
+   probabilities if the loss is softmax cross-entropy, else the last layer's outputs. Several
+   threads may predict with one model at a time. Packs the weights on each call, so give it many
+   rows at once. Errors: ARGUMENT; STATE as above; MEMORY. */
+PMLP_API pmlp_result pmlp_model_predict(const pmlp_model *model, const float *x, size_t rows,
+                                        float *y, pmlp_error *error);
 
 /*============================================================================================*/
 /* >>schedule: who does what in which order                                                   */
@@ -255,12 +460,12 @@ typedef struct pmlp_schedule_desc {
 PMLP_API pmlp_result pmlp_schedule_create(const pmlp_schedule_desc *desc, pmlp_schedule **schedule,
                                           pmlp_error *error);
 /* Reads the text form: one row per worker, actions separated by commas, `0F0,0F1,1B0` being stage,
-   op, micro-batch; empty cells and cells of blanks are skipped, '\r' is allowed, blank rows after the
-   last are ignored. It is the CSV that torch.distributed.pipelining reads and writes. `nU` (update of
-   stage n, no micro-batch) may be left out: it is then added at the end of the row. Any mixture of
-   B and I, W is read; whether it makes sense is for pmlp_schedule_check() to say. `text` need not be
-   terminated. allocator may be NULL. Errors: PARSE with row and cell; SCHEDULE if two workers claim a
-   stage or a stage has no worker; MEMORY. */
+   op, micro-batch; empty cells and cells of blanks are skipped, '\r' is allowed, blank rows after
+   the last are ignored. It is the CSV that torch.distributed.pipelining reads and writes. `nU`
+   (update of stage n, no micro-batch) may be left out: it is then added at the end of the row. Any
+   mixture of B and I, W is read; whether it makes sense is for pmlp_schedule_check() to say. `text`
+   need not be terminated. allocator may be NULL. Errors: PARSE with row and cell; SCHEDULE if two
+   workers claim a stage or a stage has no worker; MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_parse(const char *text, size_t size,
                                          const pmlp_allocator *allocator, pmlp_schedule **schedule,
                                          pmlp_error *error);
@@ -290,26 +495,26 @@ PMLP_API pmlp_result pmlp_schedule_lower(const pmlp_schedule *schedule, pmlp_sch
 
 typedef struct pmlp_check {
     int peak;            /* most micro-batches that any worker holds activations of at once: forward
-                            done, weights' gradient not; counted per stage of the worker, added up */
+                            done, weights' gradient not; added up over its stages */
     int slots;           /* fewest slots per edge with which the schedule runs, if asked to find
                             them, else the number given */
     int *peaks;          /* [p], filled for each worker, or NULL */
-    int *forward_slots;  /* [S-1], fewest for edge s -> s+1, 0 if both ends are one worker; or NULL */
+    int *forward_slots;  /* [S-1], fewest for edge s -> s+1, 0 inside one worker; or NULL */
     int *backward_slots; /* [S-1], fewest for edge s+1 -> s; or NULL */
 } pmlp_check;
 
 /* Proves a schedule, or says what is wrong with it. The rules:
-     - every F exactly once; every backward exactly once, as B or as I and W; one U per stage;
-     - on its worker: F before I before W, W in ascending order of micro-batches (the order is what
-       makes the bits of the gradient), U after every W;
-     - with bounded queues between stages and blocking ends, all workers reach the end of their lists.
-   Such a pipeline is a Kahn network: whether it deadlocks does not depend on timing, so that one replay
-   proves it for all runs. U waits for the last W of every stage.
-   slots > 0: with that many slots on every edge; 0: finds the fewest. report may be NULL; set its
-   pointers to NULL or to arrays of your own. Errors: SCHEDULE or DEADLOCK, with worker, stage,
-   micro-batch and op in *error and a sentence that names the action and what it lacks; MEMORY. */
-PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *schedule, int slots, pmlp_check *report,
-                                         pmlp_error *error);
+   - every F exactly once; every backward exactly once, as B or as I and W; one U per stage;
+   - on its worker: F before I before W, W in ascending order of micro-batches (the order is what
+     makes the bits of the gradient), U after every W;
+   - with bounded queues between stages and blocking ends, all workers reach the end of their lists.
+     Such a pipeline is a Kahn network: whether it deadlocks does not depend on timing, so that one
+     replay proves it for all runs. U waits for the last W of every stage. slots > 0: with that many
+     slots on every edge; 0: finds the fewest. report may be NULL; set its pointers to NULL or to
+     arrays of your own. Errors: SCHEDULE or DEADLOCK, with worker, stage, micro-batch and op in
+     *error and a sentence that names the action and what it lacks; MEMORY. */
+PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *schedule, int slots,
+                                         pmlp_check *report, pmlp_error *error);
 
 /* What an action costs, in any unit of time. All-zero means F = I = W = 1 and free hand-offs. */
 typedef struct pmlp_costs {
@@ -348,7 +553,8 @@ typedef enum pmlp_optimizer {
     PMLP_OPTIMIZER_DEFAULT, /* SGD */
     PMLP_SGD,               /* w -= lr g */
     PMLP_MOMENTUM,          /* u = momentum u + g;  w -= lr u */
-    PMLP_NESTEROV,          /* u = momentum u + g;  w -= lr (g + momentum u) (Sutskever et al., 2013) */
+    PMLP_NESTEROV,          /* u = momentum u + g;  w -= lr (g + momentum u)
+                               (Sutskever et al., 2013) */
     PMLP_ADAM,              /* Kingma and Ba, 2015; weight decay added to the gradient */
     PMLP_ADAMW,             /* Loshchilov and Hutter, 2019; weight decay apart from the gradient */
     PMLP_OPTIMIZER_COUNT
@@ -368,18 +574,19 @@ typedef struct pmlp_stats {
     size_t steps, rows;        /* of this call so far */
     size_t total_rows;         /* rows that this call will have done at its end */
     double loss;               /* mean over the rows of this call */
-    double accuracy;           /* share of rows whose largest output is at the label; -1 without labels */
+    double accuracy;           /* share of rows whose largest output is the label's, or -1 */
     double seconds;            /* of this call */
     double samples_per_second; /* rows / seconds */
     double gradient_norm;      /* of the last step, before clipping; 0 if nobody asked for it */
     int workers;
-    const double *idle;        /* [workers], share of `seconds` that each spent waiting; valid until the
+    const double *idle;        /* [workers], share of `seconds` that each spent waiting; until the
                                   next call with this trainer */
 } pmlp_stats;
 
-/* Called by pmlp_trainer_epoch() after each step, on the thread that called it. Returning false ends
-   the epoch with PMLP_ERROR_CANCELLED; the trainer stays usable. It may call pmlp_trainer_sync(),
-   pmlp_trainer_set_learning_rate() and queries, no other function of the same trainer. */
+/* Called by pmlp_trainer_epoch() after each step, on the thread that called it. Returning false
+   ends the epoch with PMLP_ERROR_CANCELLED; the trainer stays usable. It may call
+   pmlp_trainer_sync(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
+   trainer. */
 typedef bool (*pmlp_progress_fn)(const pmlp_stats *stats, void *user);
 
 typedef struct pmlp_trainer_desc {
@@ -414,37 +621,38 @@ typedef struct pmlp_trainer_desc {
 } pmlp_trainer_desc;
 
 /* Creates a trainer with p - 1 threads (the calling thread of each step is worker 0) or none. The
-   trainer owns the model's weights until it is destroyed; the model must outlive it. *trainer is NULL
-   on failure. Errors: ARGUMENT, SHAPE (more stages than layers), STATE (the model has a trainer),
-   SCHEDULE or DEADLOCK (the checker's), MEMORY, THREAD, BACKEND. */
+   trainer owns the model's weights until it is destroyed; the model must outlive it. *trainer is
+   NULL on failure. Errors: ARGUMENT, SHAPE (more stages than layers), STATE (the model has a
+   trainer), SCHEDULE or DEADLOCK (the checker's), MEMORY, THREAD, BACKEND. */
 PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_desc *desc,
                                          pmlp_trainer **trainer, pmlp_error *error);
 /* Joins the threads, writes the weights back to the model, frees everything. NULL is allowed. */
 PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
 
 /* The calls below may come from any thread, one at a time: a second call while one runs returns
-   PMLP_ERROR_STATE and changes nothing. Every failure has its sentence in pmlp_trainer_error().
-   Bad arguments and data are found before anything is computed: the trainer stays usable, as if the
+   PMLP_ERROR_STATE and changes nothing. Every failure has its sentence in pmlp_trainer_error(). Bad
+   arguments and data are found before anything is computed: the trainer stays usable, as if the
    call had not been made. A failure inside the pipeline (back end, edge, memory) makes the trainer
-   refuse further work with PMLP_ERROR_STATE; if it happened before the updates began, the weights are
-   those of the last complete step. stats may be NULL everywhere. */
+   refuse further work with PMLP_ERROR_STATE; if it happened before the updates began, the weights
+   are those of the last complete step. stats may be NULL everywhere. */
 
 /* One optimizer step on the mean loss of one batch, 1 <= batch->rows <= desc.batch. */
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *trainer, const pmlp_data *batch,
                                        pmlp_stats *stats);
-/* One pass over the data in batches of desc.batch rows, the last one smaller if need be, in an order
-   drawn from desc.seed and the number of the epoch. */
+/* One pass over the data in batches of desc.batch rows, the last one smaller if need be, in an
+   order drawn from desc.seed and the number of the epoch. */
 PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *trainer, const pmlp_data *data,
                                         pmlp_stats *stats);
-/* Loss and accuracy on the data with the present weights; changes nothing. Runs through the pipeline. */
+/* Loss and accuracy on the data with the present weights; changes nothing. Runs through the
+   pipeline. */
 PMLP_API pmlp_result pmlp_trainer_eval(pmlp_trainer *trainer, const pmlp_data *data,
                                        pmlp_stats *stats);
 /* Copies the present weights into the model, so that it can be queried, saved or predicted with. */
 PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *trainer);
 /* From the next step on. Errors: ARGUMENT if not a finite number >= 0. */
 PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *trainer, float learning_rate);
-/* The gradient of the last step's mean loss, before clipping: dw [n_out][n_in], db [n_out]; either may
-   be NULL. Errors: ARGUMENT; STATE before the first step. */
+/* The gradient of the last step's mean loss, before clipping: dw [n_out][n_in], db [n_out]; either
+   may be NULL. Errors: ARGUMENT; STATE before the first step. */
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *trainer, int layer, float *dw, float *db);
 
 /* The last failure; result is PMLP_OK if there was none. Valid until the next call. */
@@ -461,19 +669,20 @@ typedef struct pmlp_stage_info {
 } pmlp_stage_info;
 
 /* What a stage consists of. Errors: ARGUMENT. */
-PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *trainer, int stage, pmlp_stage_info *info);
+PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *trainer, int stage,
+                                        pmlp_stage_info *info);
 
 /* Cuts a model's layers into `stages` runs of whole layers such that the costliest is as cheap as
    possible, counted in multiply-adds of F, I and W (the first layer's I is never needed). cuts is
-   [stages - 1]: the first layer of stages 1, 2, ... *balance, which may be NULL, becomes mean / largest
-   cost of a stage: the bound that the cut sets on the use of `stages` equal workers.
+   [stages - 1]: the first layer of stages 1, 2, ... *balance, which may be NULL, becomes mean /
+   largest cost of a stage: the bound that the cut sets on the use of `stages` equal workers.
    Errors: ARGUMENT; SHAPE if there are more stages than layers; MEMORY. */
 PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, int *cuts, double *balance,
                                     pmlp_error *error);
 
 typedef struct pmlp_verify_report {
     bool identical;
-    int steps;           /* steps trained, or the step (from 1) in which the first difference showed */
+    int steps;           /* steps trained; the last one, from 1, is where a difference showed */
     const char *what;    /* "loss", "gradient norm", "weight", "bias"; "" if identical */
     int layer;           /* of the first difference; -1 for the loss and the norm */
     size_t row, column;  /* of it: w[row][column], b[row] */
@@ -481,12 +690,12 @@ typedef struct pmlp_verify_report {
     uint64_t hash;       /* the weights word of the pipeline's weights */
 } pmlp_verify_report;
 
-/* The promise, tested on your own network: trains two copies of the model from its present weights for
-   `steps` steps, one as desc says, one serially (one worker, the whole batch at once, no threads, same
-   optimizer and back end), and compares every bit of losses, gradient norm, weights and biases after
-   each step. Takes batches in order from data, beginning again at its end. The model itself is not
-   changed and must have no trainer. Returns PMLP_OK when the comparison was made: see
-   report->identical. Errors: those of the trainer. */
+/* The promise, tested on your own network: trains two copies of the model from its present weights
+   for `steps` steps, one as desc says, one serially (one worker, the whole batch at once, no
+   threads, same optimizer and back end), and compares every bit of losses, gradient norm, weights
+   and biases after each step. Takes batches in order from data, beginning again at its end. The
+   model itself is not changed and must have no trainer. Returns PMLP_OK when the comparison was
+   made: see report->identical. Errors: those of the trainer. */
 PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                  const pmlp_data *data, int steps, pmlp_verify_report *report,
                                  pmlp_error *error);
@@ -503,8 +712,9 @@ typedef struct pmlp_images {
     pmlp_allocator allocator;
 } pmlp_images;
 
-/* Reads an image and a label file; at most `limit` rows if limit > 0. allocator may be NULL. On failure
-   *images is all zero and the sentence names the file. Errors: ARGUMENT, FILE, PARSE, MEMORY. */
+/* Reads an image and a label file; at most `limit` rows if limit > 0. allocator may be NULL. On
+   failure *images is all zero and the sentence names the file. Errors: ARGUMENT, FILE, PARSE,
+   MEMORY. */
 PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_path, size_t limit,
                                       const pmlp_allocator *allocator, pmlp_images *images,
                                       pmlp_error *error);
@@ -561,10 +771,10 @@ typedef struct pmlp_loss_args {
     size_t rows;
     const float *y;         /* buffer [rows][row_floats(n_out, activation)] */
     const pmlp_data *data;  /* host: labels or targets */
-    const uint32_t *index;  /* host [rows]: the rows of data that these are; NULL: first, first+1.. */
+    const uint32_t *index;  /* host [rows]: which rows of data; NULL: first, first + 1, ... */
     size_t first;           /* used if index is NULL */
     float scale;            /* 1 / rows of the whole batch, a factor of dz */
-    float *dz;              /* buffer [rows][row_floats(n_out, activation)]; NULL: evaluation only */
+    float *dz;              /* buffer, as y; NULL: evaluation only */
     double *row_loss;       /* host [rows], this row's loss */
     unsigned char *row_hit; /* host [rows], 1 if the largest output is at the label */
 } pmlp_loss_args;
@@ -588,21 +798,22 @@ struct pmlp_backend {
     void (*close)(void *context);
     pmlp_result (*alloc)(void *context, size_t bytes, void **buffer); /* filled with 0 */
     void (*free)(void *context, void *buffer);
-    /* Floats from one row to the next of the outputs of a layer with n outputs, and of their gradients.
-       More than n where a back end pads, or keeps z beside y because f' needs it. */
+    /* Floats from one row to the next of the outputs of a layer with n outputs, and of their
+       gradients. More than n where a back end pads, or keeps z beside y because f' needs it. */
     size_t (*row_floats)(void *context, size_t n, pmlp_activation activation);
 
     pmlp_result (*layer_create)(void *context, const pmlp_layer_desc *desc, void **layer);
     void (*layer_destroy)(void *context, void *layer);
-    /* Host w [n_out][n_in], b [n_out]; either may be NULL. A moment that the optimizer lacks is ignored
-       by write and read as 0. */
-    pmlp_result (*write)(void *context, void *layer, pmlp_tensor tensor, const float *w, const float *b);
+    /* Host w [n_out][n_in], b [n_out]; either may be NULL. A moment that the optimizer lacks is
+       ignored by write and read as 0. */
+    pmlp_result (*write)(void *context, void *layer, pmlp_tensor tensor, const float *w,
+                         const float *b);
     pmlp_result (*read)(void *context, void *layer, pmlp_tensor tensor, float *w, float *b);
 
-    /* x [rows][row_floats(n, linear)] buffer = rows index[0..rows-1] (NULL: first, first+1, ...) of the
-       host's data [..][n]. */
-    pmlp_result (*input)(void *context, size_t rows, size_t n, const float *data, const uint32_t *index,
-                         size_t first, float *x);
+    /* x [rows][row_floats(n, linear)] buffer = rows index[0..rows-1] (NULL: first, first+1, ...) of
+       the host's data [..][n]. */
+    pmlp_result (*input)(void *context, size_t rows, size_t n, const float *data,
+                         const uint32_t *index, size_t first, float *x);
     /* y = f(x W^T + b) */
     pmlp_result (*forward)(void *context, void *layer, size_t rows, const float *x, float *y);
     /* dz_below = (dz W) * f'(x), x being the outputs of the layer below */
@@ -620,18 +831,20 @@ struct pmlp_backend {
 
 /* The CPU, with the best instruction set that this machine has. Static storage. */
 PMLP_API const pmlp_backend *pmlp_cpu_backend(void);
-/* The CPU with "generic", "sse2", "avx2", "avx512" or "neon"; NULL if this machine or this build lacks
-   it. Bits are equal within one instruction set, not across them: some fuse multiply and add. */
+/* The CPU with "generic", "sse2", "avx2", "avx512" or "neon"; NULL if this machine or this
+   build lacks it. Bits are equal within one instruction set, not across them: some fuse
+   multiply and add. */
 PMLP_API const pmlp_backend *pmlp_cpu_backend_isa(const char *isa);
 
 /* --- edges: how stages hand over -------------------------------------------------------------
-   One edge per stage boundary and direction, a queue of `slots` messages in order of micro-batches'
-   sends. send() and receive() never block: they return PMLP_BUSY, the worker does something useful or
-   waits, and asks again. Each is called by one thread, the worker at that end. wake() may be called
-   from any thread whenever an end that was BUSY may succeed now; an edge that never calls it is polled
-   about once a millisecond. Memory behind `data` stays valid and unchanged until the end of the step. */
+   One edge per stage boundary and direction, a queue of `slots` messages in order of micro-
+   batches' sends. send() and receive() never block: they return PMLP_BUSY, the worker does
+   something useful or waits, and asks again. Each is called by one thread, the worker at that
+   end. wake() may be called from any thread whenever an end that was BUSY may succeed now; an
+   edge that never calls it is polled about once a millisecond. Memory behind `data` stays valid
+   and unchanged until the end of the step. */
 
-#define PMLP_EDGES_ABI 1
+#  define PMLP_EDGES_ABI 1
 
 typedef struct pmlp_edge_desc {
     int from_stage, to_stage, from_worker, to_worker;
@@ -650,11 +863,11 @@ struct pmlp_edges {
     uint32_t size; /* sizeof(pmlp_edges) */
     const char *name;
     const void *user;
-    bool shared;   /* both ends see one buffer: send and receive get the same pointer and copy nothing */
+    bool shared;   /* both ends see one buffer: the same pointer, and nothing is copied */
     pmlp_result (*connect)(const pmlp_edges *self, const pmlp_edge_desc *desc, void **edge,
                            pmlp_error *error);
     void (*disconnect)(void *edge);
-    pmlp_result (*reset)(void *edge); /* before each pass; both ends are at rest, the queue is empty */
+    pmlp_result (*reset)(void *edge); /* before each pass; both ends are at rest */
     pmlp_result (*send)(void *edge, int microbatch, const void *data, size_t bytes);
     pmlp_result (*receive)(void *edge, int microbatch, void *data, size_t bytes);
 };
@@ -698,7 +911,7 @@ PMLP_API const pmlp_edges *pmlp_thread_edges(void);
 /* One small function per primitive and system; no system's name appears after this section.  */
 /*============================================================================================*/
 
-/* --- atomics: an int, sequentially consistent, because sleeping and waking rely on one order - */
+/* --- atomics: an int, sequentially consistent, because sleeping and waking rely on one order -- */
 
 #if PMLP__GNU
 typedef struct { int v; } pmlp__atomic;
@@ -735,7 +948,7 @@ static void pmlp__pause(void) {
 #endif
 }
 
-/* --- threads ------------------------------------------------------------------------------ */
+/* --- threads ---------------------------------------------------------------------------------- */
 
 typedef struct pmlp__thread_start {
     void (*run)(void *argument);
@@ -761,7 +974,9 @@ static void pmlp__cond_done(pmlp__cond *c) { (void)c; }
 static void pmlp__cond_wait(pmlp__cond *c, pmlp__mutex *m) {
     SleepConditionVariableCS(c, m, INFINITE);
 }
-static void pmlp__cond_wait_1ms(pmlp__cond *c, pmlp__mutex *m) { SleepConditionVariableCS(c, m, 1); }
+static void pmlp__cond_wait_1ms(pmlp__cond *c, pmlp__mutex *m) {
+    SleepConditionVariableCS(c, m, 1);
+}
 static void pmlp__cond_signal(pmlp__cond *c) { WakeConditionVariable(c); }
 
 static DWORD WINAPI pmlp__thread_main(LPVOID p) {
@@ -808,8 +1023,9 @@ static void pmlp__mutex_unlock(pmlp__mutex *m) { pthread_mutex_unlock(m); }
 static bool pmlp__cond_init(pmlp__cond *c) { return pthread_cond_init(c, NULL) == 0; }
 static void pmlp__cond_done(pmlp__cond *c) { pthread_cond_destroy(c); }
 static void pmlp__cond_wait(pmlp__cond *c, pmlp__mutex *m) { pthread_cond_wait(c, m); }
-/* On the wall clock, the only one that strict C99 lets us name here. If somebody sets that clock back,
-   one wait lasts longer than a millisecond; the edges of this file do not rely on the time-out. */
+/* On the wall clock, the only one that strict C99 lets us name here. If somebody sets that clock
+   back, one wait lasts longer than a millisecond; the edges of this file do not rely on the
+   time-out. */
 static void pmlp__cond_wait_1ms(pmlp__cond *c, pmlp__mutex *m) {
     struct timeval now;
     struct timespec until;
@@ -868,7 +1084,8 @@ static void *pmlp__new(const pmlp_allocator *allocator, size_t count, size_t siz
     const size_t extra = PMLP__ALIGN + sizeof(void *);
     unsigned char *raw, *aligned;
     if (pmlp__mul_overflows(count, size) || count * size > SIZE_MAX - extra) return NULL;
-    if (allocator->alloc) raw = (unsigned char *)allocator->alloc(count * size + extra, allocator->user);
+    if (allocator->alloc)
+        raw = (unsigned char *)allocator->alloc(count * size + extra, allocator->user);
     else raw = (unsigned char *)malloc(count * size + extra);
     if (!raw) return NULL;
     aligned = raw + extra - (size_t)((uintptr_t)(raw + extra) % PMLP__ALIGN);
@@ -1010,7 +1227,8 @@ static void pmlp__philox(uint64_t key, uint64_t counter, uint64_t stream, uint32
     out[0] = c0; out[1] = c1; out[2] = c2; out[3] = c3;
 }
 
-/* What a stream of random numbers is for; the low half of a stream's number is the layer or epoch. */
+/* What a stream of random numbers is for; the low half of a stream's number is the layer or
+   epoch. */
 #define PMLP__STREAM_WEIGHTS ((uint64_t)1 << 32)
 #define PMLP__STREAM_SHUFFLE ((uint64_t)2 << 32)
 
@@ -1029,7 +1247,7 @@ static void pmlp__shuffle(uint64_t seed, uint64_t epoch, uint32_t *index, size_t
     }
 }
 
-/* --- names ---------------------------------------------------------------------------------- */
+/* --- names ------------------------------------------------------------------------------------ */
 
 static const char *pmlp__name(const char *const *names, int count, int value) {
     return value >= 0 && value < count ? names[value] : "?";
@@ -1083,13 +1301,83 @@ typedef struct pmlp__tile {
     pmlp__tile_fn run;
 } pmlp__tile;
 
-/* An instruction set: the panel width it likes and tiles of several heights, tallest first, the last
-   of height 1. */
+typedef void (*pmlp__update_fn)(const pmlp_update_args *u, float decay, size_t n, float *w,
+                                const float *g, float *m1, float *m2);
+
+/* An instruction set: the panel width it likes and tiles of several heights, tallest first, the
+   last of height 1. */
 typedef struct pmlp__isa {
     const char *name;
     size_t width;
     const pmlp__tile *tiles;
+    pmlp__update_fn update;
 } pmlp__isa;
+
+#if PMLP__GNU
+#  define PMLP__INLINE static inline __attribute__((always_inline))
+#  define PMLP__RESTRICT __restrict
+#else
+#  define PMLP__INLINE static
+#  define PMLP__RESTRICT
+#endif
+
+/* --- optimizers ------------------------------------------------------------------------------- */
+
+/* One parameter tensor of n floats: w, its gradient g, and the moments that the optimizer has.
+   Doubles hold floats or exact products of two floats until the one rounding that is meant. Written
+   once, compiled for each instruction set. */
+PMLP__INLINE void pmlp__update(const pmlp_update_args *u, float decay, size_t n,
+                               float *PMLP__RESTRICT w, const float *PMLP__RESTRICT g,
+                               float *PMLP__RESTRICT m1, float *PMLP__RESTRICT m2) {
+    const bool apart = u->optimizer == PMLP_ADAMW; /* decay apart from the gradient */
+    const double lr = (double)u->learning_rate, mu = (double)u->momentum;
+    const double scale = (double)u->gradient_scale, l2 = apart ? 0.0 : (double)decay;
+    const double b1 = (double)u->beta1, b2 = (double)u->beta2, eps = (double)u->epsilon;
+    const double fix1 = 1.0 - pow(b1, (double)u->step), fix2 = 1.0 - pow(b2, (double)u->step);
+    const double keep = apart ? (double)(float)(1.0 - lr * (double)decay) : 1.0, rate = lr / fix1;
+    size_t i;
+#define PMLP__GRADIENT (float)((double)(float)(scale * (double)g[i]) + l2 * (double)w[i])
+    switch (u->optimizer) {
+    case PMLP_MOMENTUM:
+        for (i = 0; i < n; i++) {
+            const float d = PMLP__GRADIENT;
+            m1[i] = (float)(mu * (double)m1[i] + (double)d);
+            w[i] = (float)((double)w[i] - lr * (double)m1[i]);
+        }
+        break;
+    case PMLP_NESTEROV:
+        for (i = 0; i < n; i++) {
+            const float d = PMLP__GRADIENT;
+            m1[i] = (float)(mu * (double)m1[i] + (double)d);
+            w[i] = (float)((double)w[i] - lr * (double)(float)((double)d + mu * (double)m1[i]));
+        }
+        break;
+    case PMLP_ADAM:
+    case PMLP_ADAMW:
+        for (i = 0; i < n; i++) {
+            const float d = PMLP__GRADIENT;
+            const float d1 = (float)((1.0 - b1) * (double)d);
+            const float d2 = (float)((1.0 - b2) * ((double)d * (double)d));
+            m1[i] = (float)(b1 * (double)m1[i] + (double)d1);
+            m2[i] = (float)(b2 * (double)m2[i] + (double)d2);
+            w[i] = (float)(keep * (double)w[i] -
+                           rate * (double)m1[i] / (sqrt((double)m2[i] / fix2) + eps));
+        }
+        break;
+    default:
+        for (i = 0; i < n; i++) {
+            const float d = PMLP__GRADIENT;
+            w[i] = (float)((double)w[i] - lr * (double)d);
+        }
+    }
+#undef PMLP__GRADIENT
+}
+
+#  define PMLP__DEFINE_UPDATE(NAME, TARGET)                                                      \
+    TARGET static void NAME(const pmlp_update_args *u, float decay, size_t n, float *w,        \
+                            const float *g, float *m1, float *m2) {                            \
+        pmlp__update(u, decay, n, w, g, m1, m2);                                               \
+    }
 
 #if defined(__clang__)
 #  define PMLP__UNROLL _Pragma("clang loop unroll(full)")
@@ -1121,7 +1409,7 @@ typedef struct pmlp__isa {
         }                                                                                      \
     }
 
-/* --- plain C: one row of 8; exact products in double keep it independent of fusing ----------- */
+/* --- plain C: one row of 8; exact products in double keep it independent of fusing ------------ */
 
 static void pmlp__tile_generic(size_t k, const float *a, size_t a_row, size_t a_k, const float *p,
                                float *c, size_t c_row, bool accumulate) {
@@ -1135,7 +1423,9 @@ static void pmlp__tile_generic(size_t k, const float *a, size_t a_row, size_t a_
     for (j = 0; j < 8; j++) c[j] = s[j];
 }
 static const pmlp__tile pmlp__tiles_generic[] = {{1, pmlp__tile_generic}};
-static const pmlp__isa pmlp__isa_generic = {"generic", 8, pmlp__tiles_generic};
+PMLP__DEFINE_UPDATE(pmlp__update_generic, )
+static const pmlp__isa pmlp__isa_generic = {"generic", 8, pmlp__tiles_generic,
+                                            pmlp__update_generic};
 
 /* --- x86 -------------------------------------------------------------------------------------- */
 
@@ -1159,7 +1449,8 @@ PMLP__SSE2_TILE(pmlp__tile_sse2_2, 2)
 PMLP__SSE2_TILE(pmlp__tile_sse2_1, 1)
 static const pmlp__tile pmlp__tiles_sse2[] = {
     {6, pmlp__tile_sse2_6}, {4, pmlp__tile_sse2_4}, {2, pmlp__tile_sse2_2}, {1, pmlp__tile_sse2_1}};
-static const pmlp__isa pmlp__isa_sse2 = {"sse2", 8, pmlp__tiles_sse2};
+PMLP__DEFINE_UPDATE(pmlp__update_sse2, )
+static const pmlp__isa pmlp__isa_sse2 = {"sse2", 8, pmlp__tiles_sse2, pmlp__update_sse2};
 
 #define PMLP__AVX2_TILE(NAME, M)                                                               \
     PMLP__DEFINE_TILE(NAME, __attribute__((target("avx2,fma"))), __m256, 8, 2, M,              \
@@ -1171,7 +1462,8 @@ PMLP__AVX2_TILE(pmlp__tile_avx2_2, 2)
 PMLP__AVX2_TILE(pmlp__tile_avx2_1, 1)
 static const pmlp__tile pmlp__tiles_avx2[] = {
     {6, pmlp__tile_avx2_6}, {4, pmlp__tile_avx2_4}, {2, pmlp__tile_avx2_2}, {1, pmlp__tile_avx2_1}};
-static const pmlp__isa pmlp__isa_avx2 = {"avx2", 16, pmlp__tiles_avx2};
+PMLP__DEFINE_UPDATE(pmlp__update_avx2, __attribute__((target("avx2,fma"))))
+static const pmlp__isa pmlp__isa_avx2 = {"avx2", 16, pmlp__tiles_avx2, pmlp__update_avx2};
 
 #define PMLP__AVX512_TILE(NAME, M)                                                             \
     PMLP__DEFINE_TILE(NAME, __attribute__((target("avx512f"))), __m512, 16, 2, M,              \
@@ -1187,12 +1479,13 @@ static const pmlp__tile pmlp__tiles_avx512[] = {{12, pmlp__tile_avx512_12},
                                                 {4, pmlp__tile_avx512_4},
                                                 {2, pmlp__tile_avx512_2},
                                                 {1, pmlp__tile_avx512_1}};
-static const pmlp__isa pmlp__isa_avx512 = {"avx512", 32, pmlp__tiles_avx512};
+PMLP__DEFINE_UPDATE(pmlp__update_avx512, __attribute__((target("avx512f"))))
+static const pmlp__isa pmlp__isa_avx512 = {"avx512", 32, pmlp__tiles_avx512, pmlp__update_avx512};
 #else
 #define PMLP__X86 0
 #endif
 
-/* --- 64-bit Arm -------------------------------------------------------------------------------- */
+/* --- 64-bit Arm ------------------------------------------------------------------------------- */
 
 #if PMLP__GNU && defined(__aarch64__) && defined(__ARM_NEON)
 #define PMLP__NEON 1
@@ -1210,15 +1503,16 @@ PMLP__NEON_TILE(pmlp__tile_neon_2, 2)
 PMLP__NEON_TILE(pmlp__tile_neon_1, 1)
 static const pmlp__tile pmlp__tiles_neon[] = {
     {8, pmlp__tile_neon_8}, {4, pmlp__tile_neon_4}, {2, pmlp__tile_neon_2}, {1, pmlp__tile_neon_1}};
-static const pmlp__isa pmlp__isa_neon = {"neon", 8, pmlp__tiles_neon};
+PMLP__DEFINE_UPDATE(pmlp__update_neon, )
+static const pmlp__isa pmlp__isa_neon = {"neon", 8, pmlp__tiles_neon, pmlp__update_neon};
 #else
 #define PMLP__NEON 0
 #endif
 
-/* --- matrix products ------------------------------------------------------------------------- */
+/* --- matrix products -------------------------------------------------------------------------- */
 
 #define PMLP__MAX_WIDTH 32 /* the widest panel of any instruction set */
-#define PMLP__K_BLOCK 256  /* rows of a panel that stay in the innermost cache: 32 KiB at width 32 */
+#define PMLP__K_BLOCK 256  /* rows of a panel that stay in the innermost cache */
 
 /* One panel: c [m][width] (+)= a [m][k] p [k][width] */
 static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const float *a, size_t a_row,
@@ -1233,8 +1527,8 @@ static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const flo
 }
 
 /* One panel with k in blocks; k may be 0, which makes c zero unless it accumulates. */
-static void pmlp__gemm_blocks(const pmlp__isa *isa, size_t m, size_t k, const float *a, size_t a_row,
-                              const float *p, float *c, size_t c_row) {
+static void pmlp__gemm_blocks(const pmlp__isa *isa, size_t m, size_t k, const float *a,
+                              size_t a_row, const float *p, float *c, size_t c_row) {
     size_t done = 0;
     do {
         size_t n = k - done < PMLP__K_BLOCK ? k - done : PMLP__K_BLOCK;
@@ -1258,7 +1552,8 @@ static float pmlp__gelu_slope(float z) {
     return phi + bend;
 }
 
-/* y [rows][n] (row stride `row`) holds W x; becomes f(W x + b). GELU keeps z, `keep` floats further. */
+/* y [rows][n] (row stride `row`) holds W x; becomes f(W x + b). GELU keeps z, `keep` floats
+   further. */
 static void pmlp__activate(pmlp_activation f, size_t rows, size_t n, const float *b, float *y,
                            size_t row, size_t keep) {
     size_t i, j;
@@ -1283,8 +1578,8 @@ static void pmlp__activate(pmlp_activation f, size_t rows, size_t n, const float
     }
 }
 
-/* d [rows][n] *= f'(z), computed from the outputs y, and for GELU from the z kept beside them. d and y
-   have the same row stride. */
+/* d [rows][n] *= f'(z), computed from the outputs y, and for GELU from the z kept beside them. d
+   and y have the same row stride. */
 static void pmlp__derive(pmlp_activation f, size_t rows, size_t n, const float *y, size_t row,
                          size_t keep, float *d) {
     size_t i, j;
@@ -1307,7 +1602,7 @@ static void pmlp__derive(pmlp_activation f, size_t rows, size_t n, const float *
     }
 }
 
-/* --- losses ------------------------------------------------------------------------------------ */
+/* --- losses ----------------------------------------------------------------------------------- */
 
 static size_t pmlp__argmax(const float *y, size_t n) {
     size_t best = 0, j;
@@ -1340,10 +1635,10 @@ static double pmlp__xent_row(const float *y, size_t n, size_t label, float scale
     return log_sum - ((double)y[label] - (double)max);
 }
 
-/* Half the squared distance of one row from `target` [n], or from the one-hot row of `label` if target
-   is NULL; d gets (y - target) * scale. */
-static double pmlp__mse_row(const float *y, size_t n, const float *target, size_t label, float scale,
-                            float *d) {
+/* Half the squared distance of one row from `target` [n], or from the one-hot row of `label` if
+   target is NULL; d gets (y - target) * scale. */
+static double pmlp__mse_row(const float *y, size_t n, const float *target, size_t label,
+                            float scale, float *d) {
     double loss = 0.0;
     size_t j;
     for (j = 0; j < n; j++) {
@@ -1353,56 +1648,6 @@ static double pmlp__mse_row(const float *y, size_t n, const float *target, size_
         d[j] = e * scale;
     }
     return loss;
-}
-
-/* --- optimizers ---------------------------------------------------------------------------------- */
-
-/* One parameter tensor of n floats: w, its gradient g, and the moments that the optimizer has. Doubles
-   hold floats or exact products of two floats until the one rounding that is meant. */
-static void pmlp__update(const pmlp_update_args *u, float decay, size_t n, float *w, const float *g,
-                         float *m1, float *m2) {
-    const double lr = (double)u->learning_rate, mu = (double)u->momentum;
-    const double scale = (double)u->gradient_scale, l2 = (double)decay;
-    const double b1 = (double)u->beta1, b2 = (double)u->beta2, eps = (double)u->epsilon;
-    const double fix1 = 1.0 - pow(b1, (double)u->step), fix2 = 1.0 - pow(b2, (double)u->step);
-    const double rate = lr / fix1, keep = (double)(float)(1.0 - lr * l2);
-    size_t i;
-#define PMLP__GRADIENT (float)((double)(float)(scale * (double)g[i]) + l2 * (double)w[i])
-    switch (u->optimizer) {
-    case PMLP_MOMENTUM:
-        for (i = 0; i < n; i++) {
-            const float d = PMLP__GRADIENT;
-            m1[i] = (float)(mu * (double)m1[i] + (double)d);
-            w[i] = (float)((double)w[i] - lr * (double)m1[i]);
-        }
-        break;
-    case PMLP_NESTEROV:
-        for (i = 0; i < n; i++) {
-            const float d = PMLP__GRADIENT;
-            m1[i] = (float)(mu * (double)m1[i] + (double)d);
-            w[i] = (float)((double)w[i] - lr * (double)(float)((double)d + mu * (double)m1[i]));
-        }
-        break;
-    case PMLP_ADAM:
-    case PMLP_ADAMW:
-        for (i = 0; i < n; i++) {
-            const bool apart = u->optimizer == PMLP_ADAMW;
-            const float d = apart ? (float)(scale * (double)g[i]) : PMLP__GRADIENT;
-            const float d1 = (float)((1.0 - b1) * (double)d);
-            const float d2 = (float)((1.0 - b2) * ((double)d * (double)d));
-            m1[i] = (float)(b1 * (double)m1[i] + (double)d1);
-            m2[i] = (float)(b2 * (double)m2[i] + (double)d2);
-            w[i] = (float)((apart ? keep : 1.0) * (double)w[i] -
-                           rate * (double)m1[i] / (sqrt((double)m2[i] / fix2) + eps));
-        }
-        break;
-    default:
-        for (i = 0; i < n; i++) {
-            const float d = PMLP__GRADIENT;
-            w[i] = (float)((double)w[i] - lr * (double)d);
-        }
-    }
-#undef PMLP__GRADIENT
 }
 
 /*============================================================================================*/
@@ -1436,7 +1681,8 @@ static pmlp_result pmlp__cpu_open(const pmlp_backend *self, const pmlp_backend_d
     if (!cpu) return pmlp__no_memory(error, "a CPU worker");
     cpu->isa = (const pmlp__isa *)self->user;
     cpu->allocator = desc->allocator;
-    cpu->pack = (float *)pmlp__new(&desc->allocator, PMLP__K_BLOCK * cpu->isa->width, sizeof(float));
+    cpu->pack =
+        (float *)pmlp__new(&desc->allocator, PMLP__K_BLOCK * cpu->isa->width, sizeof(float));
     if (!cpu->pack) {
         pmlp__delete(&desc->allocator, cpu);
         return pmlp__no_memory(error, "a CPU worker's scratch");
@@ -1599,8 +1845,8 @@ static void pmlp__cpu_transpose(pmlp__cpu_layer *layer, size_t width) {
     layer->transposed_is_current = true;
 }
 
-static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, size_t rows, const float *dz,
-                                            const float *x, float *dz_below) {
+static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, size_t rows,
+                                            const float *dz, const float *x, float *dz_below) {
     const pmlp__isa *isa = ((pmlp__cpu *)context)->isa;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, n_out = layer->desc.n_out, width = isa->width;
@@ -1618,8 +1864,8 @@ static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, size_t 
     return PMLP_OK;
 }
 
-static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer_, size_t rows, const float *x,
-                                             const float *dz, bool accumulate) {
+static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer_, size_t rows,
+                                             const float *x, const float *dz, bool accumulate) {
     pmlp__cpu *cpu = (pmlp__cpu *)context;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, width = cpu->isa->width;
@@ -1636,8 +1882,8 @@ static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer_, size_t
                 memcpy(cpu->pack + k * width, from, width * sizeof *from);
                 for (c = 0; c < width; c++) db[j + c] += from[c];
             }
-            pmlp__gemm_panel(cpu->isa, n_in, n, x + done * x_row, 1, x_row, cpu->pack, dw + j * n_in,
-                             width, accumulate || done > 0);
+            pmlp__gemm_panel(cpu->isa, n_in, n, x + done * x_row, 1, x_row, cpu->pack,
+                             dw + j * n_in, width, accumulate || done > 0);
         }
         done += n;
     } while (done < rows);
@@ -1694,12 +1940,12 @@ static pmlp_result pmlp__cpu_gradient_squares(void *context, void *layer_, doubl
 
 static pmlp_result pmlp__cpu_update(void *context, void *layer_, const pmlp_update_args *args) {
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
+    const pmlp__update_fn update = ((pmlp__cpu *)context)->isa->update;
     float **w = layer->w, **b = layer->b;
-    (void)context;
-    pmlp__update(args, args->weight_decay, layer->count, w[PMLP_TENSOR_PARAMS],
-                 w[PMLP_TENSOR_GRADIENTS], w[PMLP_TENSOR_MOMENT1], w[PMLP_TENSOR_MOMENT2]);
-    pmlp__update(args, 0.0f, layer->pad_out, b[PMLP_TENSOR_PARAMS], b[PMLP_TENSOR_GRADIENTS],
-                 b[PMLP_TENSOR_MOMENT1], b[PMLP_TENSOR_MOMENT2]);
+    update(args, args->weight_decay, layer->count, w[PMLP_TENSOR_PARAMS],
+           w[PMLP_TENSOR_GRADIENTS], w[PMLP_TENSOR_MOMENT1], w[PMLP_TENSOR_MOMENT2]);
+    update(args, 0.0f, layer->pad_out, b[PMLP_TENSOR_PARAMS], b[PMLP_TENSOR_GRADIENTS],
+           b[PMLP_TENSOR_MOMENT1], b[PMLP_TENSOR_MOMENT2]);
     layer->transposed_is_current = false;
     return PMLP_OK;
 }
@@ -1822,9 +2068,10 @@ PMLP_API const pmlp_action *pmlp_schedule_actions(const pmlp_schedule *s, int wo
     return exists ? s->actions + s->first[worker] : NULL;
 }
 
-/* --- builders ---------------------------------------------------------------------------------- */
+/* --- builders --------------------------------------------------------------------------------- */
 
-/* How many forwards worker r runs ahead of its first backward: all in which these schedules differ. */
+/* How many forwards worker r runs ahead of its first backward: all in which these schedules
+   differ. */
 static int pmlp__warm_up(pmlp_schedule_kind kind, int p, int r, int m) {
     switch (kind) {
     case PMLP_SCHEDULE_SEQUENTIAL: return 0;
@@ -1833,8 +2080,8 @@ static int pmlp__warm_up(pmlp_schedule_kind kind, int p, int r, int m) {
     }
 }
 
-/* Warm-up forwards, then one forward and one backward in turn, then the backwards that are left. Both
-   counters only ascend, so that gradients accumulate in the order of the samples. */
+/* Warm-up forwards, then one forward and one backward in turn, then the backwards that are left.
+   Both counters only ascend, so that gradients accumulate in the order of the samples. */
 static bool pmlp__build_one_stage(pmlp_schedule *s, pmlp_schedule_kind kind, int r) {
     const int m = s->microbatches, ahead = pmlp__warm_up(kind, s->workers, r, m);
     int f = 0, b = 0;
@@ -1879,7 +2126,7 @@ PMLP_API pmlp_result pmlp_schedule_create(const pmlp_schedule_desc *desc, pmlp_s
     return PMLP_OK;
 }
 
-/* --- text form ----------------------------------------------------------------------------------- */
+/* --- text form -------------------------------------------------------------------------------- */
 
 typedef struct pmlp__parser {
     const char *text, *end;
@@ -1924,7 +2171,8 @@ static pmlp_result pmlp__parse_cell(pmlp__parser *p, const char *from, const cha
     case 'B': action->op = PMLP_OP_B; break;
     case 'U': action->op = PMLP_OP_U; break;
     case 'S':
-    case 'R': return pmlp__parse_fail(p, from, to, "is a hand-off; leave those out, they are derived");
+    case 'R':
+        return pmlp__parse_fail(p, from, to, "is a hand-off; leave those out, they are derived");
     default: return pmlp__parse_fail(p, from, to, "has no op F, I, W, B or U after the stage");
     }
     if (action->op != PMLP_OP_U &&
@@ -1933,8 +2181,8 @@ static pmlp_result pmlp__parse_cell(pmlp__parser *p, const char *from, const cha
     return at == to ? PMLP_OK : pmlp__parse_fail(p, from, to, "has something behind the action");
 }
 
-/* The next cell that holds an action; moves over empty cells and ends of rows. *found is false at the
-   end of the text. */
+/* The next cell that holds an action; moves over empty cells and ends of rows. *found is false at
+   the end of the text. */
 static pmlp_result pmlp__parse_next(pmlp__parser *p, pmlp_action *action, bool *found) {
     *found = false;
     while (p->text < p->end) {
@@ -1972,7 +2220,8 @@ static pmlp_result pmlp__parse_sizes(pmlp__parser p, int *workers, int *stages, 
     while ((result = pmlp__parse_next(&p, &a, &found)) == PMLP_OK && found) {
         if (p.row > *workers + 1)
             return pmlp__fail(p.error, PMLP_ERROR_PARSE,
-                              "row %d is empty: each row is a worker and needs actions", *workers + 1);
+                              "row %d is empty: each row is a worker and needs actions",
+                              *workers + 1);
         *workers = p.row;
         if (a.stage >= *stages) *stages = a.stage + 1;
         if (a.microbatch >= *microbatches) *microbatches = a.microbatch + 1;
@@ -2016,7 +2265,8 @@ static pmlp_result pmlp__parse_lists(pmlp__parser p, pmlp_schedule *s) {
         if (!pmlp__emit(s, worker, a.op, a.stage, a.microbatch)) break;
     }
     if (result != PMLP_OK) return result;
-    if (found || !pmlp__add_updates(s, worker)) return pmlp__no_memory(p.error, "a schedule's actions");
+    if (found || !pmlp__add_updates(s, worker))
+        return pmlp__no_memory(p.error, "a schedule's actions");
     for (stage = 0; stage < s->stages; stage++)
         if (s->stage_worker[stage] < 0)
             return pmlp__fail(p.error, PMLP_ERROR_SCHEDULE,
@@ -2087,7 +2337,7 @@ PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *s, char *buffer, s
     return PMLP_OK;
 }
 
-/* --- lowering -------------------------------------------------------------------------------------- */
+/* --- lowering --------------------------------------------------------------------------------- */
 
 /* True if a stage and its neighbour (stage + 1 or stage - 1) both exist, on different workers. */
 static bool pmlp__crosses(const pmlp_schedule *s, int stage, int neighbour) {
@@ -2095,7 +2345,8 @@ static bool pmlp__crosses(const pmlp_schedule *s, int stage, int neighbour) {
            s->stage_worker[stage] != s->stage_worker[neighbour];
 }
 
-static bool pmlp__lower_action(const pmlp_schedule *s, pmlp_schedule *out, int worker, pmlp_action a) {
+static bool pmlp__lower_action(const pmlp_schedule *s, pmlp_schedule *out, int worker,
+                               pmlp_action a) {
     const bool below = a.op != PMLP_OP_U && pmlp__crosses(s, a.stage, a.stage - 1);
     const bool above = a.op != PMLP_OP_U && pmlp__crosses(s, a.stage, a.stage + 1);
     const int stage = a.stage, i = a.microbatch;
@@ -2190,10 +2441,10 @@ static pmlp__label pmlp__label_of(pmlp_op op, int stage, int microbatch) {
     return label;
 }
 
-static pmlp_result pmlp__check_fail(pmlp_error *error, pmlp_result result, int worker, pmlp_action a,
-                                    const char *format, ...) PMLP__FORMAT(5, 6);
-static pmlp_result pmlp__check_fail(pmlp_error *error, pmlp_result result, int worker, pmlp_action a,
-                                    const char *format, ...) {
+static pmlp_result pmlp__check_fail(pmlp_error *error, pmlp_result result, int worker,
+                                    pmlp_action a, const char *format, ...) PMLP__FORMAT(5, 6);
+static pmlp_result pmlp__check_fail(pmlp_error *error, pmlp_result result, int worker,
+                                    pmlp_action a, const char *format, ...) {
     char text[sizeof error->text];
     va_list arguments;
     va_start(arguments, format);
@@ -2204,14 +2455,14 @@ static pmlp_result pmlp__check_fail(pmlp_error *error, pmlp_result result, int w
     return result;
 }
 
-/* Whether a list names far more micro-batches and stages than it has actions: a table of all of them
-   would be out of proportion to the text that it came from. */
+/* Whether a list names far more micro-batches and stages than it has actions: a table of all of
+   them would be out of proportion to the text that it came from. */
 static bool pmlp__is_sparse(const pmlp_schedule *s, pmlp_error *error) {
     const double cells = (double)s->stages * (double)s->microbatches;
     if (cells <= 4.0 * (double)s->first[s->workers] + 4096.0) return false;
     pmlp__fail(error, PMLP_ERROR_SCHEDULE,
-               "%.0f actions are far too few for %d stages and %d micro-batches: a stage needs every "
-               "micro-batch from 0 on",
+               "%.0f actions are far too few for %d stages and %d micro-batches: a stage needs "
+               "every micro-batch from 0 on",
                (double)s->first[s->workers], s->stages, s->microbatches);
     return true;
 }
@@ -2259,8 +2510,8 @@ static pmlp_result pmlp__check_complete(const pmlp_schedule *s, unsigned char *s
                 }
         if (!updates[stage])
             return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                    "worker %d never does %dU, the update of stage %d", worker, stage,
-                                    stage);
+                                    "worker %d never does %dU, the update of stage %d", worker,
+                                    stage, stage);
     }
     return PMLP_OK;
 }
@@ -2281,8 +2532,8 @@ static pmlp_result pmlp__check_order(const pmlp_schedule *s, unsigned char *seen
                 if (next_w[a.stage] < s->microbatches)
                     return pmlp__check_fail(
                         error, PMLP_ERROR_SCHEDULE, worker, a,
-                        "worker %d does %s before it has the gradient of micro-batch %d (%s)", worker,
-                        label.text, next_w[a.stage],
+                        "worker %d does %s before it has the gradient of micro-batch %d (%s)",
+                        worker, label.text, next_w[a.stage],
                         pmlp__label_of(PMLP_OP_W, a.stage, next_w[a.stage]).text);
                 continue;
             }
@@ -2358,7 +2609,7 @@ static void pmlp__ready_done(pmlp__ready *r, const pmlp_allocator *allocator) {
     pmlp__delete(allocator, r->queued);
 }
 
-/* --- replay: runs the lowered lists without computing ------------------------------------------ */
+/* --- replay: runs the lowered lists without computing ----------------------------------------- */
 
 /* Edge number of the message that an action sends or receives: 2 s for activations from stage s to
    s + 1, 2 s + 1 for gradients from stage s + 1 to s. */
@@ -2424,7 +2675,8 @@ static int pmlp__peer(const pmlp_schedule *s, pmlp_action a) {
 }
 
 /* Does the worker's next action if it can. PMLP_BUSY: it must wait. */
-static pmlp_result pmlp__replay_action(pmlp__replay *p, int worker, pmlp_action a, pmlp_error *error) {
+static pmlp_result pmlp__replay_action(pmlp__replay *p, int worker, pmlp_action a,
+                                       pmlp_error *error) {
     const pmlp_schedule *s = p->s;
     const int edge = pmlp__edge_of(a), m = s->microbatches;
     int i;
@@ -2441,7 +2693,7 @@ static pmlp_result pmlp__replay_action(pmlp__replay *p, int worker, pmlp_action 
         if (i != a.microbatch)
             return pmlp__check_fail(
                 error, PMLP_ERROR_SCHEDULE, worker, a,
-                "worker %d expects micro-batch %d in %s, but stage %d hands over micro-batch %d first",
+                "worker %d expects micro-batch %d in %s, but stage %d hands over %d first",
                 worker, a.microbatch, pmlp__label_of(a.op, a.stage, a.microbatch).text,
                 a.op == PMLP_OP_RECV_F ? a.stage - 1 : a.stage + 1, i);
         pmlp__ready_add(&p->ready, pmlp__peer(s, a));
@@ -2450,8 +2702,9 @@ static pmlp_result pmlp__replay_action(pmlp__replay *p, int worker, pmlp_action 
     /* a neighbour stage on the same worker hands over through memory: it must have come before */
     if (a.op == PMLP_OP_F && a.stage > 0 && !pmlp__crosses(s, a.stage, a.stage - 1) &&
         !(p->seen[pmlp__cell(s, a.stage - 1, a.microbatch)] & PMLP__SEEN_F))
-        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a, "worker %d does %s before %s",
-                                worker, pmlp__label_of(a.op, a.stage, a.microbatch).text,
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s before %s", worker,
+                                pmlp__label_of(a.op, a.stage, a.microbatch).text,
                                 pmlp__label_of(a.op, a.stage - 1, a.microbatch).text);
     if (a.op == PMLP_OP_I && a.stage + 1 < s->stages && !pmlp__crosses(s, a.stage, a.stage + 1) &&
         !(p->seen[pmlp__cell(s, a.stage + 1, a.microbatch)] & PMLP__SEEN_I))
@@ -2482,7 +2735,8 @@ static int pmlp__waits_for(const pmlp__replay *p, int worker, pmlp__text *text) 
     if (pmlp__is_send(a.op)) {
         pmlp__put(text, "worker %d waits with ", worker);
         pmlp__put_action(text, a, true);
-        pmlp__put(text, " for a free slot of %d towards worker %d", p->slots[pmlp__edge_of(a)], other);
+        pmlp__put(text, " for a free slot of %d towards worker %d", p->slots[pmlp__edge_of(a)],
+                  other);
     } else {
         pmlp_action need = a;
         need.op = a.op == PMLP_OP_RECV_F ? PMLP_OP_F : PMLP_OP_I;
@@ -2520,8 +2774,8 @@ static pmlp_result pmlp__report_deadlock(const pmlp__replay *p, pmlp_error *erro
 }
 
 /* Rule 3: with these slots per edge, everybody reaches the end of the list. */
-static pmlp_result pmlp__replay_run(const pmlp_schedule *lowered, const int *slots, bool with_updates,
-                                    pmlp_error *error) {
+static pmlp_result pmlp__replay_run(const pmlp_schedule *lowered, const int *slots,
+                                    bool with_updates, pmlp_error *error) {
     pmlp__replay p;
     pmlp_result result = PMLP_OK;
     int worker, stuck = 0;
@@ -2544,8 +2798,8 @@ static pmlp_result pmlp__replay_run(const pmlp_schedule *lowered, const int *slo
     return result;
 }
 
-/* Fewest slots per edge: the smallest number that serves all edges, then each edge by itself as few as
-   the others, already lowered, allow. slots is [2 stages]; on success it holds the result. */
+/* Fewest slots per edge: the smallest number that serves all edges, then each edge by itself as few
+   as the others, already lowered, allow. slots is [2 stages]; on success it holds the result. */
 static pmlp_result pmlp__fewest_slots(const pmlp_schedule *lowered, bool each, int *slots,
                                       pmlp_error *error) {
     const int edges = 2 * (lowered->stages - 1);
@@ -2661,7 +2915,8 @@ static void pmlp__simulator_done(pmlp__simulator *p) {
     pmlp__ready_done(&p->ready, allocator);
 }
 
-static bool pmlp__simulator_init(pmlp__simulator *p, const pmlp_schedule *s, const pmlp_costs *costs) {
+static bool pmlp__simulator_init(pmlp__simulator *p, const pmlp_schedule *s,
+                                 const pmlp_costs *costs) {
     const pmlp_allocator *allocator = &s->allocator;
     const size_t cells = (size_t)s->stages * (size_t)s->microbatches;
     const size_t actions = s->first[s->workers];
@@ -2675,14 +2930,15 @@ static bool pmlp__simulator_init(pmlp__simulator *p, const pmlp_schedule *s, con
     p->begin = (double *)pmlp__new(allocator, actions, sizeof *p->begin);
     p->end = (double *)pmlp__new(allocator, actions, sizeof *p->end);
     p->next = (size_t *)pmlp__new(allocator, (size_t)s->workers, sizeof *p->next);
-    if (!pmlp__ready_init(&p->ready, allocator, s->workers) || !p->clock || !p->f_end || !p->i_end ||
-        !p->begin || !p->end || !p->next) {
+    if (!pmlp__ready_init(&p->ready, allocator, s->workers) || !p->clock || !p->f_end ||
+        !p->i_end || !p->begin || !p->end || !p->next) {
         pmlp__simulator_done(p);
         return false;
     }
     for (i = 0; i < cells; i++) p->f_end[i] = p->i_end[i] = -1.0;
     for (i = 0; i < (size_t)s->workers; i++) p->next[i] = s->first[i];
-    for (i = 0; i < actions; i++) p->weights_left += (pmlp__seen_by(s->actions[i].op) & PMLP__SEEN_W) != 0;
+    for (i = 0; i < actions; i++)
+        p->weights_left += (pmlp__seen_by(s->actions[i].op) & PMLP__SEEN_W) != 0;
     return true;
 }
 
@@ -2756,8 +3012,8 @@ static pmlp_result pmlp__simulator_run(pmlp__simulator *p, const pmlp_schedule *
             const pmlp_action a = s->actions[p->next[worker]];
             pmlp__simulator_done(p);
             return pmlp__check_fail(error, PMLP_ERROR_DEADLOCK, worker, a,
-                                    "worker %d can never do %s: what it needs does not come", worker,
-                                    pmlp__label_of(a.op, a.stage, a.microbatch).text);
+                                    "worker %d can never do %s: what it needs does not come",
+                                    worker, pmlp__label_of(a.op, a.stage, a.microbatch).text);
         }
     return PMLP_OK;
 }
@@ -2804,8 +3060,8 @@ static int pmlp__draw_label(const pmlp_schedule *s, pmlp_action a, char *label, 
 }
 
 /* One worker's row: cell c shows what runs at the middle of the time that it stands for. */
-static void pmlp__draw_worker(const pmlp__simulator *p, int worker, double unit, int cells, int width,
-                              pmlp__text *text) {
+static void pmlp__draw_worker(const pmlp__simulator *p, int worker, double unit, int cells,
+                              int width, pmlp__text *text) {
     const pmlp_schedule *s = p->s;
     size_t at = s->first[worker], labelled = SIZE_MAX;
     int c, i;
@@ -2829,8 +3085,8 @@ static void pmlp__draw_worker(const pmlp__simulator *p, int worker, double unit,
     pmlp__put(text, " |\n");
 }
 
-PMLP_API pmlp_result pmlp_schedule_draw(const pmlp_schedule *s, const pmlp_costs *costs, double unit,
-                                        char *buffer, size_t size, size_t *length,
+PMLP_API pmlp_result pmlp_schedule_draw(const pmlp_schedule *s, const pmlp_costs *costs,
+                                        double unit, char *buffer, size_t size, size_t *length,
                                         pmlp_error *error) {
     pmlp__simulator p;
     pmlp__text text;
@@ -2840,14 +3096,15 @@ PMLP_API pmlp_result pmlp_schedule_draw(const pmlp_schedule *s, const pmlp_costs
     size_t i;
     if (!buffer && size > 0) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "buffer: is NULL");
     if (unit == 0.0) unit = 1.0;
-    if (!(unit > 0.0)) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "unit: %g is not positive", unit);
+    if (!(unit > 0.0))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "unit: %g is not positive", unit);
     result = pmlp__simulator_run(&p, s, costs, error);
     if (result != PMLP_OK) return result;
     cells = ceil(pmlp__simulation_of(&p).makespan / unit - 1e-9);
     if (!(cells <= 1e6)) {
         pmlp__simulator_done(&p);
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "unit: %g would make more than a million cells",
-                          unit);
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "unit: %g would make more than a million cells", unit);
     }
     text.buffer = buffer;
     text.size = size;
@@ -2966,9 +3223,11 @@ static pmlp_result pmlp__model_check_desc(const pmlp_model_desc *d, pmlp_error *
             return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "activations[%d]: %d is no activation", l,
                               (int)d->activations[l]);
     if ((int)d->hidden < 0 || d->hidden >= PMLP_ACTIVATION_COUNT)
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "hidden: %d is no activation", (int)d->hidden);
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "hidden: %d is no activation",
+                          (int)d->hidden);
     if ((int)d->output < 0 || d->output >= PMLP_ACTIVATION_COUNT)
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "output: %d is no activation", (int)d->output);
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "output: %d is no activation",
+                          (int)d->output);
     if ((int)d->loss < 0 || d->loss >= PMLP_LOSS_COUNT)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "loss: %d is no loss", (int)d->loss);
     if ((int)d->init < 0 || d->init >= PMLP_INIT_COUNT)
@@ -3080,8 +3339,9 @@ PMLP_API size_t pmlp_model_param_count(const pmlp_model *model) {
 static pmlp_result pmlp__model_readable(const pmlp_model *model, pmlp_error *error) {
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
     if (model->stale)
-        return pmlp__fail(error, PMLP_ERROR_STATE,
-                          "the model's weights are with its trainer: call pmlp_trainer_sync() first");
+        return pmlp__fail(
+            error, PMLP_ERROR_STATE,
+            "the model's weights are with its trainer: call pmlp_trainer_sync() first");
     return PMLP_OK;
 }
 
@@ -3122,7 +3382,8 @@ PMLP_API pmlp_result pmlp_model_clone(const pmlp_model *model, pmlp_model **clon
     return PMLP_OK;
 }
 
-static pmlp_layer_desc pmlp__layer_desc(const pmlp_model *model, int layer, pmlp_optimizer optimizer) {
+static pmlp_layer_desc pmlp__layer_desc(const pmlp_model *model, int layer,
+                                        pmlp_optimizer optimizer) {
     pmlp_layer_desc d;
     d.n_in = pmlp__n_in(model, layer);
     d.n_out = pmlp__n_out(model, layer);
@@ -3133,86 +3394,96 @@ static pmlp_layer_desc pmlp__layer_desc(const pmlp_model *model, int layer, pmlp
     return d;
 }
 
-/* Two buffers take turns as input and output of the layers. */
+/* The layers, and two buffers that take turns as their input and output. */
 typedef struct pmlp__predictor {
+    const pmlp_model *model;
     const pmlp_backend *cpu;
-    void *context, *layer;
-    float *buffers[2];
+    void *context, **layers;
+    void *buffers[2];
+    size_t rows; /* that the buffers hold */
 } pmlp__predictor;
 
 #define PMLP__PREDICT_ROWS ((size_t)256)
 
 static void pmlp__predictor_done(pmlp__predictor *p) {
-    if (!p->context) return;
-    p->cpu->layer_destroy(p->context, p->layer);
-    p->cpu->free(p->context, p->buffers[0]);
-    p->cpu->free(p->context, p->buffers[1]);
-    p->cpu->close(p->context);
+    int l;
+    for (l = 0; p->layers && l < p->model->desc.layers; l++)
+        if (p->layers[l]) p->cpu->layer_destroy(p->context, p->layers[l]);
+    pmlp__delete(&p->model->desc.allocator, p->layers);
+    for (l = 0; l < 2; l++)
+        if (p->buffers[l]) p->cpu->free(p->context, p->buffers[l]);
+    if (p->context) p->cpu->close(p->context);
 }
 
-/* One layer for all rows of a chunk; the layer is packed anew for each chunk of rows. */
-static pmlp_result pmlp__predict_layer(pmlp__predictor *p, const pmlp_model *model, int l, size_t rows) {
-    pmlp_layer_desc d = pmlp__layer_desc(model, l, PMLP_SGD);
+static pmlp_result pmlp__predictor_init(pmlp__predictor *p, const pmlp_model *model, size_t rows) {
+    const int layers = model->desc.layers;
+    pmlp_backend_desc open;
     pmlp_result result;
-    d.needs_input_gradient = false;
-    result = p->cpu->layer_create(p->context, &d, &p->layer);
-    if (result == PMLP_OK)
-        result = p->cpu->write(p->context, p->layer, PMLP_TENSOR_PARAMS, model->w[l], model->b[l]);
-    if (result == PMLP_OK)
-        result = p->cpu->forward(p->context, p->layer, rows, p->buffers[l % 2], p->buffers[(l + 1) % 2]);
-    p->cpu->layer_destroy(p->context, p->layer);
-    p->layer = NULL;
+    size_t row = 0;
+    int l;
+    memset(p, 0, sizeof *p);
+    p->model = model;
+    p->cpu = pmlp_cpu_backend();
+    p->rows = rows < PMLP__PREDICT_ROWS ? rows : PMLP__PREDICT_ROWS;
+    open.worker = 0;
+    open.workers = 1;
+    open.allocator = model->desc.allocator;
+    result = p->cpu->open(p->cpu, &open, &p->context, NULL);
+    p->layers = (void **)pmlp__new(&model->desc.allocator, (size_t)layers, sizeof *p->layers);
+    if (result == PMLP_OK && !p->layers) result = PMLP_ERROR_MEMORY;
+    for (l = 0; result == PMLP_OK && l <= layers; l++) {
+        const pmlp_activation below = l > 0 ? model->activations[l - 1] : PMLP_LINEAR;
+        const size_t n = p->cpu->row_floats(p->context, (size_t)model->sizes[l], below);
+        if (n > row) row = n;
+        if (l < layers) {
+            pmlp_layer_desc d = pmlp__layer_desc(model, l, PMLP_SGD);
+            d.needs_input_gradient = false;
+            result = p->cpu->layer_create(p->context, &d, &p->layers[l]);
+            if (result == PMLP_OK)
+                result = p->cpu->write(p->context, p->layers[l], PMLP_TENSOR_PARAMS, model->w[l],
+                                       model->b[l]);
+        }
+    }
+    for (l = 0; result == PMLP_OK && l < 2; l++)
+        result = p->cpu->alloc(p->context, p->rows * row * sizeof(float), &p->buffers[l]);
     return result;
 }
 
-static pmlp_result pmlp__predict_rows(pmlp__predictor *p, const pmlp_model *model, const float *x,
-                                      size_t first, size_t rows, float *y) {
+static pmlp_result pmlp__predict_rows(pmlp__predictor *p, const float *x, size_t first, size_t rows,
+                                      float *y) {
+    const pmlp_model *model = p->model;
     const int layers = model->desc.layers;
     const size_t n = pmlp__n_out(model, layers - 1);
     const size_t row = p->cpu->row_floats(p->context, n, model->activations[layers - 1]);
-    pmlp_result result;
+    float *in = (float *)p->buffers[0], *out = (float *)p->buffers[1];
+    pmlp_result result = p->cpu->input(p->context, rows, pmlp__n_in(model, 0), x, NULL, first, in);
     size_t i;
     int l;
-    result = p->cpu->input(p->context, rows, pmlp__n_in(model, 0), x, NULL, first, p->buffers[0]);
-    for (l = 0; result == PMLP_OK && l < layers; l++) result = pmlp__predict_layer(p, model, l, rows);
+    for (l = 0; result == PMLP_OK && l < layers; l++) {
+        float *read = out;
+        result = p->cpu->forward(p->context, p->layers[l], rows, in, out);
+        out = in;
+        in = read;
+    }
     for (i = 0; result == PMLP_OK && i < rows; i++) {
         float *to = y + (first + i) * n, max;
-        memcpy(to, p->buffers[layers % 2] + i * row, n * sizeof *to);
+        memcpy(to, in + i * row, n * sizeof *to);
         if (model->desc.loss == PMLP_LOSS_XENT) pmlp__softmax(to, n, to, &max);
     }
     return result;
 }
 
-PMLP_API pmlp_result pmlp_model_predict(const pmlp_model *model, const float *x, size_t rows, float *y,
-                                        pmlp_error *error) {
+PMLP_API pmlp_result pmlp_model_predict(const pmlp_model *model, const float *x, size_t rows,
+                                        float *y, pmlp_error *error) {
     pmlp__predictor p;
-    pmlp_backend_desc open;
-    size_t row = 0, done, n;
+    size_t done, n;
     pmlp_result result = pmlp__model_readable(model, error);
-    int l;
     if (result != PMLP_OK) return result;
     if (!x || !y) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s: is NULL", x ? "y" : "x");
-    memset(&p, 0, sizeof p);
-    p.cpu = pmlp_cpu_backend();
-    open.worker = 0;
-    open.workers = 1;
-    open.allocator = model->desc.allocator;
-    result = p.cpu->open(p.cpu, &open, &p.context, error);
-    if (result != PMLP_OK) return result;
-    for (l = 0; l <= model->desc.layers; l++) {
-        const pmlp_activation f = l > 0 ? model->activations[l - 1] : PMLP_LINEAR;
-        n = p.cpu->row_floats(p.context, (size_t)model->sizes[l], f);
-        if (n > row) row = n;
-    }
-    n = rows < PMLP__PREDICT_ROWS ? rows : PMLP__PREDICT_ROWS;
-    for (l = 0; result == PMLP_OK && l < 2; l++) {
-        void *buffer = NULL;
-        result = p.cpu->alloc(p.context, n * row * sizeof(float), &buffer);
-        p.buffers[l] = (float *)buffer;
-    }
+    result = pmlp__predictor_init(&p, model, rows);
     for (done = 0; result == PMLP_OK && done < rows; done += n) {
-        if (n > rows - done) n = rows - done;
-        result = pmlp__predict_rows(&p, model, x, done, n, y);
+        n = rows - done < p.rows ? rows - done : p.rows;
+        result = pmlp__predict_rows(&p, x, done, n, y);
     }
     pmlp__predictor_done(&p);
     return result == PMLP_OK ? PMLP_OK : pmlp__no_memory(error, "predicting");
@@ -3228,8 +3499,8 @@ static double pmlp__layer_cost(const pmlp_model *model, int layer) {
            (double)pmlp__n_out(model, layer);
 }
 
-/* best[s][l]: the smallest largest cost when layers l .. L-1 make S - s stages; cut[s][l]: where the
-   first of these ends. Filled from the last stage down. */
+/* best[s][l]: the smallest largest cost when layers l .. L-1 make S - s stages; cut[s][l]: where
+   the first of these ends. Filled from the last stage down. */
 static double pmlp__partition_table(const pmlp_model *model, int stages, double *best, int *cut) {
     const int layers = model->desc.layers;
     int s, l, end;
@@ -3242,7 +3513,8 @@ static double pmlp__partition_table(const pmlp_model *model, int stages, double 
                 double worst;
                 cost += pmlp__layer_cost(model, end - 1);
                 if (s == stages - 1 && end < layers) continue;
-                worst = s == stages - 1 ? 0.0 : best[(size_t)(s + 1) * (size_t)layers + (size_t)end];
+                worst =
+                    s == stages - 1 ? 0.0 : best[(size_t)(s + 1) * (size_t)layers + (size_t)end];
                 if (cost > worst) worst = cost;
                 if (worst < *at) {
                     *at = worst;
@@ -3259,11 +3531,13 @@ PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, int *cu
     int *cut, s, l = 0;
     size_t cells;
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
-    if (stages < 1) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stages: %d is less than 1", stages);
+    if (stages < 1)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stages: %d is less than 1", stages);
     if (!cuts && stages > 1) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "cuts: is NULL");
     if (stages > model->desc.layers)
-        return pmlp__fail(error, PMLP_ERROR_SHAPE, "%d stages need at least %d layers, the model has %d",
-                          stages, stages, model->desc.layers);
+        return pmlp__fail(error, PMLP_ERROR_SHAPE,
+                          "%d stages need at least %d layers, the model has %d", stages, stages,
+                          model->desc.layers);
     cells = (size_t)stages * (size_t)model->desc.layers;
     best = (double *)pmlp__new(&model->desc.allocator, cells, sizeof *best);
     cut = (int *)pmlp__new(&model->desc.allocator, cells, sizeof *cut);
@@ -3310,7 +3584,8 @@ static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_tr
     p.text.buffer = text;
     p.text.size = sizeof text;
     p.text.length = 0;
-#define PMLP__BAD(condition, field, why) pmlp__problem(&p, condition, PMLP_ERROR_ARGUMENT, field, why)
+#  define PMLP__BAD(condition, field, why)                                                         \
+    pmlp__problem(&p, condition, PMLP_ERROR_ARGUMENT, field, why)
     PMLP__BAD(d->workers < 0 || d->workers > PMLP__MAX_WORKERS, "workers", "is not in 1 .. 16384");
     PMLP__BAD(d->microbatches < 0 || d->microbatches > PMLP__MAX_MICROBATCHES, "microbatches",
               "is not in 1 .. 1048576");
@@ -3339,7 +3614,8 @@ static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_tr
                   "more stages than the model has layers");
     for (i = 0; d->cuts && i < stages - 1 && stages <= model->desc.layers; i++)
         if (d->cuts[i] <= (i ? d->cuts[i - 1] : 0) || d->cuts[i] >= model->desc.layers) {
-            pmlp__problem(&p, true, PMLP_ERROR_ARGUMENT, "cuts", "are not ascending layers inside the model");
+            pmlp__problem(&p, true, PMLP_ERROR_ARGUMENT, "cuts",
+                          "are not ascending layers inside the model");
             break;
         }
     pmlp__problem(&p, model->trainer != NULL, PMLP_ERROR_STATE, "model", "has a trainer already");
@@ -3360,13 +3636,15 @@ static pmlp_result pmlp__validate_data(const pmlp_model *model, const pmlp_data 
     if (model->desc.loss == PMLP_LOSS_XENT && !data->labels)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "data: cross-entropy needs labels");
     if (model->desc.loss == PMLP_LOSS_XENT && data->targets)
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "data: cross-entropy takes labels, not targets");
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "data: cross-entropy takes labels, not targets");
     if (!data->labels && !data->targets)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "data: has neither labels nor targets");
     for (i = 0; data->labels && i < data->rows; i++)
         if (data->labels[i] < 0 || (size_t)data->labels[i] >= classes)
-            return pmlp__fail(error, PMLP_ERROR_DATA, "data: the label %d of row %.0f is not in 0 .. %d",
-                              data->labels[i], (double)i, (int)classes - 1);
+            return pmlp__fail(error, PMLP_ERROR_DATA,
+                              "data: the label %d of row %.0f is not in 0 .. %d", data->labels[i],
+                              (double)i, (int)classes - 1);
     return PMLP_OK;
 }
 
@@ -3387,7 +3665,7 @@ typedef struct pmlp__stage {
     float **x, **dz;   /* [layers + 1] */
     bool *owns_x, *owns_dz;
     size_t *row;       /* [layers + 1]: floats from row to row of x[l] and dz[l] */
-    void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL where the neighbour is on the same worker */
+    void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL inside one worker */
 } pmlp__stage;
 
 typedef struct pmlp__worker {
@@ -3396,7 +3674,7 @@ typedef struct pmlp__worker {
     void *context;          /* the back end's */
     const pmlp_action *list;
     int count, next;
-    int w_stage, w_begin, w_end; /* micro-batches of one stage whose W is put off; none if begin = end */
+    int w_stage, w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
     double begun, finished, blocked_since, blocked; /* seconds, of the present pass */
     double busy;            /* seconds, of the present call */
 
@@ -3452,7 +3730,7 @@ static void *pmlp__context_of(const pmlp_trainer *t, const pmlp__stage *stage) {
     return t->workers[stage->worker].context;
 }
 
-/* --- operations: each returns the back end's result -------------------------------------------- */
+/* --- operations: each returns the back end's result ------------------------------------------- */
 
 static pmlp_result pmlp__stage_loss(pmlp_trainer *t, pmlp__stage *stage, size_t from, size_t rows) {
     const int n = stage->layers;
@@ -3511,9 +3789,9 @@ static pmlp_result pmlp__stage_backward_weight(pmlp_trainer *t, pmlp__stage *sta
     int l;
     if (rows == 0 && begin > 0) return PMLP_OK;
     for (l = stage->layers - 1; result == PMLP_OK && l >= 0; l--)
-        result = t->backend->backward_weight(pmlp__context_of(t, stage), stage->handles[l], rows,
-                                             stage->x[l] + from * stage->row[l],
-                                             stage->dz[l + 1] + from * stage->row[l + 1], begin > 0);
+        result = t->backend->backward_weight(
+            pmlp__context_of(t, stage), stage->handles[l], rows, stage->x[l] + from * stage->row[l],
+            stage->dz[l + 1] + from * stage->row[l + 1], begin > 0);
     return result;
 }
 
@@ -3608,7 +3886,8 @@ static void pmlp__unblocked(pmlp__worker *w) {
     w->blocked_since = 0.0;
 }
 
-/* Does the W that was put off. The stage whose last W this is passes the gate before the updates. */
+/* Does the W that was put off. The stage whose last W this is passes the gate before the
+   updates. */
 static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
     pmlp_trainer *t = w->trainer;
     pmlp__stage *stage = &t->stages[w->w_stage];
@@ -3619,7 +3898,8 @@ static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
     w->w_begin = w->w_end;
     if (result == PMLP_OK && w->w_end == t->schedule->microbatches) {
         if (pmlp__wants_norm(t)) result = pmlp__stage_squares(t, stage);
-        if (result == PMLP_OK && pmlp__add(&t->gate, 1) + 1 == t->schedule->stages) pmlp__wake_all(t);
+        if (result == PMLP_OK && pmlp__add(&t->gate, 1) + 1 == t->schedule->stages)
+            pmlp__wake_all(t);
     }
     if (result != PMLP_OK) {
         const pmlp_action a = {PMLP_OP_W, w->w_stage, w->w_end - 1};
@@ -3649,7 +3929,8 @@ static pmlp_result pmlp__send(pmlp_trainer *t, pmlp__stage *stage, bool forward,
                           rows * stage->row[l] * sizeof *data);
 }
 
-static pmlp_result pmlp__receive(pmlp_trainer *t, pmlp__stage *stage, bool forward, int microbatch) {
+static pmlp_result pmlp__receive(pmlp_trainer *t, pmlp__stage *stage, bool forward,
+                                 int microbatch) {
     const int l = forward ? 0 : stage->layers;
     const size_t from = pmlp__row_of(t, microbatch), rows = pmlp__row_of(t, microbatch + 1) - from;
     float *data = (forward ? stage->x : stage->dz)[l] + from * stage->row[l];
@@ -3703,8 +3984,8 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
     return PMLP_OK;
 }
 
-/* Waits a little: first spins, then sleeps until woken, or for a millisecond if `timed`. The caller asks
-   again after each call, and once between falling asleep and sleeping: see pmlp__wake(). */
+/* Waits a little: first spins, then sleeps until woken, or for a millisecond if `timed`. The caller
+   asks again after each call, and once between falling asleep and sleeping: see pmlp__wake(). */
 static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
     if ((*spins)++ < w->trainer->spins) {
         pmlp__pause();
@@ -3776,7 +4057,7 @@ static void pmlp__worker_main(void *argument) {
 /* >>trainer                                                                                  */
 /*============================================================================================*/
 
-/* --- creating ------------------------------------------------------------------------------------ */
+/* --- creating --------------------------------------------------------------------------------- */
 
 static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     pmlp_trainer_desc d = *desc;
@@ -3821,7 +4102,8 @@ static pmlp_schedule *pmlp__schedule_copy(const pmlp_schedule *s, const pmlp_all
     return out;
 }
 
-/* The lists for training and for evaluation, both proved to finish with the slots that there are. */
+/* The lists for training and for evaluation, both proved to finish with the slots that there
+   are. */
 static pmlp_result pmlp__trainer_schedules(pmlp_trainer *t, pmlp_error *error) {
     const pmlp_trainer_desc *d = &t->desc;
     pmlp_schedule_desc s;
@@ -3875,7 +4157,8 @@ static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
     t->row_loss = (double *)pmlp__new(allocator, t->desc.batch, sizeof *t->row_loss);
     t->row_hit = (unsigned char *)pmlp__new(allocator, t->desc.batch, 1);
     t->idle = (double *)pmlp__new(allocator, workers, sizeof *t->idle);
-    t->squares_at = (size_t *)pmlp__new(allocator, (size_t)t->model->desc.layers, sizeof *t->squares_at);
+    t->squares_at =
+        (size_t *)pmlp__new(allocator, (size_t)t->model->desc.layers, sizeof *t->squares_at);
     for (l = 0; t->squares_at && l < t->model->desc.layers; l++) {
         t->squares_at[l] = neurons;
         neurons += pmlp__n_out(t->model, l);
@@ -3913,8 +4196,8 @@ static pmlp_result pmlp__stage_buffer(pmlp_trainer *t, pmlp__stage *stage, int l
     void *memory = NULL;
     pmlp_result result;
     if (pmlp__mul_overflows(t->desc.batch, stage->row[l] * sizeof(float))) return PMLP_ERROR_MEMORY;
-    result = t->backend->alloc(pmlp__context_of(t, stage), t->desc.batch * stage->row[l] * sizeof(float),
-                               &memory);
+    result = t->backend->alloc(pmlp__context_of(t, stage),
+                               t->desc.batch * stage->row[l] * sizeof(float), &memory);
     *buffer = (float *)memory;
     *owned = result == PMLP_OK;
     return result;
@@ -3961,7 +4244,8 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index) {
     return result;
 }
 
-/* A batch's x and dz. The boundary to the stage above is one buffer for both if memory is shared. */
+/* A batch's x and dz. The boundary to the stage above is one buffer for both if memory is
+   shared. */
 static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index) {
     pmlp__stage *s = &t->stages[index];
     pmlp__stage *above = s->is_last ? NULL : &t->stages[index + 1];
@@ -4003,7 +4287,8 @@ static pmlp_result pmlp__connect_edge(pmlp_trainer *t, int from, int to, void **
     result = t->edges->connect(t->edges, &d, edge, error);
     if (result == PMLP_OK) t->connected[t->connected_count++] = *edge;
     else if (error && error->text[0] == '\0')
-        pmlp__fail(error, result, "the edge from stage %d to stage %d could not be connected", from, to);
+        pmlp__fail(error, result, "the edge from stage %d to stage %d could not be connected", from,
+                   to);
     return result;
 }
 
@@ -4034,8 +4319,8 @@ static pmlp_result pmlp__trainer_stages(pmlp_trainer *t, pmlp_error *error) {
 
 static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     int i;
-    /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core from
-       the very worker that is waited for. */
+    /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
+       from the very worker that is waited for. */
     t->spins = t->schedule->workers <= pmlp__cores() ? 4000 : 20;
     t->polled = t->edges != pmlp_thread_edges();
     for (i = 1; !t->desc.no_threads && i < t->schedule->workers; i++) {
@@ -4044,7 +4329,8 @@ static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
         w->start.argument = w;
         w->has_thread = pmlp__thread_create(&w->thread, &w->start);
         if (!w->has_thread)
-            return pmlp__fail(error, PMLP_ERROR_THREAD, "the thread of worker %d could not be started", i);
+            return pmlp__fail(error, PMLP_ERROR_THREAD,
+                              "the thread of worker %d could not be started", i);
     }
     return PMLP_OK;
 }
@@ -4083,9 +4369,11 @@ PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_d
     result = pmlp__trainer_build(t, error);
     if (result == PMLP_OK) {
         model->trainer = *trainer = t;
-        pmlp__log(&desc->logger, PMLP_LOG_INFO, "trainer: %d workers, %d stages, %d micro-batches, %s, %s",
-                  t->schedule->workers, t->schedule->stages, t->schedule->microbatches,
-                  desc->custom ? "schedule of the caller" : pmlp_schedule_kind_name(t->desc.schedule),
+        pmlp__log(&desc->logger, PMLP_LOG_INFO,
+                  "trainer: %d workers, %d stages, %d micro-batches, %s, %s", t->schedule->workers,
+                  t->schedule->stages, t->schedule->microbatches,
+                  desc->custom ? "schedule of the caller"
+                               : pmlp_schedule_kind_name(t->desc.schedule),
                   t->backend->name);
     } else {
         pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", error->text);
@@ -4094,7 +4382,7 @@ PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_d
     return result;
 }
 
-/* --- destroying ---------------------------------------------------------------------------------- */
+/* --- destroying ------------------------------------------------------------------------------- */
 
 static void pmlp__stage_destroy(pmlp_trainer *t, pmlp__stage *s) {
     const pmlp_allocator *allocator = &t->desc.allocator;
@@ -4126,8 +4414,9 @@ static pmlp_result pmlp__read_weights(pmlp_trainer *t) {
     for (i = 0; i < t->schedule->stages; i++) {
         pmlp__stage *s = &t->stages[i];
         for (l = 0; result == PMLP_OK && l < s->layers; l++)
-            result = t->backend->read(pmlp__context_of(t, s), s->handles[l], PMLP_TENSOR_PARAMS,
-                                      t->model->w[s->first_layer + l], t->model->b[s->first_layer + l]);
+            result =
+                t->backend->read(pmlp__context_of(t, s), s->handles[l], PMLP_TENSOR_PARAMS,
+                                 t->model->w[s->first_layer + l], t->model->b[s->first_layer + l]);
     }
     return result;
 }
@@ -4167,7 +4456,7 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp__delete(&allocator, t);
 }
 
-/* --- one pass of all workers over a batch ---------------------------------------------------------- */
+/* --- one pass of all workers over a batch ----------------------------------------------------- */
 
 /* Each worker in turn until it has to wait. By the checker's proof somebody can always go on. */
 static void pmlp__pass_without_threads(pmlp_trainer *t) {
@@ -4208,7 +4497,8 @@ static void pmlp__pass_with_threads(pmlp_trainer *t) {
     }
 }
 
-/* Rows first .. first + rows - 1 of data (through index, if there is one), trained on or evaluated. */
+/* Rows first .. first + rows - 1 of data (through index, if there is one), trained on or
+   evaluated. */
 static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
                               size_t first, size_t rows, bool training) {
     const pmlp_schedule *lists = training ? t->lowered : t->forward;
@@ -4233,15 +4523,15 @@ static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint
     return t->failure.result;
 }
 
-/* --- calls ---------------------------------------------------------------------------------------- */
+/* --- calls ------------------------------------------------------------------------------------ */
 
 /* A call that computes: one at a time, and not after a failure inside the pipeline. */
 static pmlp_result pmlp__enter(pmlp_trainer *t) {
     if (!t) return PMLP_ERROR_ARGUMENT;
     if (pmlp__exchange(&t->in_use, 1)) return PMLP_ERROR_STATE;
     if (!pmlp__load(&t->failed)) return PMLP_OK;
-    pmlp__fail(&t->error, PMLP_ERROR_STATE, "the trainer has failed before and does no more: %.200s",
-               t->failure.text);
+    pmlp__fail(&t->error, PMLP_ERROR_STATE,
+               "the trainer has failed before and does no more: %.200s", t->failure.text);
     pmlp__store(&t->in_use, 0);
     return PMLP_ERROR_STATE;
 }
@@ -4322,8 +4612,9 @@ PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *t, const pmlp_data *batch, 
     if (result != PMLP_OK) return result;
     result = pmlp__validate_data(t->model, batch, &t->error);
     if (result == PMLP_OK && batch->rows > t->desc.batch)
-        result = pmlp__fail(&t->error, PMLP_ERROR_SHAPE, "data: %.0f rows are more than a batch of %.0f",
-                            (double)batch->rows, (double)t->desc.batch);
+        result =
+            pmlp__fail(&t->error, PMLP_ERROR_SHAPE, "data: %.0f rows are more than a batch of %.0f",
+                       (double)batch->rows, (double)t->desc.batch);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     tally = pmlp__tally_begin(t, batch);
     result = pmlp__train_batch(t, batch, NULL, 0, batch->rows);
@@ -4433,7 +4724,8 @@ PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *t, float learn
     pmlp_result result = PMLP_OK;
     if (!pmlp__enter_query(t)) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
     if (pmlp__below_zero(learning_rate))
-        result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "learning_rate: is not a finite number >= 0");
+        result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT,
+                            "learning_rate: is not a finite number >= 0");
     else t->desc.learning_rate = learning_rate;
     return pmlp__leave_query(t, result);
 }
@@ -4452,7 +4744,8 @@ PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *t, int layer, float *dw
         result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "layer: %d is not in 0 .. %d", layer,
                             t->model->desc.layers - 1);
     } else if (t->step == 0) {
-        result = pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient before the first step");
+        result =
+            pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient before the first step");
     } else {
         pmlp__stage *s = pmlp__stage_of_layer(t, layer);
         result = t->backend->read(pmlp__context_of(t, s), s->handles[layer - s->first_layer],
@@ -4463,7 +4756,9 @@ PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *t, int layer, float *dw
     return pmlp__leave_query(t, result);
 }
 
-PMLP_API const pmlp_error *pmlp_trainer_error(const pmlp_trainer *t) { return t ? &t->error : NULL; }
+PMLP_API const pmlp_error *pmlp_trainer_error(const pmlp_trainer *t) {
+    return t ? &t->error : NULL;
+}
 
 PMLP_API pmlp_trainer_desc pmlp_trainer_query_desc(const pmlp_trainer *t) {
     pmlp_trainer_desc nothing;
@@ -4520,8 +4815,8 @@ static void pmlp__run_end(pmlp__run *run) {
     pmlp_model_destroy(run->model);
 }
 
-static bool pmlp__differ(pmlp_verify_report *report, const char *what, int layer, size_t at, size_t n_in,
-                         double pipeline, double serial) {
+static bool pmlp__differ(pmlp_verify_report *report, const char *what, int layer, size_t at,
+                         size_t n_in, double pipeline, double serial) {
     report->identical = false;
     report->what = what;
     report->layer = layer;
@@ -4548,12 +4843,14 @@ static bool pmlp__compare(const pmlp__run *pipeline, const pmlp__run *serial,
     if (memcmp(&ps->loss, &ss->loss, sizeof ps->loss) != 0)
         return pmlp__differ(report, "loss", -1, 0, 1, ps->loss, ss->loss);
     if (memcmp(&ps->gradient_norm, &ss->gradient_norm, sizeof ps->gradient_norm) != 0)
-        return pmlp__differ(report, "gradient norm", -1, 0, 1, ps->gradient_norm, ss->gradient_norm);
+        return pmlp__differ(report, "gradient norm", -1, 0, 1, ps->gradient_norm,
+                            ss->gradient_norm);
     for (l = 0; l < p->desc.layers; l++) {
         const size_t n_in = pmlp__n_in(p, l), n_out = pmlp__n_out(p, l);
         size_t at = pmlp__first_difference(p->w[l], s->w[l], n_in * n_out);
         if (at < n_in * n_out)
-            return pmlp__differ(report, "weight", l, at, n_in, (double)p->w[l][at], (double)s->w[l][at]);
+            return pmlp__differ(report, "weight", l, at, n_in, (double)p->w[l][at],
+                                (double)s->w[l][at]);
         at = pmlp__first_difference(p->b[l], s->b[l], n_out);
         if (at < n_out)
             return pmlp__differ(report, "bias", l, at, 1, (double)p->b[l][at], (double)s->b[l][at]);
@@ -4568,7 +4865,8 @@ static pmlp_data pmlp__next_batch(const pmlp_model *model, const pmlp_data *data
     batch.rows = data->rows - *first < size ? data->rows - *first : size;
     batch.x = data->x + *first * pmlp__n_in(model, 0);
     if (data->labels) batch.labels = data->labels + *first;
-    if (data->targets) batch.targets = data->targets + *first * pmlp__n_out(model, model->desc.layers - 1);
+    if (data->targets)
+        batch.targets = data->targets + *first * pmlp__n_out(model, model->desc.layers - 1);
     *first += batch.rows;
     if (*first == data->rows) *first = 0;
     return batch;
@@ -4589,7 +4887,9 @@ PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_des
     report->layer = -1;
     if (!model || !desc || steps < 1)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s",
-                          !model ? "model: is NULL" : !desc ? "desc: is NULL" : "steps: is less than 1");
+                          !model  ? "model: is NULL"
+                          : !desc ? "desc: is NULL"
+                                  : "steps: is less than 1");
     result = pmlp__validate_data(model, data, error);
     if (result != PMLP_OK) return result;
     d = *desc;
@@ -4644,19 +4944,20 @@ static pmlp_result pmlp__idx_header(const unsigned char *bytes, size_t size, uns
     const uint32_t magic = 0x800u + dimensions;
     size_t product = 1, i;
     if (size < header)
-        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: %.0f bytes are too few for an IDX header", name,
-                          (double)size);
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: %.0f bytes are too few for an IDX header",
+                          name, (double)size);
     if (pmlp__big_endian(bytes) != magic)
         return pmlp__fail(error, PMLP_ERROR_PARSE,
-                          "%s: begins with 0x%08x, an unpacked IDX file of %s begins with 0x%08x", name,
-                          (unsigned)pmlp__big_endian(bytes), dimensions == 1 ? "labels" : "images",
-                          (unsigned)magic);
+                          "%s: begins with 0x%08x, an unpacked IDX file of %s begins with 0x%08x",
+                          name, (unsigned)pmlp__big_endian(bytes),
+                          dimensions == 1 ? "labels" : "images", (unsigned)magic);
     for (i = 0; i < dimensions; i++) {
         sizes[i] = pmlp__big_endian(bytes + 4 + 4 * i);
         if (sizes[i] < 1)
             return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: says that it holds nothing", name);
         if (pmlp__mul_overflows(product, sizes[i]))
-            return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: says that it is larger than memory", name);
+            return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: says that it is larger than memory",
+                              name);
         product *= sizes[i];
     }
     if (size - header != product)
@@ -4755,10 +5056,11 @@ PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s: is NULL",
                           image_path ? "label_path" : "image_path");
     result = pmlp__read_file(image_path, &memory, &image_bytes, &image_size, error);
-    if (result == PMLP_OK) result = pmlp__read_file(label_path, &memory, &label_bytes, &label_size, error);
     if (result == PMLP_OK)
-        result = pmlp__idx_pair(image_bytes, image_size, image_path, label_bytes, label_size, label_path,
-                                limit, allocator, images, error);
+        result = pmlp__read_file(label_path, &memory, &label_bytes, &label_size, error);
+    if (result == PMLP_OK)
+        result = pmlp__idx_pair(image_bytes, image_size, image_path, label_bytes, label_size,
+                                label_path, limit, allocator, images, error);
     pmlp__delete(&memory, image_bytes);
     pmlp__delete(&memory, label_bytes);
     return result;
