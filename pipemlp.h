@@ -195,8 +195,8 @@
    ON SPEED
 
       Compile with -O3. The matrix products use AVX-512, AVX2, SSE2 or NEON by hand, whatever this
-      machine has (NEON was run under emulation only). A batch should give each micro-batch some tens of
-      rows.
+      machine has (NEON was run under emulation only). A batch should give each micro-batch some
+      tens of rows.
 
    LICENSE
 
@@ -2803,13 +2803,15 @@ static pmlp_result pmlp__replay_run(const pmlp_schedule *lowered, const int *slo
 static pmlp_result pmlp__fewest_slots(const pmlp_schedule *lowered, bool each, int *slots,
                                       pmlp_error *error) {
     const int edges = 2 * (lowered->stages - 1);
+    pmlp_error last; /* only the last attempt's failure is one */
     pmlp_result result;
     int n, edge;
     for (n = 1;; n++) {
         for (edge = 0; edge < edges; edge++) slots[edge] = n;
-        result = pmlp__replay_run(lowered, slots, true, error);
+        result = pmlp__replay_run(lowered, slots, true, &last);
         if (result != PMLP_ERROR_DEADLOCK || n >= lowered->microbatches) break;
     }
+    if (result != PMLP_OK && error) *error = last;
     for (edge = 0; each && result == PMLP_OK && edge < edges; edge++)
         while (slots[edge] > 1) {
             slots[edge]--;
@@ -4183,9 +4185,8 @@ static pmlp_result pmlp__worker_open(pmlp_trainer *t, int index, pmlp_error *err
     open.worker = index;
     open.workers = t->schedule->workers;
     open.allocator = t->desc.allocator;
-    if (error) error->text[0] = '\0';
     result = t->backend->open(t->backend, &open, &w->context, error);
-    if (result != PMLP_OK && error && error->text[0] == '\0')
+    if (result != PMLP_OK && error->text[0] == '\0')
         pmlp__fail(error, result, "worker %d could not open the back end '%s'", index,
                    t->backend->name);
     return result;
@@ -4283,10 +4284,9 @@ static pmlp_result pmlp__connect_edge(pmlp_trainer *t, int from, int to, void **
     d.from_wake = &t->workers[d.from_worker];
     d.to_wake = &t->workers[d.to_worker];
     d.allocator = t->desc.allocator;
-    if (error) error->text[0] = '\0';
     result = t->edges->connect(t->edges, &d, edge, error);
     if (result == PMLP_OK) t->connected[t->connected_count++] = *edge;
-    else if (error && error->text[0] == '\0')
+    else if (error->text[0] == '\0')
         pmlp__fail(error, result, "the edge from stage %d to stage %d could not be connected", from,
                    to);
     return result;
@@ -4348,10 +4348,9 @@ static pmlp_result pmlp__trainer_build(pmlp_trainer *t, pmlp_error *error) {
 
 PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_desc *desc,
                                          pmlp_trainer **trainer, pmlp_error *error) {
-    pmlp_error local;
+    pmlp_error why; /* complete on failure, and not the caller's on success */
     pmlp_trainer *t;
     pmlp_result result;
-    if (!error) error = &local;
     if (!trainer) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "trainer: is NULL");
     *trainer = NULL;
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
@@ -4366,20 +4365,21 @@ PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_d
     t->model = model;
     pmlp__error_clear(&t->error);
     pmlp__error_clear(&t->failure);
-    result = pmlp__trainer_build(t, error);
-    if (result == PMLP_OK) {
-        model->trainer = *trainer = t;
-        pmlp__log(&desc->logger, PMLP_LOG_INFO,
-                  "trainer: %d workers, %d stages, %d micro-batches, %s, %s", t->schedule->workers,
-                  t->schedule->stages, t->schedule->microbatches,
-                  desc->custom ? "schedule of the caller"
-                               : pmlp_schedule_kind_name(t->desc.schedule),
-                  t->backend->name);
-    } else {
-        pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", error->text);
+    pmlp__error_clear(&why);
+    result = pmlp__trainer_build(t, &why);
+    if (result != PMLP_OK) {
+        pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", why.text);
         pmlp_trainer_destroy(t);
+        if (error) *error = why;
+        return result;
     }
-    return result;
+    model->trainer = *trainer = t;
+    pmlp__log(&desc->logger, PMLP_LOG_INFO,
+              "trainer: %d workers, %d stages, %d micro-batches, %s, %s", t->schedule->workers,
+              t->schedule->stages, t->schedule->microbatches,
+              desc->custom ? "schedule of the caller" : pmlp_schedule_kind_name(t->desc.schedule),
+              t->backend->name);
+    return PMLP_OK;
 }
 
 /* --- destroying ------------------------------------------------------------------------------- */
@@ -5011,6 +5011,12 @@ PMLP_API pmlp_result pmlp_images_parse(const void *image_bytes, size_t image_siz
                           allocator, images, error);
 }
 
+/* The end of a path that is too long for a sentence. */
+static const char *pmlp__path_end(const char *path) {
+    const size_t length = strlen(path), shown = 100;
+    return length > shown ? path + length - shown : path;
+}
+
 /* A whole file; *bytes must be freed with pmlp__delete. */
 static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *allocator,
                                    unsigned char **bytes, size_t *size, pmlp_error *error) {
@@ -5018,7 +5024,8 @@ static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *alloc
     size_t capacity = 0;
     *bytes = NULL;
     *size = 0;
-    if (!file) return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be opened", path);
+    if (!file)
+        return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be opened", pmlp__path_end(path));
     for (;;) {
         if (*size == capacity) {
             unsigned char *grown;
@@ -5040,7 +5047,7 @@ static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *alloc
     if (!*bytes) return pmlp__no_memory(error, "a file");
     pmlp__delete(allocator, *bytes);
     *bytes = NULL;
-    return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be read", path);
+    return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be read", pmlp__path_end(path));
 }
 
 PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_path, size_t limit,
@@ -5059,8 +5066,9 @@ PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_
     if (result == PMLP_OK)
         result = pmlp__read_file(label_path, &memory, &label_bytes, &label_size, error);
     if (result == PMLP_OK)
-        result = pmlp__idx_pair(image_bytes, image_size, image_path, label_bytes, label_size,
-                                label_path, limit, allocator, images, error);
+        result = pmlp__idx_pair(image_bytes, image_size, pmlp__path_end(image_path), label_bytes,
+                                label_size, pmlp__path_end(label_path), limit, allocator, images,
+                                error);
     pmlp__delete(&memory, image_bytes);
     pmlp__delete(&memory, label_bytes);
     return result;

@@ -1,0 +1,875 @@
+/* train: the main program. Trains a multilayer perceptron on image files of MNIST's format, or on
+   digits that it draws itself, serially or as a pipeline, and can set the two side by side.
+   Progress goes to standard error; standard output ends with one line for programs:
+
+       result backend=cpu schedule=1f1b workers=2 virtual=1 microbatches=4 batch=128 epochs=10 ...
+
+   The exit status is 0, or 2 for options that make no sense, or 1 for everything else that goes
+   wrong, a difference found by --compare or --verify included; the reason is one sentence on
+   standard error.
+
+       cc -O3 -std=c99 train.c -o train -pthread -lm                                              */
+#define PIPEMLP_IMPLEMENTATION
+#include "../pipemlp.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { OK = 0, FAILED = 1, USAGE = 2 };        /* exit statuses */
+enum { MOST_LAYERS = 64, MOST_WIDTH = 65536 }; /* what --layers takes */
+enum { SIDE = 28, DIGITS = 10, DRAWN_TRAIN = 12000, DRAWN_TEST = 2000 };
+
+/* One sentence on standard error; returns status, so that `return fail(...)` reads well. */
+static int fail(int status, const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    fputs("train: ", stderr);
+    vfprintf(stderr, format, list);
+    fputc('\n', stderr);
+    va_end(list);
+    return status;
+}
+
+/*--- options --------------------------------------------------------------------------------*/
+
+typedef struct options {
+    const char *data, *layers, *schedule, *later;
+    long batch, epochs, workers, virtual_stages, microbatches, limit, verify;
+    unsigned long long seed;
+    double lr, momentum, weight_decay, clip; /* 0: the library's default */
+    int loss, optimizer, lr_decay, cut, backend; /* places in their lists of names */
+    bool compare, no_threads, quiet, help;
+} options;
+
+typedef enum option_kind { TEXT, COUNT, SEED, NUMBER, CHOICE, FLAG, LATER } option_kind;
+
+/* One option: where its value goes, what values it takes, what --help says. `initial` goes through
+   the same reader as the command line; a default that is not a value stands in `otherwise`. */
+typedef struct option {
+    const char *name;
+    option_kind kind;
+    size_t offset;
+    const char *argument; /* of a CHOICE, all its names */
+    double low, high;     /* of a COUNT or a NUMBER */
+    const char *initial, *otherwise;
+    const char *help;
+} option;
+
+#define AT(field) offsetof(options, field)
+static const option option_table[] = {
+    {"data", TEXT, AT(data), "DIR", 0, 0, NULL, "digits drawn by the program",
+     "directory with MNIST's four files, unpacked: train-images-idx3-ubyte, ..."},
+    {"layers", TEXT, AT(layers), "N,N,...", 0, 0, "512,256,128", NULL,
+     "sizes of the hidden layers; inputs and classes come from the data"},
+    {"loss", CHOICE, AT(loss), "xent|mse", 0, 0, "xent", NULL,
+     "softmax cross-entropy, or mean squared error against one-hot targets"},
+    {"batch", COUNT, AT(batch), "N", 1, 1e6, "128", NULL, "rows per optimizer step"},
+    {"epochs", COUNT, AT(epochs), "N", 1, 1e6, "10", NULL, "passes over the training images"},
+    {"optimizer", CHOICE, AT(optimizer), "sgd|momentum|nesterov|adam|adamw", 0, 0, "momentum", NULL,
+     "how weights are updated"},
+    {"lr", NUMBER, AT(lr), "X", 1e-9, 1e3, NULL, "0.1 sgd, 0.05 momentum, 0.001 adam",
+     "learning rate of the first epoch"},
+    {"lr-decay", CHOICE, AT(lr_decay), "linear|none", 0, 0, "linear", NULL,
+     "whether the learning rate falls from epoch to epoch, in equal steps towards 0"},
+    {"momentum", NUMBER, AT(momentum), "X", 1e-6, 0.999999, NULL, "0.9",
+     "of the optimizers momentum and nesterov"},
+    {"weight-decay", NUMBER, AT(weight_decay), "X", 0, 1, "0", NULL, "of weights, not of biases"},
+    {"clip", NUMBER, AT(clip), "X", 0, 1e9, "0", NULL,
+     "longest gradient of the whole network, longer ones are scaled; 0: off"},
+    {"seed", SEED, AT(seed), "N", 0, 0, "1", NULL, "of initial weights, shuffling, drawn digits"},
+    {"limit", COUNT, AT(limit), "N", 1, 1e9, NULL, "all", "use the first N training images"},
+    {"workers", COUNT, AT(workers), "P", 1, 256, NULL, "1; 2 with --compare and --verify",
+     "threads that the layers are cut over"},
+    {"virtual", COUNT, AT(virtual_stages), "V", 1, 256, NULL, "1", "stages per worker"},
+    {"microbatches", COUNT, AT(microbatches), "M", 1, 65536, NULL, "4; 1 for one worker",
+     "parts that a batch is cut into"},
+    {"schedule", TEXT, AT(schedule), "NAME|FILE", 0, 0, "1f1b", NULL,
+     "sequential, gpipe, 1f1b, or a file in the text form (0F0,0F1,0B0,...)"},
+    {"cut", CHOICE, AT(cut), "auto|layers", 0, 0, "auto", NULL,
+     "where to cut; both cut between whole layers in this version"},
+    {"backend", CHOICE, AT(backend), "cpu|cuda", 0, 0, "cpu", NULL,
+     "where to compute; cuda is not available yet"},
+    {"no-threads", FLAG, AT(no_threads), "", 0, 0, NULL, NULL, "run all workers on one thread"},
+    {"compare", FLAG, AT(compare), "", 0, 0, NULL, NULL,
+     "train serially and pipelined, print both times and whether the weights agree"},
+    {"verify", COUNT, AT(verify), "K", 1, 1e6, NULL, "off",
+     "train nothing: compare K steps, pipelined and serial, bit by bit"},
+    {"quiet", FLAG, AT(quiet), "", 0, 0, NULL, NULL, "nothing on standard error but errors"},
+    {"save", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "saving weights"},
+    {"save-every", LATER, AT(later), "K", 0, 0, NULL, NULL, "saving weights as training goes"},
+    {"load", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "loading weights"},
+    {"resume", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "resuming an interrupted training"},
+    {"trace", LATER, AT(later), "FILE.json", 0, 0, NULL, NULL, "writing a trace of what ran when"},
+    {"svg", LATER, AT(later), "FILE.svg", 0, 0, NULL, NULL, "drawing the timeline as SVG"},
+    {"help", FLAG, AT(help), "", 0, 0, NULL, NULL, "show this and exit"},
+};
+enum { OPTION_COUNT = sizeof option_table / sizeof option_table[0] };
+
+static void print_help(void) {
+    printf("usage: train [OPTIONS]\n\n"
+           "Trains a multilayer perceptron on images, serially or as a pipeline. Options:\n\n");
+    for (const option *o = option_table; o < option_table + OPTION_COUNT; o++) {
+        const char *standard = o->initial != NULL ? o->initial : o->otherwise;
+        printf("  --%s %s\n        %s", o->name, o->argument, o->help);
+        if (o->kind == LATER) printf(": not available yet in this version");
+        if (standard != NULL) printf(" (default: %s)", standard);
+        printf("\n");
+    }
+    printf("\nThe last line of standard output is `result NAME=VALUE ...`; weights= is a hash\n"
+           "over every bit of every weight. Exit status: 0, 2 for bad usage, 1 for other\n"
+           "failures.\n");
+}
+
+/* The place of `word` in "one|two|three", or -1. */
+static int find_name(const char *names, const char *word) {
+    const size_t length = strlen(word);
+    for (int place = 0;; place++) {
+        const size_t here = strcspn(names, "|");
+        if (here == length && memcmp(names, word, here) == 0) return place;
+        if (names[here] == '\0') return -1;
+        names += here + 1;
+    }
+}
+
+/* Reads the whole of text as a number in [low, high]. */
+static bool read_number(const char *text, double low, double high, double *value) {
+    char *end = NULL;
+    *value = strtod(text, &end);
+    return end != text && *end == '\0' && *value >= low && *value <= high;
+}
+
+/* Reads the whole of text, digits only. */
+static bool read_whole(const char *text, unsigned long long *value) {
+    const size_t length = strlen(text);
+    errno = 0;
+    *value = strtoull(text, NULL, 10);
+    return length > 0 && strspn(text, "0123456789") == length && errno == 0;
+}
+
+static int set_option(options *opt, const option *o, const char *value) {
+    void *place = (char *)opt + o->offset;
+    unsigned long long whole = 0;
+    switch (o->kind) {
+    case TEXT: *(const char **)place = value; return OK;
+    case COUNT:
+        if (!read_whole(value, &whole) || (double)whole < o->low || (double)whole > o->high)
+            return fail(USAGE, "--%s %s: expected a whole number from %.0f to %.0f", o->name, value,
+                        o->low, o->high);
+        *(long *)place = (long)whole;
+        return OK;
+    case SEED:
+        if (!read_whole(value, place))
+            return fail(USAGE, "--%s %s: expected a whole number", o->name, value);
+        return OK;
+    case NUMBER:
+        if (!read_number(value, o->low, o->high, place))
+            return fail(USAGE, "--%s %s: expected a number from %g to %g", o->name, value, o->low,
+                        o->high);
+        return OK;
+    case CHOICE:
+        *(int *)place = find_name(o->argument, value);
+        if (*(int *)place >= 0) return OK;
+        return fail(USAGE, "--%s %s: expected one of %s", o->name, value, o->argument);
+    case FLAG: *(bool *)place = true; return OK;
+    case LATER: break;
+    }
+    return fail(USAGE, "--%s: %s is not available yet in this version", o->name, o->help);
+}
+
+static const option *find_option(const char *name, size_t length) {
+    for (const option *o = option_table; o < option_table + OPTION_COUNT; o++)
+        if (strlen(o->name) == length && memcmp(o->name, name, length) == 0) return o;
+    return NULL;
+}
+
+/* Takes `--name value`, `--name=value` or `--flag`; the first bad one ends it. */
+static int read_options(options *opt, int argc, char **argv) {
+    for (const option *o = option_table; o < option_table + OPTION_COUNT; o++)
+        if (o->initial != NULL && set_option(opt, o, o->initial) != OK) return FAILED;
+
+    for (int a = 1; a < argc; a++) {
+        const char *word = argv[a];
+        const size_t length = strcspn(word, "=");
+        const char *value = word[length] == '=' ? word + length + 1 : NULL;
+        const option *o = NULL;
+        int status;
+        if (strncmp(word, "--", 2) == 0) o = find_option(word + 2, length - 2);
+        if (o == NULL) return fail(USAGE, "'%s' is not an option; --help lists them", word);
+        if (o->kind == FLAG && value != NULL) return fail(USAGE, "--%s takes no value", o->name);
+        if (o->kind != FLAG && value == NULL) value = argv[++a];
+        if (o->kind != FLAG && (value == NULL || value[0] == '\0'))
+            return fail(USAGE, "--%s: expected %s after it", o->name, o->argument);
+        if ((status = set_option(opt, o, value)) != OK) return status;
+    }
+    return OK;
+}
+
+/*--- drawn digits ---------------------------------------------------------------------------*/
+
+/* Strokes of the ten digits on a grid of 7 x 9: pairs of x and y, strokes separated by a blank. */
+static const char *const glyphs[DIGITS] = {
+    "204062664828060220", "123038",         "021050626308 0868", "0110506253345566581807",
+    "400565 4048",        "600003436566481807", "5020020628486665441405", "006028",
+    "344365674828070534230120404143", "184866624020020324546362",
+};
+
+/* SplitMix64: small, and the same numbers everywhere. */
+static uint64_t next_random(uint64_t *state) {
+    uint64_t z = *state += UINT64_C(0x9e3779b97f4a7c15);
+    z = (z ^ z >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
+    return z ^ z >> 31;
+}
+
+static float between(uint64_t *state, float low, float high) {
+    return low + (high - low) * (float)(next_random(state) >> 40) / 16777216.0f;
+}
+
+/* A pen of the given radius, moved along a straight line over a canvas of SIDE x SIDE. */
+static void draw_line(float *canvas, const float from[2], const float to[2], float radius) {
+    const float dx = to[0] - from[0], dy = to[1] - from[1];
+    const float square = dx * dx + dy * dy + 1e-6f, reach = radius + 1;
+    const int left = (int)fmaxf(0, fminf(from[0], to[0]) - reach);
+    const int right = (int)fminf(SIDE - 1, fmaxf(from[0], to[0]) + reach);
+    const int top = (int)fmaxf(0, fminf(from[1], to[1]) - reach);
+    const int bottom = (int)fminf(SIDE - 1, fmaxf(from[1], to[1]) + reach);
+
+    for (int y = top; y <= bottom; y++)
+        for (int x = left; x <= right; x++) {
+            const float px = (float)x - from[0], py = (float)y - from[1];
+            const float t = fmaxf(0, fminf(1, (px * dx + py * dy) / square));
+            const float ex = px - t * dx, ey = py - t * dy;
+            const float ink = radius + 0.5f - sqrtf(ex * ex + ey * ey);
+            float *pixel = &canvas[y * SIDE + x];
+            *pixel = fmaxf(*pixel, fminf(1, ink));
+        }
+}
+
+/* One digit as if by hand: its points shaken, the whole slanted, stretched and shifted, a pen of
+   some width, specks and noise. */
+static void draw_digit(unsigned char *image, int digit, uint64_t *random) {
+    float canvas[SIDE * SIDE] = {0};
+    const float width = between(random, 1.4f, 2.9f), height = between(random, 1.5f, 2.6f);
+    const float slant = between(random, -0.9f, 0.9f), tilt = between(random, -0.45f, 0.45f);
+    const float middle_x = between(random, 10.5f, 16.5f), middle_y = between(random, 11, 16);
+    const float radius = between(random, 0.3f, 1.6f), ink = between(random, 0.45f, 1);
+    const float noise = between(random, 0, 0.35f);
+    float from[2] = {0, 0}, to[2];
+    bool pen_down = false;
+
+    for (const char *g = glyphs[digit]; *g != '\0'; g += pen_down ? 2 : 1) {
+        if (*g == ' ') {
+            pen_down = false;
+            continue;
+        }
+        const float u = (float)(g[0] - '3') + between(random, -0.6f, 0.6f);
+        const float v = (float)(g[1] - '4') + between(random, -0.6f, 0.6f);
+        to[0] = middle_x + width * u - slant * v;
+        to[1] = middle_y + height * v + tilt * u;
+        if (pen_down) draw_line(canvas, from, to, radius);
+        memcpy(from, to, sizeof from);
+        pen_down = true;
+    }
+    for (int p = 0; p < SIDE * SIDE; p++) {
+        const float speck = next_random(random) % 64 == 0 ? between(random, 0, 1) : 0;
+        const float value = fmaxf(ink * canvas[p], speck) + noise * between(random, -1, 1);
+        image[p] = (unsigned char)(255 * fmaxf(0, fminf(1, value)) + 0.5f);
+    }
+}
+
+/* Digits as the two files of a data set would hold them: magic number and sizes, big-endian, then
+   one byte for each pixel, one for each label. */
+static int draw_digits(pmlp_images *images, size_t rows, uint64_t seed) {
+    const unsigned char count[4] = {0, 0, (unsigned char)(rows >> 8), (unsigned char)rows};
+    const unsigned char image_head[16] = {0, 0, 8, 3, 0, 0, 0, 0, 0, 0, 0, SIDE, 0, 0, 0, SIDE};
+    const unsigned char label_head[8] = {0, 0, 8, 1, 0, 0, 0, 0};
+    const size_t image_size = sizeof image_head + rows * SIDE * SIDE;
+    const size_t label_size = sizeof label_head + rows;
+    unsigned char *image_bytes = malloc(image_size), *label_bytes = malloc(label_size);
+    pmlp_error error = {PMLP_ERROR_MEMORY, 0, 0, 0, "", "out of memory"};
+
+    if (image_bytes != NULL && label_bytes != NULL) {
+        unsigned char *image = image_bytes + sizeof image_head;
+        unsigned char *label = label_bytes + sizeof label_head;
+        memcpy(image_bytes, image_head, sizeof image_head);
+        memcpy(label_bytes, label_head, sizeof label_head);
+        memcpy(image_bytes + 4, count, sizeof count);
+        memcpy(label_bytes + 4, count, sizeof count);
+        for (size_t r = 0; r < rows; r++, image += SIDE * SIDE) {
+            label[r] = (unsigned char)(next_random(&seed) % DIGITS);
+            draw_digit(image, label[r], &seed);
+        }
+        error.result = pmlp_images_parse(image_bytes, image_size, label_bytes, label_size, 0, NULL,
+                                         images, &error);
+    }
+    free(image_bytes);
+    free(label_bytes);
+    if (error.result == PMLP_OK) return OK;
+    return fail(FAILED, "the digits cannot be drawn: %s", error.text);
+}
+
+/*--- what is to be done: data, network, schedule --------------------------------------------*/
+
+/* One model in training, with what has been measured so far. */
+typedef struct run {
+    const char *name;
+    pmlp_model *model;
+    pmlp_trainer *trainer;
+    int workers;
+    float learning_rate;               /* of the first epoch */
+    size_t rows;                       /* trained so far */
+    double seconds;                    /* of training alone */
+    double *waited;                    /* [workers], seconds of those */
+    double train_loss, train_accuracy; /* of the last epoch */
+    double test_loss, test_accuracy;
+    unsigned long long weights;
+} run;
+
+typedef struct job {
+    options opt;
+    pmlp_images train, test;
+    int layers, sizes[MOST_LAYERS + 2];
+    pmlp_schedule_kind kind;
+    pmlp_schedule *custom; /* from a file, or NULL */
+    run serial, pipeline;
+} job;
+
+static int load_images(const char *dir, const char *set, size_t limit, pmlp_images *images) {
+    enum { ROOM = 4096 };
+    char image_path[ROOM], label_path[ROOM];
+    pmlp_error error = {0};
+    const int a = snprintf(image_path, ROOM, "%s/%s-images-idx3-ubyte", dir, set);
+    const int b = snprintf(label_path, ROOM, "%s/%s-labels-idx1-ubyte", dir, set);
+
+    if (a < 0 || b < 0 || a >= ROOM || b >= ROOM)
+        return fail(USAGE, "--data: the name of the directory is too long");
+    if (pmlp_images_load(image_path, label_path, limit, NULL, images, &error) != PMLP_OK)
+        return fail(FAILED, "--data %s: %s", dir, error.text);
+    if (images->rows == 0) return fail(FAILED, "--data: %s holds no images", image_path);
+    return OK;
+}
+
+static int prepare_data(job *j) {
+    const options *opt = &j->opt;
+    size_t limit = (size_t)opt->limit;
+    int status;
+
+    if (opt->data == NULL) {
+        if (limit == 0 || limit > DRAWN_TRAIN) limit = DRAWN_TRAIN;
+        if (!opt->quiet)
+            fprintf(stderr, "no --data: training on %lu digits drawn by this program\n",
+                    (unsigned long)limit);
+        status = draw_digits(&j->train, limit, 2 * opt->seed);
+        return status != OK ? status : draw_digits(&j->test, DRAWN_TEST, 2 * opt->seed + 1);
+    }
+    status = load_images(opt->data, "train", limit, &j->train);
+    if (status == OK) status = load_images(opt->data, "t10k", 0, &j->test);
+    if (status != OK) return status;
+    if (j->train.height != j->test.height || j->train.width != j->test.width)
+        return fail(FAILED, "--data %s: training images of %lux%lu, but test images of %lux%lu",
+                    opt->data, (unsigned long)j->train.height, (unsigned long)j->train.width,
+                    (unsigned long)j->test.height, (unsigned long)j->test.width);
+    return OK;
+}
+
+/* --layers into j->sizes, from place 1; the ends are for the data to fill. */
+static int prepare_layers(job *j) {
+    const char *text = j->opt.layers;
+    j->layers = 0;
+    while (*text != '\0') {
+        char *end = NULL;
+        const long size = isdigit((unsigned char)*text) ? strtol(text, &end, 10) : 0;
+        if (size < 1 || size > MOST_WIDTH || (*end != ',' && *end != '\0') ||
+            (*end == ',' && end[1] == '\0') || ++j->layers > MOST_LAYERS)
+            return fail(USAGE, "--layers %s: expected at most %d numbers from 1 to %d with commas "
+                        "between them", j->opt.layers, MOST_LAYERS, MOST_WIDTH);
+        j->sizes[j->layers] = (int)size;
+        text = *end == ',' ? end + 1 : end;
+    }
+    j->layers++; /* the one that gives the classes */
+    return OK;
+}
+
+/* The whole file, in memory of its own; NULL if it cannot be read. */
+static char *read_file(const char *path, size_t *size) {
+    enum { CHUNK = 65536 };
+    FILE *file = fopen(path, "rb");
+    char *text = NULL;
+    size_t got = CHUNK;
+    bool good = file != NULL;
+
+    *size = 0;
+    while (good && got == CHUNK) {
+        char *larger = realloc(text, *size + CHUNK);
+        good = larger != NULL;
+        if (!good) break;
+        text = larger;
+        got = fread(text + *size, 1, CHUNK, file);
+        *size += got;
+        good = !ferror(file);
+    }
+    if (file != NULL) fclose(file);
+    if (good) return text;
+    free(text);
+    return NULL;
+}
+
+/* The most stages that one worker has. */
+static int stages_per_worker(const pmlp_schedule *schedule) {
+    int most = 0;
+    for (int w = 0; w < pmlp_schedule_workers(schedule); w++) {
+        int mine = 0;
+        for (int s = 0; s < pmlp_schedule_stages(schedule); s++)
+            mine += pmlp_schedule_stage_worker(schedule, s) == w;
+        if (mine > most) most = mine;
+    }
+    return most;
+}
+
+/* A schedule from a file: read, proved, and not at odds with the other options. */
+static int prepare_custom(job *j) {
+    const options *opt = &j->opt;
+    const char *path = opt->schedule;
+    pmlp_error error = {0};
+    size_t size = 0;
+    char *text = read_file(path, &size);
+    int workers, microbatches;
+
+    if (text == NULL)
+        return fail(USAGE, "--schedule %s: neither one of sequential, gpipe, 1f1b nor a file that "
+                    "can be read", path);
+    if (pmlp_schedule_parse(text, size, NULL, &j->custom, &error) == PMLP_OK)
+        pmlp_schedule_check(j->custom, 0, NULL, &error);
+    free(text);
+    if (error.result != PMLP_OK) return fail(FAILED, "--schedule %s: %s", path, error.text);
+
+    workers = pmlp_schedule_workers(j->custom);
+    microbatches = pmlp_schedule_microbatches(j->custom);
+    if (opt->workers != 0 && opt->workers != workers)
+        return fail(USAGE, "--workers %ld: the schedule in %s has %d", opt->workers, path, workers);
+    if (opt->microbatches != 0 && opt->microbatches != microbatches)
+        return fail(USAGE, "--microbatches %ld: the schedule in %s has %d", opt->microbatches, path,
+                    microbatches);
+    if (opt->virtual_stages != 0 && opt->virtual_stages != stages_per_worker(j->custom))
+        return fail(USAGE, "--virtual %ld: the schedule in %s has %d", opt->virtual_stages, path,
+                    stages_per_worker(j->custom));
+    return OK;
+}
+
+/* --schedule, and how many workers, stages and micro-batches that makes. */
+static int prepare_schedule(job *j) {
+    static const char later[] = "eager-1f1b|interleaved|looped-bfs|zb-h1|zb-h2|zb-v|dualpipe-v|"
+                                "auto|pipedream|pipedream-2bw";
+    options *opt = &j->opt;
+    int stages, status;
+
+    for (int k = PMLP_SCHEDULE_DEFAULT + 1; k < PMLP_SCHEDULE_KIND_COUNT; k++)
+        if (strcmp(opt->schedule, pmlp_schedule_kind_name((pmlp_schedule_kind)k)) == 0)
+            j->kind = (pmlp_schedule_kind)k;
+    if (find_name(later, opt->schedule) >= 0)
+        return fail(USAGE, "--schedule %s is not available yet in this version", opt->schedule);
+    if (j->kind == PMLP_SCHEDULE_DEFAULT && (status = prepare_custom(j)) != OK) return status;
+    if (j->custom == NULL && opt->virtual_stages > 1)
+        return fail(USAGE, "--virtual %ld: more than one stage per worker is not available yet for "
+                    "--schedule %s", opt->virtual_stages, opt->schedule);
+
+    if (opt->workers == 0) opt->workers = opt->compare || opt->verify != 0 ? 2 : 1;
+    if (opt->microbatches == 0) opt->microbatches = opt->workers > 1 ? 4 : 1;
+    if (j->custom != NULL) {
+        opt->workers = pmlp_schedule_workers(j->custom);
+        opt->microbatches = pmlp_schedule_microbatches(j->custom);
+    }
+    stages = j->custom != NULL ? pmlp_schedule_stages(j->custom) : (int)opt->workers;
+    if (stages > j->layers && j->custom != NULL)
+        return fail(USAGE, "--schedule %s: its %d stages cannot be cut from %d layers "
+                    "(--layers %s)", opt->schedule, stages, j->layers, opt->layers);
+    if (stages > j->layers)
+        return fail(USAGE, "--workers %d: as many stages cannot be cut from %d layers "
+                    "(--layers %s)", stages, j->layers, opt->layers);
+    return OK;
+}
+
+/* Everything that can be refused before any work is done, then the data. */
+static int prepare(job *j) {
+    const options *opt = &j->opt;
+    int classes = 2, status;
+
+    if (opt->backend != 0)
+        return fail(USAGE, "--backend cuda is not available yet in this version");
+    if (opt->momentum > 0 && opt->optimizer != 1 && opt->optimizer != 2)
+        return fail(USAGE, "--momentum has a meaning only with --optimizer momentum or nesterov");
+    if (opt->compare && opt->verify != 0)
+        return fail(USAGE, "--compare and --verify cannot be used together");
+    if ((status = prepare_layers(j)) != OK || (status = prepare_schedule(j)) != OK ||
+        (status = prepare_data(j)) != OK)
+        return status;
+
+    for (size_t r = 0; r < j->train.rows; r++)
+        if (j->train.labels[r] >= classes) classes = j->train.labels[r] + 1;
+    for (size_t r = 0; r < j->test.rows; r++)
+        if (j->test.labels[r] >= classes) classes = j->test.labels[r] + 1;
+    j->sizes[0] = (int)(j->train.height * j->train.width);
+    j->sizes[j->layers] = classes;
+    return OK;
+}
+
+/*--- training -------------------------------------------------------------------------------*/
+
+/* What the updating line on a terminal needs to know. */
+typedef struct progress {
+    const run *who;
+    long epoch, epochs;
+    double rows_before, rows_in_all; /* of every run of this program */
+    double seconds_before, drawn;    /* drawn: stats->seconds of the last drawing */
+} progress;
+
+static bool draw_progress(const pmlp_stats *stats, void *user) {
+    progress *p = user;
+    const bool last = stats->rows == stats->total_rows;
+    if (stats->seconds >= p->drawn + 0.1 || (last && p->drawn > 0)) {
+        const double done = p->rows_before + (double)stats->rows;
+        const double left = (p->seconds_before + stats->seconds) * (p->rows_in_all - done) / done;
+        const double percent = 100 * (double)stats->rows / (double)stats->total_rows;
+        char line[128];
+        snprintf(line, sizeof line,
+                 "epoch %ld/%ld %s %3.0f %%  loss %.4f  accuracy %.4f  %.0f samples/s  ETA %.0f s",
+                 p->epoch, p->epochs, p->who->name, percent, stats->loss, stats->accuracy,
+                 stats->samples_per_second, left);
+        fprintf(stderr, "\r%-79s", line);
+        p->drawn = stats->seconds;
+    }
+    return true;
+}
+
+static pmlp_trainer_desc trainer_desc(const job *j) {
+    const options *opt = &j->opt;
+    return (pmlp_trainer_desc){
+        .workers = (int)opt->workers,
+        .microbatches = (int)opt->microbatches,
+        .batch = (size_t)opt->batch,
+        .schedule = j->kind,
+        .custom = j->custom,
+        .optimizer = (pmlp_optimizer)(PMLP_SGD + opt->optimizer),
+        .learning_rate = (float)opt->lr,
+        .momentum = (float)opt->momentum,
+        .weight_decay = (float)opt->weight_decay,
+        .clip_norm = (float)opt->clip,
+        .seed = opt->seed,
+        .no_threads = opt->no_threads,
+    };
+}
+
+/* The best serial run: one worker, the whole batch at once. */
+static pmlp_trainer_desc serial_desc(const job *j) {
+    pmlp_trainer_desc desc = trainer_desc(j);
+    desc.workers = desc.microbatches = 1;
+    desc.schedule = PMLP_SCHEDULE_SEQUENTIAL;
+    desc.custom = NULL;
+    return desc;
+}
+
+static int create_model(const job *j, pmlp_model **model) {
+    const pmlp_model_desc desc = {
+        .layers = j->layers,
+        .sizes = j->sizes,
+        .loss = (pmlp_loss)(PMLP_LOSS_XENT + j->opt.loss),
+        .seed = j->opt.seed,
+    };
+    pmlp_error error = {0};
+    if (pmlp_model_create(&desc, model, &error) == PMLP_OK) return OK;
+    return fail(FAILED, "the network cannot be created: %s", error.text);
+}
+
+static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run *r) {
+    pmlp_error error = {0};
+    int status;
+
+    if (!j->opt.quiet && isatty(STDERR_FILENO)) {
+        desc.progress = draw_progress;
+        desc.progress_user = shown;
+    }
+    if ((status = create_model(j, &r->model)) != OK) return status;
+    if (pmlp_trainer_create(r->model, &desc, &r->trainer, &error) != PMLP_OK)
+        return fail(FAILED, "the trainer cannot be created: %s", error.text);
+    r->workers = pmlp_schedule_workers(pmlp_trainer_schedule(r->trainer));
+    r->learning_rate = pmlp_trainer_query_desc(r->trainer).learning_rate;
+    r->waited = calloc((size_t)r->workers, sizeof *r->waited);
+    return r->waited != NULL ? OK : fail(FAILED, "out of memory");
+}
+
+static void end_run(run *r) {
+    pmlp_trainer_destroy(r->trainer);
+    pmlp_model_destroy(r->model);
+    free(r->waited);
+}
+
+static int train_epoch(const job *j, run *r, progress *shown) {
+    const pmlp_data data = {.rows = j->train.rows, .x = j->train.x, .labels = j->train.labels};
+    const float left = (float)(shown->epochs - shown->epoch + 1) / (float)shown->epochs;
+    const float decay = j->opt.lr_decay == 0 ? left : 1;
+    pmlp_stats stats = {0};
+    pmlp_result result;
+
+    shown->who = r;
+    shown->drawn = 0;
+    result = pmlp_trainer_set_learning_rate(r->trainer, decay * r->learning_rate);
+    if (result == PMLP_OK) result = pmlp_trainer_epoch(r->trainer, &data, &stats);
+    if (shown->drawn > 0) fprintf(stderr, "\r%79s\r", "");
+    if (result != PMLP_OK)
+        return fail(FAILED, "training stopped: %s", pmlp_trainer_error(r->trainer)->text);
+    if (!isfinite(stats.loss))
+        return fail(FAILED, "training diverged in epoch %ld: --lr must be smaller", shown->epoch);
+
+    shown->rows_before += (double)stats.rows;
+    shown->seconds_before += stats.seconds;
+    r->rows += stats.rows;
+    r->seconds += stats.seconds;
+    r->train_loss = stats.loss;
+    r->train_accuracy = stats.accuracy;
+    for (int w = 0; w < r->workers && w < stats.workers; w++)
+        r->waited[w] += stats.idle[w] * stats.seconds;
+    return OK;
+}
+
+static int test_run(const job *j, run *r) {
+    const pmlp_data data = {.rows = j->test.rows, .x = j->test.x, .labels = j->test.labels};
+    pmlp_stats stats = {0};
+    if (pmlp_trainer_eval(r->trainer, &data, &stats) != PMLP_OK)
+        return fail(FAILED, "testing stopped: %s", pmlp_trainer_error(r->trainer)->text);
+    r->test_loss = stats.loss;
+    r->test_accuracy = stats.accuracy;
+    return OK;
+}
+
+/* Test results and the weights word of a run that has trained all its epochs. */
+static int finish_run(const job *j, run *r) {
+    pmlp_error error = {0};
+    uint64_t hash = 0;
+    const int status = test_run(j, r);
+    if (status != OK) return status;
+    if (pmlp_trainer_sync(r->trainer) != PMLP_OK)
+        return fail(FAILED, "the weights cannot be read: %s", pmlp_trainer_error(r->trainer)->text);
+    if (pmlp_model_hash(r->model, &hash, &error) != PMLP_OK)
+        return fail(FAILED, "the weights cannot be read: %s", error.text);
+    r->weights = hash;
+    return OK;
+}
+
+/*--- results --------------------------------------------------------------------------------*/
+
+/* The line for programs, without its end. */
+static void print_result(const job *j, const run *r) {
+    const pmlp_trainer_desc desc = pmlp_trainer_query_desc(r->trainer);
+    const pmlp_schedule *schedule = pmlp_trainer_schedule(r->trainer);
+
+    printf("result backend=cpu schedule=");
+    for (const char *c = j->opt.schedule; *c != '\0'; c++)
+        putchar(isspace((unsigned char)*c) ? '_' : *c);
+    printf(" workers=%d virtual=%d microbatches=%d batch=%lu epochs=%ld", r->workers,
+           stages_per_worker(schedule), pmlp_schedule_microbatches(schedule),
+           (unsigned long)desc.batch, j->opt.epochs);
+    printf(" seconds=%.3f samples_per_second=%.0f train_loss=%.4f test_accuracy=%.4f", r->seconds,
+           (double)r->rows / r->seconds, r->train_loss, r->test_accuracy);
+    printf(" weights=%016llx", r->weights);
+}
+
+static void print_network(const job *j) {
+    printf("network ");
+    for (int l = 0; l <= j->layers; l++) printf(l > 0 ? "-%d" : "%d", j->sizes[l]);
+    printf(", batch %ld, %ld epoch%s of %lu images\n\n", j->opt.batch, j->opt.epochs,
+           j->opt.epochs == 1 ? "" : "s", (unsigned long)j->train.rows);
+}
+
+static void print_table(const run *serial, const run *parallel, double speedup, bool identical) {
+    printf("                    regular           parallel\n"
+           "  time              %-16.3f  %.3f s\n", serial->seconds, parallel->seconds);
+    printf("  samples/s         %-16.0f  %.0f\n", (double)serial->rows / serial->seconds,
+           (double)parallel->rows / parallel->seconds);
+    printf("  training loss     %-16.4f  %.4f\n", serial->train_loss, parallel->train_loss);
+    printf("  test accuracy     %-16.4f  %.4f\n", serial->test_accuracy, parallel->test_accuracy);
+    printf("  weights           %016llx  %016llx  %s\n\n", serial->weights, parallel->weights,
+           identical ? "identical" : "DIFFERENT");
+    printf("  speedup           %.2fx\n"
+           "  improvement       %.1f %% of the regular time saved\n\n", speedup,
+           100 * (1 - parallel->seconds / serial->seconds));
+}
+
+/* Multiply-adds per row of one stage. A layer's forward, its weights' gradient and its input's
+   gradient cost the same, but the first layer of the network never needs the last. */
+static void stage_costs(const job *j, const pmlp_stage_info *stage, double *f, double *i,
+                        double *w) {
+    *f = *i = *w = 0;
+    for (int l = stage->first_layer; l < stage->first_layer + stage->layers; l++) {
+        const double cost = (double)j->sizes[l] * (double)j->sizes[l + 1];
+        *f += cost;
+        *w += cost;
+        if (l > 0) *i += cost;
+    }
+}
+
+/* Which layers ran where, and how long each worker waited. */
+static void print_stages(const job *j, const run *r) {
+    const int stages = pmlp_schedule_stages(pmlp_trainer_schedule(r->trainer));
+    printf("  stage  worker  share of arithmetic  worker's idle time  layers\n");
+    for (int s = 0; s < stages; s++) {
+        pmlp_stage_info info = {0};
+        if (pmlp_trainer_stage(r->trainer, s, &info) != PMLP_OK) continue;
+        printf("  %5d  %6d  %17.1f %%  %16.1f %%  ", s, info.worker, 100 * info.cost,
+               100 * r->waited[info.worker] / r->seconds);
+        for (int l = info.first_layer; l <= info.first_layer + info.layers; l++)
+            printf(l > info.first_layer ? "-%d" : "%d", j->sizes[l]);
+        printf("\n");
+    }
+    printf("\n");
+}
+
+/* The speedup that this cut allows: *by_cut if the costliest worker never waited, *by_both if it
+   waits only where the schedule says so, while the pipeline fills and drains. */
+static int find_bounds(const job *j, const run *r, double *by_cut, double *by_both) {
+    const pmlp_schedule *schedule = pmlp_trainer_schedule(r->trainer);
+    const int stages = pmlp_schedule_stages(schedule);
+    double f[MOST_LAYERS + 1], i[MOST_LAYERS + 1], w[MOST_LAYERS + 1], all = 0;
+    pmlp_simulation simulation = {0};
+    pmlp_schedule *lists = NULL; /* as they run: a gradient leaves before its W */
+    pmlp_error error = {0};
+
+    for (int s = 0; s < stages; s++) {
+        pmlp_stage_info info = {0};
+        if (pmlp_trainer_stage(r->trainer, s, &info) != PMLP_OK)
+            return fail(FAILED, "%s", pmlp_trainer_error(r->trainer)->text);
+        stage_costs(j, &info, &f[s], &i[s], &w[s]);
+        all += (f[s] + i[s] + w[s]) * pmlp_schedule_microbatches(schedule);
+    }
+    const pmlp_costs costs = {.f = f, .i = i, .w = w};
+    if (pmlp_schedule_lower(schedule, &lists, &error) == PMLP_OK)
+        pmlp_schedule_simulate(lists, &costs, NULL, &simulation, &error);
+    pmlp_schedule_destroy(lists);
+    if (error.result != PMLP_OK)
+        return fail(FAILED, "the schedule cannot be simulated: %s", error.text);
+    *by_cut = all / simulation.busiest;
+    *by_both = all / simulation.makespan;
+    return OK;
+}
+
+/*--- the three things this program does -----------------------------------------------------*/
+
+static int train_one(job *j) {
+    run *r = &j->pipeline;
+    progress shown = {.epochs = j->opt.epochs};
+    int status = begin_run(j, trainer_desc(j), &shown, r);
+
+    r->name = "training";
+    shown.rows_in_all = (double)j->train.rows * (double)j->opt.epochs;
+    for (shown.epoch = 1; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
+        status = train_epoch(j, r, &shown);
+        if (status != OK || j->opt.quiet || (status = test_run(j, r)) != OK) continue;
+        fprintf(stderr, "epoch %ld/%ld  loss %.4f  accuracy %.4f  test accuracy %.4f  %.2f s\n",
+                shown.epoch, shown.epochs, r->train_loss, r->train_accuracy, r->test_accuracy,
+                r->seconds);
+    }
+    if (status != OK || (status = finish_run(j, r)) != OK) return status;
+    print_result(j, r);
+    printf("\n");
+    return OK;
+}
+
+/* Serial and pipelined epochs take turns, and so does who begins, so that a machine that becomes
+   slower or faster meanwhile is unfair to neither. The threads of the one that waits are asleep. */
+static int train_both(job *j) {
+    progress shown = {.epochs = j->opt.epochs};
+    int status = begin_run(j, serial_desc(j), &shown, &j->serial);
+
+    shown.rows_in_all = 2 * (double)j->train.rows * (double)j->opt.epochs;
+    if (status == OK) status = begin_run(j, trainer_desc(j), &shown, &j->pipeline);
+    for (shown.epoch = 1; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
+        run *first = shown.epoch % 2 == 1 ? &j->serial : &j->pipeline;
+        run *second = first == &j->serial ? &j->pipeline : &j->serial;
+        status = train_epoch(j, first, &shown);
+        if (status == OK) status = train_epoch(j, second, &shown);
+        if (status != OK || j->opt.quiet) continue;
+        fprintf(stderr, "epoch %ld/%ld  loss %.4f  accuracy %.4f  serial %.2f s, pipelined %.2f s "
+                "so far\n", shown.epoch, shown.epochs, j->pipeline.train_loss,
+                j->pipeline.train_accuracy, j->serial.seconds, j->pipeline.seconds);
+    }
+    if (status == OK) status = finish_run(j, &j->serial);
+    return status != OK ? status : finish_run(j, &j->pipeline);
+}
+
+static bool same_bits(double a, double b) {
+    return memcmp(&a, &b, sizeof a) == 0;
+}
+
+static int compare(job *j) {
+    const run *serial = &j->serial, *pipeline = &j->pipeline;
+    double speedup, by_cut = 0, by_both = 0;
+    bool identical;
+    int status = train_both(j);
+
+    if (status == OK) status = find_bounds(j, pipeline, &by_cut, &by_both);
+    if (status != OK) return status;
+    speedup = serial->seconds / pipeline->seconds;
+    identical = serial->weights == pipeline->weights &&
+                same_bits(serial->train_loss, pipeline->train_loss) &&
+                same_bits(serial->test_loss, pipeline->test_loss);
+
+    print_network(j);
+    print_table(serial, pipeline, speedup, identical);
+    print_stages(j, pipeline);
+    printf("  bound of a cut between whole layers, counted in multiply-adds:\n"
+           "    %.2fx by the balance of the %d workers\n"
+           "    %.2fx with fill and drain of the schedule on top; %.0f %% of that was reached\n\n",
+           by_cut, pipeline->workers, by_both, 100 * speedup / by_both);
+    print_result(j, pipeline);
+    printf(" speedup=%.2f identical=%s\n", speedup, identical ? "yes" : "no");
+    return identical ? OK : FAILED;
+}
+
+static int verify(job *j) {
+    const pmlp_data data = {.rows = j->train.rows, .x = j->train.x, .labels = j->train.labels};
+    pmlp_trainer_desc desc = trainer_desc(j);
+    pmlp_verify_report report = {0};
+    pmlp_error error = {0};
+    pmlp_model **model = &j->pipeline.model;
+    int status = create_model(j, model);
+
+    if (status != OK) return status;
+    desc.gradient_norm = true;
+    if (pmlp_verify(*model, &desc, &data, (int)j->opt.verify, &report, &error) != PMLP_OK)
+        return fail(FAILED, "--verify: %s", error.text);
+    if (!report.identical)
+        return fail(FAILED, "--verify: in step %d the %s of layer %d differs at [%lu][%lu]: "
+                    "pipelined %.9g, serial %.9g", report.steps, report.what, report.layer,
+                    (unsigned long)report.row, (unsigned long)report.column, report.pipeline,
+                    report.serial);
+    printf("verify steps=%d identical=yes weights=%016llx\n", report.steps,
+           (unsigned long long)report.hash);
+    return OK;
+}
+
+int main(int argc, char **argv) {
+    job j = {.serial = {.name = "serial"}, .pipeline = {.name = "pipelined"}};
+    int status = read_options(&j.opt, argc, argv);
+
+    if (status == OK && j.opt.help) {
+        print_help();
+    } else if (status == OK && (status = prepare(&j)) == OK) {
+        if (j.opt.verify != 0)
+            status = verify(&j);
+        else
+            status = j.opt.compare ? compare(&j) : train_one(&j);
+    }
+    end_run(&j.serial);
+    end_run(&j.pipeline);
+    pmlp_schedule_destroy(j.custom);
+    pmlp_images_free(&j.train);
+    pmlp_images_free(&j.test);
+    if (fflush(stdout) != 0 || ferror(stdout))
+        status = fail(FAILED, "standard output cannot be written");
+    return status;
+}

@@ -1,0 +1,350 @@
+#!/usr/bin/env bash
+# The programs of examples/ as their users see them: what they print, one weights word however the
+# work is cut, and one sentence for every bad option or file.
+#
+#     bash tests/test_cli.sh         PMLP_TEST_QUICK=1 trains less
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+work=build/test/cli
+quick=${PMLP_TEST_QUICK:-0}
+passed=0 failed=0
+word='[0-9a-f]\{16\}'
+
+ok() { echo "ok   cli: $*"; passed=$((passed + 1)); }
+bad() { echo "FAIL cli: $*"; failed=$((failed + 1)); }
+end() {
+    echo "$passed passed, $failed failed"
+    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+    exit
+}
+
+rm -rf "$work"
+mkdir -p "$work"
+if ! make --no-print-directory examples > "$work/make.log" 2>&1; then
+    tail -n 20 "$work/make.log"
+    bad "make examples"
+    end
+fi
+if grep -q 'warning:' "$work/make.log"; then
+    grep 'warning:' "$work/make.log" | head -n 5
+    bad "make examples: warnings"
+else
+    ok "make examples, no warning"
+fi
+train=build/train
+
+# --- the numbered examples -------------------------------------------------------------------------
+
+example() { # NAME PATTERN...: exit status 0, nothing on stderr, a line for each pattern
+    local name=$1 pattern
+    shift
+    if ! timeout 120 "build/$name" > "$work/$name.out" 2> "$work/$name.err" < /dev/null; then
+        tail -n 5 "$work/$name.out" "$work/$name.err"
+        bad "$name: exit status not 0"
+        return 1
+    fi
+    if [ -s "$work/$name.err" ]; then
+        bad "$name: writes to stderr: $(head -n 1 "$work/$name.err")"
+        return 1
+    fi
+    for pattern in "$@"; do
+        if ! grep -q "$pattern" "$work/$name.out"; then
+            bad "$name: prints no '$pattern'"
+            return 1
+        fi
+    done
+}
+
+if example 01_xor '^0 xor 0 = 0 ' '^0 xor 1 = 1 ' '^1 xor 0 = 1 ' '^1 xor 1 = 0 ' 'loss 0\.[0-9]'; then
+    ok "01_xor: $(tail -n 1 "$work/01_xor.out")"
+fi
+if example 02_pipeline "loss .*weights $word" 'every bit equal'; then
+    lines=$(grep -c "loss .*weights $word" "$work/02_pipeline.out")
+    kinds=$(grep "loss .*weights $word" "$work/02_pipeline.out" | sort -u | wc -l)
+    if [ "$lines" -ge 2 ] && [ "$kinds" = 1 ]; then
+        ok "02_pipeline: $lines runs, one loss, one weights word"
+    else
+        bad "02_pipeline: $lines runs, $kinds different results"
+    fi
+fi
+if example 03_schedules '^sequential' '^gpipe' '^1f1b' 'F0.*F1' 'PMLP_ERROR_SCHEDULE' \
+        'PMLP_ERROR_DEADLOCK' '^all as expected$'; then
+    ok "03_schedules: three timelines, two refusals"
+fi
+for source in examples/*.c; do # each says how it is compiled, and is
+    name=$(basename "$source" .c)
+    line=$(sed -n 's/^ *\(cc .*\.c .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1)
+    read -r line <<< "${line%%[[:space:]]\*/}"
+    mkdir -p "$work/alone/examples"
+    cp pipemlp.h "$work/alone/"
+    cp "$source" "$work/alone/examples/"
+    if [ -z "$line" ]; then
+        bad "$source does not say how to compile it"
+    elif ! (cd "$work/alone/examples" && bash -c "$line" && [ -x "$name" ]) > "$work/$name.log" 2>&1; then
+        head -n 5 "$work/$name.log"
+        bad "$source does not compile with its own line: $line"
+    else
+        ok "$name compiles alone, as it says: $line"
+    fi
+done
+
+# --- a training ---------------------------------------------------------------------------------------
+
+fields='backend schedule workers virtual microbatches batch epochs seconds samples_per_second'
+fields="$fields train_loss test_accuracy weights"
+
+# The last line of stdout is `result`, every field once and in order, numbers where numbers belong.
+parseable() { # FILE EXTRA_FIELDS
+    local names name value
+    names=$(tail -n 1 "$1" | sed -n 's/^result //p' | tr ' ' '\n' | sed 's/=.*//' | tr '\n' ' ')
+    [ "${names% }" = "$fields$2" ] || return 1
+    for name in workers virtual microbatches batch epochs seconds samples_per_second train_loss \
+            test_accuracy; do
+        value=$(field "$1" $name)
+        [[ $value =~ ^[0-9]+(\.[0-9]+)?$ ]] || return 1
+    done
+    [[ $(field "$1" weights) =~ ^[0-9a-f]{16}$ ]]
+}
+
+field() { tail -n 1 "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"; }
+
+data=()
+from="digits that the program draws"
+limit=12800
+if [ -f build/data/train-images-idx3-ubyte ] && [ -f build/data/t10k-labels-idx1-ubyte ]; then
+    data=(--data build/data)
+    from="build/data"
+fi
+[ "$quick" = 0 ] || limit=1280
+counts=(1 2 3 5 8 16)
+workers=(1 2 3 4)
+schedules=(sequential gpipe 1f1b)
+[ "$quick" = 0 ] || counts=(1 3 8) workers=(1 2 4)
+
+first="" runs=0 wrong=""
+for p in "${workers[@]}"; do
+    for m in "${counts[@]}"; do
+        for schedule in "${schedules[@]}"; do
+            out=$work/train-$p-$m-$schedule
+            if ! timeout 120 $train "${data[@]}" --limit $limit --epochs 1 --quiet --workers "$p" \
+                    --microbatches "$m" --schedule "$schedule" > "$out" 2> "$out.err" < /dev/null; then
+                wrong="exit status not 0: $(head -n 1 "$out.err")"
+            elif [ -s "$out.err" ]; then
+                wrong="--quiet, and yet on stderr: $(head -n 1 "$out.err")"
+            elif ! parseable "$out" ''; then
+                wrong="cannot be parsed: $(tail -n 1 "$out")"
+            elif [ "$(field "$out" workers) $(field "$out" microbatches) $(field "$out" schedule)" != \
+                    "$p $m $schedule" ]; then
+                wrong="says something else: $(tail -n 1 "$out")"
+            elif [ -n "$first" ] && [ "$(field "$out" weights)" != "$first" ]; then
+                wrong="weights $(field "$out" weights), not $first"
+            fi
+            [ -n "$first" ] || first=$(field "$out" weights)
+            runs=$((runs + 1))
+            [ -z "$wrong" ] || { wrong="$p workers, $m micro-batches, $schedule: $wrong"; break 3; }
+        done
+    done
+done
+if [ -n "$wrong" ]; then
+    bad "train --limit $limit: $wrong"
+else
+    ok "train --limit $limit on $from: $runs ways to cut the work, one weights word $first"
+fi
+
+# Other options end at the same word, or at another one where they must.
+small=(--limit 640 --epochs 2 --layers "24,16,12" --quiet)
+word_of() { # OPTIONS...: the weights word, or what went wrong
+    if timeout 60 $train "${data[@]}" "${small[@]}" "$@" > "$work/word" 2> "$work/word.err" < /dev/null; then
+        field "$work/word" weights
+    else
+        echo "error: $(head -n 1 "$work/word.err")"
+    fi
+}
+base=$(word_of)
+same() { # OPTIONS...
+    local other
+    other=$(word_of "$@")
+    if [[ $base =~ ^[0-9a-f]{16}$ ]] && [ "$other" = "$base" ]; then ok "train $*: the same word"
+    else bad "train $*: $other, not $base"
+    fi
+}
+different() { # OPTIONS...
+    local other piped
+    other=$(word_of "$@")
+    piped=$(word_of "$@" --workers 3 --microbatches 5)
+    if [[ $other =~ ^[0-9a-f]{16}$ ]] && [ "$other" != "$base" ] && [ "$piped" = "$other" ]; then
+        ok "train $*: another word, the same from a pipeline"
+    else
+        bad "train $*: $other, from a pipeline $piped, without $base"
+    fi
+}
+printf '0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n' > "$work/two.csv"
+same --workers 4 --no-threads
+same --workers=2 --schedule "$work/two.csv"
+same --loss xent --batch 128 --seed 1 --backend cpu --virtual 1 --cut layers
+different --seed 2
+different --loss mse
+different --batch 100
+different --optimizer adam
+different --optimizer sgd --lr 0.02
+different --optimizer nesterov --clip 0.5 --weight-decay 0.01
+
+if timeout 60 $train "${data[@]}" --limit 640 --layers 24,16,12 --workers 2 --verify 5 --quiet \
+        > "$work/verify" 2>&1 < /dev/null && grep -q "^verify steps=5 identical=yes weights=$word\$" "$work/verify"
+then ok "train --verify 5: $(tail -n 1 "$work/verify")"
+else bad "train --verify 5: $(tail -n 1 "$work/verify")"
+fi
+
+if ! timeout 120 $train "${data[@]}" --limit 2560 --epochs 1 --workers 2 --compare --quiet \
+        > "$work/compare" 2> "$work/compare.err" < /dev/null; then
+    bad "train --compare: exit status not 0: $(head -n 1 "$work/compare.err")"
+elif ! parseable "$work/compare" ' speedup identical' || [ "$(field "$work/compare" identical)" != yes ]; then
+    bad "train --compare: $(tail -n 1 "$work/compare")"
+elif ! grep -q 'regular .*parallel' "$work/compare" || ! grep -q '^ *time .*[0-9]\.[0-9]' "$work/compare" ||
+        ! grep -q '^ *speedup .*[0-9]\.[0-9]' "$work/compare" || ! grep -q '^ *improvement ' "$work/compare" ||
+        ! grep -q 'accuracy' "$work/compare"; then
+    bad "train --compare: the table lacks a line"
+else
+    ok "train --compare: the table, speedup=$(field "$work/compare" speedup), identical=yes"
+fi
+
+if $train --help > "$work/help" 2> "$work/help.err" < /dev/null && [ ! -s "$work/help.err" ]; then
+    lost=""
+    for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
+            backend limit save save-every load resume trace svg compare quiet help; do
+        grep -q -e "--$option\b" "$work/help" || lost="$lost --$option"
+    done
+    if [ -z "$lost" ]; then ok "train --help lists every option"; else bad "train --help lacks$lost"; fi
+else
+    bad "train --help: exit status not 0, or text on stderr"
+fi
+
+# --- what is refused ----------------------------------------------------------------------------------
+
+refused=0
+refuse() { # STATUS THING OPTIONS...
+    local status=$1 thing=$2 got
+    shift 2
+    timeout 60 $train "$@" > "$work/refused.out" 2> "$work/refused.err" < /dev/null
+    got=$?
+    if [ $got -ne "$status" ]; then bad "train $*: exit status $got, not $status"
+    elif [ -s "$work/refused.out" ]; then bad "train $*: writes to stdout"
+    elif [ "$(wc -l < "$work/refused.err")" -ne 1 ]; then
+        bad "train $*: $(wc -l < "$work/refused.err") lines on stderr"
+    elif ! grep -q -F -e "$thing" "$work/refused.err"; then
+        bad "train $*: does not name $thing: $(cat "$work/refused.err")"
+    elif [ "$(wc -w < "$work/refused.err")" -lt 4 ]; then
+        bad "train $*: no sentence: $(cat "$work/refused.err")"
+    else
+        refused=$((refused + 1))
+    fi
+}
+refusals() { # TEXT
+    [ "$failed" != "$failed_before" ] || ok "$1: $refused options refused, one line each"
+    failed_before=$failed refused=0
+}
+failed_before=$failed
+
+refuse 2 --nonsense --nonsense
+refuse 2 --nonsense --nonsense 3
+refuse 2 --layer --layer 3
+refuse 2 -x -x
+refuse 2 word word
+for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
+        backend limit; do
+    refuse 2 "--$option" --quiet "--$option"
+    refuse 2 "--$option" "--$option" ''
+done
+refuse 2 --quiet --quiet=yes
+refuse 2 --compare --compare=1
+refusals "unknown options, missing values"
+
+for option in workers microbatches batch epochs limit virtual; do
+    for value in 0 -1 x 1x 1.5 99999999999999999999 ' 3' '+3'; do
+        refuse 2 "--$option" "--$option" "$value"
+    done
+done
+for value in -1 x 1e3 ''; do refuse 2 --seed --seed "$value"; done
+for value in 0 -0.1 nan inf x 0.1x; do refuse 2 --lr --lr "$value"; done
+for value in 12,,3 ,12 "12," x 0 12,-3 '12;3' 12,0,3 99999999999; do refuse 2 --layers --layers "$value"; done
+for option in loss optimizer cut backend; do refuse 2 "--$option" "--$option" nonsense; done
+refuse 2 nonsense --schedule nonsense
+refuse 2 --workers --workers 5 --layers 12,12,12
+refuse 2 --workers --workers 3 --layers 12 --compare
+refusals "values out of range"
+
+refuse 2 cuda --backend cuda
+for name in eager-1f1b interleaved looped-bfs zb-h1 zb-h2 zb-v dualpipe-v auto pipedream pipedream-2bw; do
+    refuse 2 "$name" --schedule $name
+done
+for option in save save-every load resume trace svg; do refuse 2 "--$option" "--$option" 7; done
+refuse 2 --virtual --virtual 2 --workers 2
+refusals "what is not there yet"
+
+printf '0F0,0F1,0B0,0B1\n1F0,1B0\n' > "$work/lacking.csv"
+printf '0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1\n' > "$work/stuck.csv"
+printf '0F0,nonsense\n' > "$work/nonsense.csv"
+printf '0F0,0B0\n1F0,1B0\n2F0,2B0\n' > "$work/three.csv"
+: > "$work/empty.csv"
+for name in lacking stuck nonsense empty; do refuse 1 "$work/$name.csv" --schedule "$work/$name.csv"; done
+refuse 2 --schedule --schedule "$work"
+refuse 2 --workers --schedule "$work/two.csv" --workers 3
+refuse 2 --microbatches --schedule "$work/two.csv" --microbatches 3
+refuse 2 "$work/three.csv" --schedule "$work/three.csv" --layers 12
+refusals "schedule files"
+
+# A data set of 6 images of 2 x 3 pixels.
+pixels() { head -c "$1" /dev/zero | tr '\0' '\7'; }
+images() { printf '\0\0\10\3\0\0\0\6\0\0\0\2\0\0\0\3'; pixels 36; }
+labels() { printf '\0\0\10\1\0\0\0\6\0\1\2\3\1\0'; }
+data_set() { # makes $work/data anew
+    rm -rf "$work/data"
+    mkdir -p "$work/data"
+    for set in train t10k; do
+        images > "$work/data/$set-images-idx3-ubyte"
+        labels > "$work/data/$set-labels-idx1-ubyte"
+    done
+}
+refuse 1 /nonexistent --data /nonexistent
+refuse 1 Makefile --data Makefile
+for name in train-images-idx3-ubyte train-labels-idx1-ubyte t10k-images-idx3-ubyte t10k-labels-idx1-ubyte; do
+    data_set
+    rm "$work/data/$name"
+    refuse 1 "$name" --data "$work/data"
+    : > "$work/data/$name"
+    refuse 1 "$name" --data "$work/data"
+    data_set
+    head -c 10 "$work/data/$name" > "$work/cut" && cp "$work/cut" "$work/data/$name"
+    refuse 1 "$name" --data "$work/data"
+    data_set
+    printf 'x' >> "$work/data/$name"
+    refuse 1 "$name" --data "$work/data"
+    data_set
+    printf '\1\2\3\4' | dd of="$work/data/$name" conv=notrunc status=none
+    refuse 1 "$name" --data "$work/data"
+    rm "$work/data/$name"
+    mkdir "$work/data/$name"
+    refuse 1 "$name" --data "$work/data"
+done
+data_set
+{ printf '\0\0\10\3\0\0\0\6\0\0\0\3\0\0\0\3'; pixels 54; } > "$work/data/t10k-images-idx3-ubyte"
+refuse 1 "$work/data" --data "$work/data"
+refusals "broken data sets"
+
+data_set
+if $train --data "$work/data" --layers 5 --epochs 3 --workers 2 --quiet > "$work/tiny" 2>&1 < /dev/null &&
+        parseable "$work/tiny" ''; then
+    ok "train on a data set of six images of 2 x 3 pixels"
+else
+    bad "train on a tiny data set: $(tail -n 1 "$work/tiny")"
+fi
+# a full disk is found at the end
+if [ -w /dev/full ]; then
+    if $train --data "$work/data" --layers 5 --epochs 1 --quiet > /dev/full 2> "$work/full" < /dev/null; then
+        bad "train > /dev/full: exit status 0"
+    else
+        ok "train > /dev/full: $(head -n 1 "$work/full")"
+    fi
+fi
+end

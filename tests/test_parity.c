@@ -1,0 +1,1137 @@
+/* Equal bits: the trained weights, the losses and the gradient norm do not depend on workers,
+   stages, micro-batches, schedule, slots or threads, and equal plain full-batch serial training.
+   Also pmlp_verify(), which must say so and be able to say the opposite, and what the trainer owes
+   to a back end.
+
+   cc -std=c99 -O2 tests/test_parity.c -o test_parity -lm -lpthread */
+#define PIPEMLP_IMPLEMENTATION
+#include "../pipemlp.h"
+#include "test.h"
+
+enum { MAX_LAYERS = 8, ROWS = 53, BATCH = 16, MAX_WIDTH = 65 };
+
+/* --- networks and data ----------------------------------------------------------------------- */
+
+typedef struct network {
+    const char *name;
+    int layers, sizes[MAX_LAYERS + 1];
+    pmlp_activation act[MAX_LAYERS];
+    pmlp_loss loss;
+    bool targets;
+} network;
+
+/* clang-format off */
+static const network relu_net = {
+    "relu, xent", 4, {20, 17, 33, 11, 10}, {PMLP_RELU, PMLP_RELU, PMLP_RELU, PMLP_LINEAR},
+    PMLP_LOSS_XENT, false};
+static const network mixed_net = {
+    "mixed, mse", 5, {9, 65, 8, 31, 5, 3},
+    {PMLP_GELU, PMLP_SIGMOID, PMLP_RELU, PMLP_TANH, PMLP_SIGMOID}, PMLP_LOSS_MSE, true};
+static const network deep_net = {
+    "deep, xent", 8, {6, 9, 7, 12, 5, 8, 10, 6, 4},
+    {PMLP_TANH, PMLP_GELU, PMLP_RELU, PMLP_SIGMOID, PMLP_TANH, PMLP_GELU, PMLP_TANH, PMLP_LINEAR},
+    PMLP_LOSS_XENT, false};
+/* clang-format on */
+
+static float data_x[ROWS * MAX_WIDTH], data_targets[ROWS * MAX_WIDTH];
+static int data_labels[ROWS];
+
+static pmlp_data make_data(const network *net) {
+    pmlp_data data = {0};
+    uint64_t rng = 11;
+    const size_t n_in = (size_t)net->sizes[0], n_out = (size_t)net->sizes[net->layers];
+    for (size_t i = 0; i < ROWS * n_in; i++) data_x[i] = (float)test_uniform(&rng, -1, 1);
+    for (size_t i = 0; i < ROWS * n_out; i++) data_targets[i] = (float)test_uniform(&rng, 0, 1);
+    for (size_t r = 0; r < ROWS; r++) data_labels[r] = (int)(test_random(&rng) % n_out);
+    data.rows = ROWS, data.x = data_x;
+    if (net->targets)
+        data.targets = data_targets;
+    else
+        data.labels = data_labels;
+    return data;
+}
+
+static pmlp_data rows_of(const network *net, const pmlp_data *all, size_t first, size_t rows) {
+    pmlp_data part = *all;
+    part.rows = rows, part.x += first * (size_t)net->sizes[0];
+    if (part.labels) part.labels += first;
+    if (part.targets) part.targets += first * (size_t)net->sizes[net->layers];
+    return part;
+}
+
+static pmlp_model *make_model(const network *net) {
+    pmlp_model_desc desc = {0};
+    pmlp_model *model = NULL;
+    pmlp_error error = {0};
+    desc.layers = net->layers, desc.sizes = net->sizes, desc.activations = net->act;
+    desc.loss = net->loss, desc.seed = 5;
+    CHECK(pmlp_model_create(&desc, &model, &error) == PMLP_OK, "%s: %s", net->name, error.text);
+    return model;
+}
+
+/* --- one run, and what must be equal --------------------------------------------------------- */
+
+typedef struct words {
+    uint64_t weights; /* pmlp_model_hash() at the end */
+    uint64_t losses;  /* all losses and accuracies, to the bit */
+    uint64_t norms;   /* all gradient norms, to the bit */
+    bool ok;
+} words;
+
+static char label[200]; /* the configuration, for messages */
+
+static void fold(words *out, const pmlp_stats *stats) {
+    out->losses = pmlp_hash(out->losses, &stats->loss, sizeof stats->loss);
+    out->losses = pmlp_hash(out->losses, &stats->accuracy, sizeof stats->accuracy);
+    out->norms = pmlp_hash(out->norms, &stats->gradient_norm, sizeof stats->gradient_norm);
+}
+
+static bool fold_progress(const pmlp_stats *stats, void *user) {
+    fold(user, stats);
+    return true;
+}
+
+static bool fine(pmlp_trainer *trainer, pmlp_result result) {
+    return CHECK(result == PMLP_OK, "%s: %s: %s", label, pmlp_result_name(result),
+                 pmlp_trainer_error(trainer)->text);
+}
+
+/* Steps of ragged batches with a changed learning rate, two shuffled epochs whose last batch is
+   ragged, an evaluation. */
+static words train(const network *net, pmlp_trainer_desc desc) {
+    static const size_t rows[] = {16, 13, 1, 7};
+    words out = {0, 0, 0, false};
+    pmlp_error error = {0};
+    pmlp_stats stats = {0};
+    pmlp_trainer *trainer = NULL;
+    pmlp_data data = make_data(net);
+    pmlp_model *model = make_model(net);
+    uint64_t before = 0;
+    if (!model) return out;
+    pmlp_model_hash(model, &before, NULL);
+    desc.batch = BATCH, desc.seed = 9;
+    desc.progress = fold_progress, desc.progress_user = &out;
+    pmlp_result made = pmlp_trainer_create(model, &desc, &trainer, &error);
+    bool ok = CHECK(made == PMLP_OK, "%s: %s: %s", label, pmlp_result_name(made), error.text);
+    for (size_t i = 0, first = 3; ok && i < 4; first += rows[i++]) {
+        pmlp_data batch = rows_of(net, &data, first, rows[i]);
+        ok = i != 2 || fine(trainer, pmlp_trainer_set_learning_rate(trainer, 0.02f));
+        ok = ok && fine(trainer, pmlp_trainer_step(trainer, &batch, &stats));
+        fold(&out, &stats);
+    }
+    for (int epoch = 0; ok && epoch < 2; epoch++) {
+        /* an evaluation in between must leave no trace; serial runs go without */
+        if (epoch == 1 && !desc.no_threads)
+            ok = fine(trainer, pmlp_trainer_eval(trainer, &data, NULL));
+        ok = ok && fine(trainer, pmlp_trainer_epoch(trainer, &data, &stats));
+        fold(&out, &stats);
+    }
+    ok = ok && CHECK(stats.step == 12 && stats.epoch == 2, "%s: step %d, epoch %d", label,
+                     (int)stats.step, (int)stats.epoch);
+    ok = ok && fine(trainer, pmlp_trainer_eval(trainer, &data, &stats));
+    fold(&out, &stats);
+    ok = ok && fine(trainer, pmlp_trainer_sync(trainer));
+    ok = ok && CHECK(pmlp_model_hash(model, &out.weights, &error) == PMLP_OK, "%s: %s", label,
+                     error.text);
+    pmlp_trainer_destroy(trainer);
+    if (ok) {
+        uint64_t after = 0;
+        CHECK(pmlp_model_hash(model, &after, NULL) == PMLP_OK && after == out.weights,
+              "%s: destroying the trainer changed the weights", label);
+        CHECK(after != before, "%s: nothing was learnt", label);
+    }
+    pmlp_model_destroy(model);
+    out.ok = ok;
+    return out;
+}
+
+static words train_serially(const network *net, pmlp_trainer_desc desc) {
+    desc.workers = desc.microbatches = 1, desc.no_threads = true;
+    desc.schedule = PMLP_SCHEDULE_SEQUENTIAL;
+    desc.custom = NULL, desc.cuts = NULL, desc.slots = 0;
+    snprintf(label, sizeof label, "serial, %s, %s", net->name, pmlp_optimizer_name(desc.optimizer));
+    return train(net, desc);
+}
+
+static void compare(words serial, words pipeline) {
+    if (!serial.ok || !pipeline.ok) return; /* said already */
+    CHECK(serial.weights == pipeline.weights, "%s: weights %016llx, serial %016llx", label,
+          (unsigned long long)pipeline.weights, (unsigned long long)serial.weights);
+    CHECK(serial.losses == pipeline.losses, "%s: losses differ from serial", label);
+    CHECK(serial.norms == pipeline.norms, "%s: gradient norms differ from serial", label);
+}
+
+static void describe(const network *net, const pmlp_trainer_desc *desc) {
+    snprintf(label, sizeof label, "%s, %s, %d workers, %d micro-batches, %s, slots %d%s%s%s",
+             net->name, pmlp_optimizer_name(desc->optimizer), desc->workers, desc->microbatches,
+             pmlp_schedule_kind_name(desc->schedule), desc->slots,
+             desc->clip_norm > 0 ? ", clip" : "", desc->weight_decay > 0 ? ", decay" : "",
+             desc->no_threads ? ", no threads" : "");
+}
+
+/* --- everything with everything -------------------------------------------------------------- */
+
+static const pmlp_schedule_kind kinds[] = {PMLP_SCHEDULE_SEQUENTIAL, PMLP_SCHEDULE_GPIPE,
+                                           PMLP_SCHEDULE_1F1B};
+static const pmlp_optimizer optimizers[] = {PMLP_SGD, PMLP_MOMENTUM, PMLP_NESTEROV, PMLP_ADAM,
+                                            PMLP_ADAMW};
+static const int microbatches[] = {1, 2, 3, 5, 8, 16};
+
+/* Calls body for every workers x micro-batches x schedule x threads; the quick set takes every
+   `stride`-th of them. Returns how many it called. */
+static long each_pipeline(long stride, void (*body)(pmlp_trainer_desc, void *),
+                          pmlp_trainer_desc desc, void *user) {
+    long number = 0, called = 0;
+    for (desc.workers = 1; desc.workers <= 4; desc.workers++)
+        for (int m = 0; m < 6; m++)
+            for (int k = 0; k < 3; k++)
+                for (int quiet = 0; quiet < 2; quiet++) {
+                    if (number++ % stride != 0) continue;
+                    desc.microbatches = microbatches[m], desc.schedule = kinds[k];
+                    desc.no_threads = quiet != 0;
+                    body(desc, user);
+                    called++;
+                }
+    return called;
+}
+
+typedef struct comparison {
+    const network *net;
+    words serial;
+} comparison;
+
+static void compare_pipeline(pmlp_trainer_desc desc, void *user) {
+    comparison *with = user;
+    describe(with->net, &desc);
+    words got = train(with->net, desc);
+    describe(with->net, &desc);
+    compare(with->serial, got);
+}
+
+TEST(exhaustive) {
+    static const network *nets[] = {&relu_net, &mixed_net};
+    long runs = 0, references = 0;
+    uint64_t seen[20], word = 0; /* of everything: to compare one build with another */
+    for (int n = 0; n < 2; n++)
+        for (int o = 0; o < 5; o++)
+            for (int variant = 0; variant < 2; variant++) {
+                pmlp_trainer_desc desc = {0};
+                desc.optimizer = optimizers[o], desc.gradient_norm = true;
+                if (variant) desc.clip_norm = 0.05f, desc.weight_decay = 0.01f;
+                comparison with = {nets[n], train_serially(nets[n], desc)};
+                for (long i = 0; i < references; i++) {
+                    /* without decay AdamW is Adam; else each must learn something of its own */
+                    bool same = seen[i] == with.serial.weights;
+                    bool adams = desc.optimizer == PMLP_ADAMW && !variant && i == references - 2;
+                    CHECK(same == adams, "%s: %s", label,
+                          same ? "the weights of another" : "not Adam");
+                }
+                seen[references++] = with.serial.weights;
+                word = pmlp_hash(word, &with.serial, offsetof(words, ok));
+                runs += each_pipeline(test_quick() ? 13 : 1, compare_pipeline, desc, &with);
+            }
+    SAY("workers 1..4 x micro-batches 1..16 x 3 schedules x threads or none x 5 optimizers x "
+        "clipping and decay x 2 networks: %s runs, equal bits to %s serial ones (word %016llx)",
+        test_count(runs), test_count(references), (unsigned long long)word);
+}
+
+/* Asking for the norm, with a limit that is never reached, must change no weight. */
+TEST(norm_is_free) {
+    pmlp_trainer_desc desc = {0};
+    desc.optimizer = PMLP_MOMENTUM;
+    words plain = train_serially(&relu_net, desc);
+    desc.gradient_norm = true;
+    words norm = train_serially(&relu_net, desc);
+    desc.clip_norm = 1e9f;
+    words unclipped = train_serially(&relu_net, desc);
+    desc.workers = 3, desc.microbatches = 4;
+    describe(&relu_net, &desc);
+    compare(unclipped, train(&relu_net, desc));
+    CHECK(plain.weights == norm.weights, "asking for the norm changed the weights");
+    CHECK(plain.weights == unclipped.weights, "a limit out of reach changed the weights");
+    CHECK(norm.norms == unclipped.norms && plain.losses == norm.losses, "norms or losses differ");
+    SAY("the gradient norm and a clip_norm out of reach change no bit");
+}
+
+TEST(instruction_sets) {
+    static const char *names[] = {"generic", "sse2", "avx2", "avx512", "neon"};
+    char seen[80] = "";
+    long runs = 0;
+    for (int i = 0; i < 5; i++) {
+        const pmlp_backend *backend = pmlp_cpu_backend_isa(names[i]);
+        if (!backend) continue;
+        for (int n = 0; n < 2; n++) {
+            const network *net = n ? &mixed_net : &relu_net;
+            pmlp_trainer_desc desc = {0};
+            desc.backend = backend, desc.gradient_norm = true, desc.clip_norm = 0.5f;
+            desc.optimizer = n ? PMLP_NESTEROV : PMLP_ADAM;
+            comparison with = {net, train_serially(net, desc)};
+            runs += each_pipeline(test_quick() ? 29 : 5, compare_pipeline, desc, &with);
+        }
+        snprintf(seen + strlen(seen), sizeof seen - strlen(seen), " %s", names[i]);
+    }
+    SAY("each instruction set (%s ) against its own serial run: %s runs", seen, test_count(runs));
+}
+
+TEST(slots) {
+    long runs = 0;
+    pmlp_trainer_desc desc = {0};
+    desc.gradient_norm = true, desc.optimizer = PMLP_MOMENTUM;
+    words serial = train_serially(&relu_net, desc);
+    for (desc.workers = 2; desc.workers <= 4; desc.workers++)
+        for (int m = 1; m < 6; m++)
+            for (int k = 0; k < 3; k++)
+                for (int slots = 0; slots < 3; slots++)
+                    for (int quiet = 0; quiet < 2; quiet++) {
+                        if (test_quick() && (m + k + slots + quiet) % 5) continue;
+                        desc.microbatches = microbatches[m], desc.schedule = kinds[k];
+                        desc.slots = slots < 2 ? slots + 1 : microbatches[m];
+                        desc.no_threads = quiet != 0;
+                        describe(&relu_net, &desc);
+                        compare(serial, train(&relu_net, desc));
+                        runs++;
+                    }
+    SAY("1, 2 and m slots per edge: %s runs, equal bits", test_count(runs));
+}
+
+/* Stages cut by hand, down to one layer and up to all but one. */
+TEST(cuts) {
+    static const int by_hand[][3] = {{1, 2, 3}, {1, 2, 7}, {5, 6, 7}, {1, 6, 7}, {3, 4, 6}};
+    long runs = 0;
+    pmlp_trainer_desc desc = {0};
+    desc.optimizer = PMLP_ADAM, desc.gradient_norm = true;
+    words serial = train_serially(&deep_net, desc);
+    for (int c = 0; c < 5; c++)
+        for (int k = 0; k < 3; k++)
+            for (int m = 1; m <= 9; m += 4) {
+                desc.workers = 4, desc.cuts = by_hand[c], desc.schedule = kinds[k];
+                desc.microbatches = m;
+                describe(&deep_net, &desc);
+                compare(serial, train(&deep_net, desc));
+                runs++;
+            }
+    SAY("stages cut by hand: %s runs, equal bits", test_count(runs));
+}
+
+/* --- schedules that no builder writes -------------------------------------------------------- */
+
+static const struct {
+    const char *name;
+    int slots; /* fewest that do */
+    const char *text;
+} custom[] = {
+    /* W stays behind I, so that the other worker gets its gradient sooner */
+    {"zero bubble, W late", 1,
+     "0F0,0F1,0I0,0F2,0W0,0I1,0F3,0I2,0W1,0W2,0I3,0W3\n"
+     "1F0,1I0,1F1,1I1,1W0,1F2,1I2,1W1,1F3,1I3,1W2,1W3\n"},
+    {"all W at the end", 1,
+     "0F0,0F1,0F2,0I0,0I1,0I2,0W0,0W1,0W2\n"
+     "1F0,1I0,1F1,1I1,1F2,1I2,1W0,1W1,1W2\n"},
+    {"B and I, W mixed, U in the lists", 1,
+     "0F0,0F1,0B0,0F2,0I1,0W1,0B2,0U\n"
+     "1F0,1I0,1W0,1F1,1B1,1F2,1I2,1W2,1U\n"},
+    {"backwards in another order than forwards", 3,
+     "0F2,0F0,0F1,0I1,0I2,0I0,0W0,0W1,0W2\n"
+     "1F2,1F0,1F1,1I1,1I2,1I0,1W0,1W1,1W2\n"},
+    {"two stages a worker, breadth first", 4,
+     "0F0,0F1,0F2,0F3,2F0,2F1,2F2,2F3,2B0,2B1,2B2,2B3,0B0,0B1,0B2,0B3\n"
+     "1F0,1F1,1F2,1F3,3F0,3F1,3F2,3F3,3B0,3B1,3B2,3B3,1B0,1B1,1B2,1B3\n"},
+    {"two stages a worker, interleaved", 4,
+     "0F0,0F1,2F0,2F1,0F2,2B0,0F3,2B1,2F2,0B0,2F3,0B1,2B2,2B3,0B2,0B3\n"
+     "1F0,1F1,3F0,3B0,3F1,3B1,1F2,1B0,1F3,1B1,3F2,3B2,3F3,3B3,1B2,1B3\n"},
+    {"a V: stages 1 and 2 on one worker", 2,
+     "0F0,0F1,3F0,3B0,0F2,3F1,3B1,0B0,3F2,3B2,0B1,0B2\n"
+     "1F0,2F0,1F1,2F1,2B0,1B0,1F2,2F2,2B1,1B1,2B2,1B2\n"},
+    {"the last stage first in the list of workers", 1,
+     "2F0,2B0,2F1,2B1,2F2,2B2\n0F0,0F1,0F2,0B0,0B1,0B2\n1F0,1F1,1B0,1F2,1B1,1B2\n"},
+    {"all stages on one worker", 0,
+     "0F0,1F0,2F0,2B0,0F1,1B0,1F1,0B0,2F1,2I1,1I1,0I1,2W1,1W1,0W1\n"},
+    {"three stages on two workers", 4,
+     "0F0,0F1,0F2,0F3,2F0,2F1,2F2,2F3,2B0,2B1,2B2,2B3,0B0,0B1,0B2,0B3\n"
+     "1F0,1F1,1F2,1F3,1B0,1B1,1B2,1B3\n"},
+};
+enum { CUSTOM = (int)(sizeof custom / sizeof *custom) };
+
+static pmlp_schedule *parse(const char *name, const char *text) {
+    pmlp_schedule *schedule = NULL;
+    pmlp_error error = {0};
+    pmlp_result result = pmlp_schedule_parse(text, strlen(text), NULL, &schedule, &error);
+    CHECK(result == PMLP_OK, "%s: %s", name, error.text);
+    return schedule;
+}
+
+TEST(custom) {
+    long runs = 0;
+    for (int o = 0; o < 5; o++) {
+        pmlp_trainer_desc desc = {0};
+        desc.optimizer = optimizers[o], desc.gradient_norm = true;
+        desc.clip_norm = o % 2 ? 0.1f : 0;
+        words serial = train_serially(&deep_net, desc);
+        for (int c = 0; c < CUSTOM; c++) {
+            pmlp_schedule *schedule = parse(custom[c].name, custom[c].text);
+            if (!schedule) continue;
+            for (int slots = 0; slots < 2; slots++)
+                for (int quiet = 0; quiet < 2; quiet++) {
+                    desc.custom = schedule, desc.slots = slots ? custom[c].slots : 0;
+                    desc.no_threads = quiet != 0;
+                    snprintf(label, sizeof label, "custom '%s', %s, slots %d%s", custom[c].name,
+                             pmlp_optimizer_name(desc.optimizer), desc.slots,
+                             quiet ? ", no threads" : "");
+                    compare(serial, train(&deep_net, desc));
+                    runs++;
+                }
+            pmlp_schedule_destroy(schedule);
+        }
+    }
+    SAY("%d schedules written by hand (I and W apart, two stages a worker, V): %s runs, equal bits",
+        CUSTOM, test_count(runs));
+}
+
+/* --- schedules drawn by lot ------------------------------------------------------------------ */
+
+enum { LOT_WORKERS = 4, LOT_STAGES = 8, LOT_MICROBATCHES = 6, LOT_TEXT = 4096 };
+
+typedef struct lot {
+    int p, stages, m;
+    int owner[LOT_STAGES];
+    int forward[LOT_MICROBATCHES], backward[LOT_MICROBATCHES]; /* orders of F and of I */
+    int f[LOT_STAGES], i[LOT_STAGES], w[LOT_STAGES];           /* how many are done */
+    char rows[LOT_WORKERS][LOT_TEXT];
+} lot;
+
+static void permute(uint64_t *rng, int *order, int n) {
+    bool ascending = test_random(rng) % 2 == 0;
+    for (int k = 0; k < n; k++) order[k] = k;
+    for (int k = n - 1; k > 0 && !ascending; k--) {
+        int other = (int)(test_random(rng) % (uint64_t)(k + 1)), kept = order[k];
+        order[k] = order[other], order[other] = kept;
+    }
+}
+
+static bool forward_done(const lot *l, int stage, int microbatch) {
+    for (int k = 0; k < l->f[stage]; k++)
+        if (l->forward[k] == microbatch) return true;
+    return false;
+}
+static bool input_done(const lot *l, int stage, int microbatch) {
+    for (int k = 0; k < l->i[stage]; k++)
+        if (l->backward[k] == microbatch) return true;
+    return false;
+}
+
+static void lot_write(lot *l, int stage, char op, int microbatch) {
+    char *row = l->rows[l->owner[stage]];
+    size_t used = strlen(row);
+    snprintf(row + used, LOT_TEXT - used, "%d%c%d,", stage, op, microbatch);
+}
+
+/* Writes one action of one stage if one can run now. */
+static bool lot_act(lot *l, uint64_t *rng, int stage) {
+    const int last = l->stages - 1, f = l->f[stage], i = l->i[stage], w = l->w[stage];
+    const int next = i < l->m ? l->backward[i] : -1;
+    const bool can_f = f < l->m && (stage == 0 || l->f[stage - 1] > f);
+    const bool can_i =
+        i < l->m && forward_done(l, stage, next) && (stage == last || l->i[stage + 1] > i);
+    const bool can_w = w < l->m && input_done(l, stage, w);
+    switch (test_random(rng) % 4) {
+    case 0:
+        if (can_f) return lot_write(l, stage, 'F', l->forward[f]), l->f[stage]++, true;
+        break;
+    case 1:
+        if (can_i) return lot_write(l, stage, 'I', next), l->i[stage]++, true;
+        break;
+    case 2:
+        if (can_w) return lot_write(l, stage, 'W', w), l->w[stage]++, true;
+        break;
+    default:
+        if (can_i && next == w)
+            return lot_write(l, stage, 'B', w), l->i[stage]++, l->w[stage]++, true;
+        break;
+    }
+    return false;
+}
+
+/* A legal schedule: every action is written at a moment at which it can run. */
+static void lot_draw(lot *l, uint64_t *rng, char *text, size_t size) {
+    memset(l, 0, sizeof *l);
+    l->stages = 1 + (int)(test_random(rng) % LOT_STAGES);
+    l->p = 1 + (int)(test_random(rng) % LOT_WORKERS);
+    if (l->p > l->stages) l->p = l->stages;
+    l->m = 1 + (int)(test_random(rng) % LOT_MICROBATCHES);
+    for (int s = 0; s < l->stages; s++)
+        l->owner[s] = s < l->p ? s : (int)(test_random(rng) % (uint64_t)l->p);
+    for (int s = l->stages - 1; s > 0; s--) { /* so that owners do not ascend */
+        int other = (int)(test_random(rng) % (uint64_t)(s + 1)), kept = l->owner[s];
+        l->owner[s] = l->owner[other], l->owner[other] = kept;
+    }
+    permute(rng, l->forward, l->m), permute(rng, l->backward, l->m);
+    for (int left = 3 * l->m * l->stages; left > 0;) {
+        int stage = (int)(test_random(rng) % (uint64_t)l->stages);
+        int before = l->f[stage] + l->i[stage] + l->w[stage];
+        lot_act(l, rng, stage);
+        left -= l->f[stage] + l->i[stage] + l->w[stage] - before;
+    }
+    text[0] = 0;
+    for (int r = 0; r < l->p; r++) {
+        size_t used = strlen(text);
+        snprintf(text + used, size - used, "%s\n", l->rows[r]);
+    }
+}
+
+TEST(by_lot) {
+    static lot l;
+    static char text[LOT_WORKERS * LOT_TEXT];
+    uint64_t rng = 2024;
+    const int draws = test_quick() ? 40 : 600;
+    int most_slots = 0;
+    words serial[5];
+    pmlp_trainer_desc desc = {0};
+    for (int o = 0; o < 5; o++) {
+        desc.optimizer = optimizers[o], desc.gradient_norm = true;
+        serial[o] = train_serially(&deep_net, desc);
+    }
+    for (int draw = 0; draw < draws; draw++) {
+        pmlp_check report = {0};
+        pmlp_error error = {0};
+        lot_draw(&l, &rng, text, sizeof text);
+        snprintf(label, sizeof label, "drawn schedule %d (%d workers, %d stages, %d micro-batches)",
+                 draw, l.p, l.stages, l.m);
+        pmlp_schedule *schedule = parse(label, text);
+        if (!schedule) continue;
+        if (CHECK(pmlp_schedule_check(schedule, 0, &report, &error) == PMLP_OK, "%s: %s\n%s", label,
+                  error.text, text)) {
+            const int fewest = report.slots;
+            if (fewest > most_slots) most_slots = fewest;
+            CHECK(fewest <= l.m, "%s: %d slots for %d messages", label, fewest, l.m);
+            if (fewest > 0)
+                CHECK(pmlp_schedule_check(schedule, fewest, NULL, &error) == PMLP_OK,
+                      "%s: refused with the %d slots that were found: %s", label, fewest,
+                      error.text);
+            if (fewest > 1)
+                CHECK(pmlp_schedule_check(schedule, fewest - 1, NULL, &error) ==
+                          PMLP_ERROR_DEADLOCK,
+                      "%s: %d slots would do, not %d", label, fewest - 1, fewest);
+            desc.optimizer = optimizers[draw % 5], desc.custom = schedule;
+            desc.slots = draw & 1 ? fewest : 0, desc.no_threads = draw % 3 == 0;
+            compare(serial[draw % 5], train(&deep_net, desc));
+        }
+        pmlp_schedule_destroy(schedule);
+    }
+    SAY("%d legal schedules drawn by lot (up to 8 stages, I and W in any order, up to %d slots): "
+        "accepted, fewest slots right, equal bits",
+        draws, most_slots);
+}
+
+/* --- a back end between trainer and CPU: watches the contract, or spoils it ------------------ */
+
+typedef enum fault {
+    FAULT_NONE,
+    FAULT_LOSS,     /* one row's loss, if several workers train */
+    FAULT_GRADIENT, /* dW[2][3] of one layer, when called with less than a batch */
+    FAULT_WEIGHT,   /* w[2][3] of one layer after an update, if several workers train */
+    FAULT_BIAS      /* b[2], the same */
+} fault;
+
+enum { FAULT_ROW = 2, FAULT_COLUMN = 3, WATCHED = 4 };
+
+typedef struct spy {
+    const pmlp_backend *inner;
+    void *context;
+    int workers;
+    pthread_t thread; /* of the step's operations */
+    bool used;
+    long strangers; /* calls from a second thread during steps */
+    struct spy_layer *layers;
+} spy;
+
+typedef struct spy_layer {
+    spy *owner;
+    void *inner;
+    pmlp_layer_desc desc;
+    size_t forward_rows, input_rows, weight_rows; /* summed over the calls of all steps */
+    long updates, anew, empty;                    /* empty: calls with no row */
+    struct spy_layer *next;
+} spy_layer;
+
+static struct {
+    fault kind;
+    size_t n_out;       /* the layer is known by its outputs */
+    float relative;     /* 0: the next float */
+    uint64_t from_step; /* of updates, from 1 */
+} spoil;
+
+static spy *spies[WATCHED]; /* contexts by worker, for the test that asks */
+static long spies_opened;
+static uint32_t drawn[4 * ROWS]; /* rows of data in the order in which input() was asked for them */
+static size_t drawn_count;
+
+static float spoiled(float value) {
+    return spoil.relative > 0 ? value * (1 + spoil.relative) : nextafterf(value, INFINITY);
+}
+
+/* Operations of a step come from one thread, whichever it is. */
+static void spy_seen(spy *s) {
+    if (!s->used) s->thread = pthread_self(), s->used = true;
+    s->strangers += !pthread_equal(s->thread, pthread_self());
+}
+
+static pmlp_result spoil_tensor(spy_layer *l, pmlp_tensor tensor, bool weight) {
+    static float w[MAX_WIDTH * MAX_WIDTH], b[MAX_WIDTH]; /* one layer is spoiled, by one worker */
+    pmlp_result result = l->owner->inner->read(l->owner->context, l->inner, tensor, w, b);
+    if (result != PMLP_OK) return result;
+    if (weight)
+        w[FAULT_ROW * l->desc.n_in + FAULT_COLUMN] =
+            spoiled(w[FAULT_ROW * l->desc.n_in + FAULT_COLUMN]);
+    else
+        b[FAULT_ROW] = spoiled(b[FAULT_ROW]);
+    return l->owner->inner->write(l->owner->context, l->inner, tensor, w, b);
+}
+
+static pmlp_result spy_open(const pmlp_backend *self, const pmlp_backend_desc *desc, void **context,
+                            pmlp_error *error) {
+    spy *s = calloc(1, sizeof *s);
+    if (!s) return PMLP_ERROR_MEMORY;
+    s->inner = self->user, s->workers = desc->workers;
+    pmlp_result result = s->inner->open(s->inner, desc, &s->context, error);
+    if (result != PMLP_OK) return free(s), result;
+    if (desc->worker < WATCHED) spies[desc->worker] = s;
+    spies_opened++;
+    return *context = s, PMLP_OK;
+}
+static void spy_close(void *context) {
+    spy *s = context;
+    s->inner->close(s->context);
+    for (int i = 0; i < WATCHED; i++)
+        if (spies[i] == s) spies[i] = NULL;
+    free(s);
+}
+static pmlp_result spy_alloc(void *context, size_t bytes, void **buffer) {
+    spy *s = context;
+    return s->inner->alloc(s->context, bytes, buffer);
+}
+static void spy_free(void *context, void *buffer) {
+    spy *s = context;
+    s->inner->free(s->context, buffer);
+}
+static size_t spy_row_floats(void *context, size_t n, pmlp_activation activation) {
+    spy *s = context;
+    return s->inner->row_floats(s->context, n, activation);
+}
+static pmlp_result spy_layer_create(void *context, const pmlp_layer_desc *desc, void **layer) {
+    spy *s = context;
+    spy_layer *l = calloc(1, sizeof *l);
+    if (!l) return PMLP_ERROR_MEMORY;
+    l->owner = s, l->desc = *desc;
+    pmlp_result result = s->inner->layer_create(s->context, desc, &l->inner);
+    if (result != PMLP_OK) return free(l), result;
+    l->next = s->layers, s->layers = l;
+    return *layer = l, PMLP_OK;
+}
+static void spy_layer_destroy(void *context, void *layer) {
+    spy *s = context;
+    spy_layer *l = layer, **at = &s->layers;
+    s->inner->layer_destroy(s->context, l->inner);
+    while (*at && *at != l) at = &(*at)->next;
+    if (*at) *at = l->next;
+    free(l);
+}
+static pmlp_result spy_write(void *context, void *layer, pmlp_tensor tensor, const float *w,
+                             const float *b) {
+    spy *s = context;
+    return s->inner->write(s->context, ((spy_layer *)layer)->inner, tensor, w, b);
+}
+static pmlp_result spy_read(void *context, void *layer, pmlp_tensor tensor, float *w, float *b) {
+    spy *s = context;
+    return s->inner->read(s->context, ((spy_layer *)layer)->inner, tensor, w, b);
+}
+static pmlp_result spy_input(void *context, size_t rows, size_t n, const float *data,
+                             const uint32_t *index, size_t first, float *x) {
+    spy *s = context;
+    spy_seen(s);
+    for (size_t r = 0; r < rows && drawn_count < 4 * ROWS; r++)
+        drawn[drawn_count++] = index ? index[r] : (uint32_t)(first + r);
+    return s->inner->input(s->context, rows, n, data, index, first, x);
+}
+static pmlp_result spy_forward(void *context, void *layer, size_t rows, const float *x, float *y) {
+    spy *s = context;
+    spy_layer *l = layer;
+    spy_seen(s), l->forward_rows += rows, l->empty += rows == 0;
+    return s->inner->forward(s->context, l->inner, rows, x, y);
+}
+static pmlp_result spy_backward_input(void *context, void *layer, size_t rows, const float *dz,
+                                      const float *x, float *dz_below) {
+    spy *s = context;
+    spy_layer *l = layer;
+    spy_seen(s), l->input_rows += rows, l->empty += rows == 0;
+    return s->inner->backward_input(s->context, l->inner, rows, dz, x, dz_below);
+}
+static pmlp_result spy_backward_weight(void *context, void *layer, size_t rows, const float *x,
+                                       const float *dz, bool accumulate) {
+    spy *s = context;
+    spy_layer *l = layer;
+    spy_seen(s), l->weight_rows += rows, l->anew += !accumulate;
+    l->empty += rows == 0 && accumulate; /* with no rows, beginning anew still clears the sums */
+    pmlp_result result = s->inner->backward_weight(s->context, l->inner, rows, x, dz, accumulate);
+    if (result == PMLP_OK && spoil.kind == FAULT_GRADIENT && rows < BATCH &&
+        l->desc.n_out == spoil.n_out)
+        result = spoil_tensor(l, PMLP_TENSOR_GRADIENTS, true);
+    return result;
+}
+static pmlp_result spy_loss(void *context, void *layer, const pmlp_loss_args *args) {
+    spy *s = context;
+    spy_seen(s);
+    pmlp_result result = s->inner->loss(s->context, ((spy_layer *)layer)->inner, args);
+    if (result == PMLP_OK && spoil.kind == FAULT_LOSS && s->workers > 1) {
+        result = s->inner->synchronize(s->context);
+        args->row_loss[0] += 1e-3 * fabs(args->row_loss[0]);
+    }
+    return result;
+}
+static pmlp_result spy_gradient_squares(void *context, void *layer, double *squares) {
+    spy *s = context;
+    spy_seen(s);
+    return s->inner->gradient_squares(s->context, ((spy_layer *)layer)->inner, squares);
+}
+static pmlp_result spy_update(void *context, void *layer, const pmlp_update_args *args) {
+    spy *s = context;
+    spy_layer *l = layer;
+    spy_seen(s), l->updates++;
+    pmlp_result result = s->inner->update(s->context, l->inner, args);
+    bool now = s->workers > 1 && l->desc.n_out == spoil.n_out && args->step >= spoil.from_step;
+    if (result == PMLP_OK && now && (spoil.kind == FAULT_WEIGHT || spoil.kind == FAULT_BIAS))
+        result = spoil_tensor(l, PMLP_TENSOR_PARAMS, spoil.kind == FAULT_WEIGHT);
+    return result;
+}
+static pmlp_result spy_synchronize(void *context) {
+    spy *s = context;
+    return s->inner->synchronize(s->context);
+}
+
+static const pmlp_backend *spy_backend(void) {
+    static pmlp_backend table;
+    table = *pmlp_cpu_backend();
+    table.name = "spy", table.user = pmlp_cpu_backend();
+    table.open = spy_open, table.close = spy_close;
+    table.alloc = spy_alloc, table.free = spy_free, table.row_floats = spy_row_floats;
+    table.layer_create = spy_layer_create, table.layer_destroy = spy_layer_destroy;
+    table.write = spy_write, table.read = spy_read, table.input = spy_input;
+    table.forward = spy_forward, table.backward_input = spy_backward_input;
+    table.backward_weight = spy_backward_weight, table.loss = spy_loss;
+    table.gradient_squares = spy_gradient_squares, table.update = spy_update;
+    table.synchronize = spy_synchronize;
+    memset(&spoil, 0, sizeof spoil);
+    memset(spies, 0, sizeof spies);
+    spies_opened = 0, drawn_count = 0;
+    return &table;
+}
+
+/* --- pmlp_verify ----------------------------------------------------------------------------- */
+
+static pmlp_verify_report verify(const network *net, pmlp_trainer_desc desc, int steps) {
+    pmlp_verify_report report = {0};
+    pmlp_error error = {0};
+    pmlp_data data = make_data(net);
+    pmlp_model *model = make_model(net);
+    uint64_t before = 0, after = 1;
+    pmlp_model_hash(model, &before, NULL);
+    desc.batch = BATCH;
+    pmlp_result result = pmlp_verify(model, &desc, &data, steps, &report, &error);
+    CHECK(result == PMLP_OK, "%s: %s: %s", label, pmlp_result_name(result), error.text);
+    CHECK(pmlp_model_hash(model, &after, NULL) == PMLP_OK && before == after,
+          "%s: verify changed the model", label);
+    pmlp_model_destroy(model);
+    return report;
+}
+
+static void expect_identical(const network *net, pmlp_trainer_desc desc) {
+    pmlp_verify_report report = verify(net, desc, 6);
+    CHECK(report.identical, "%s: step %d: %s, layer %d [%zu][%zu]: %.17g, serial %.17g", label,
+          report.steps, report.what ? report.what : "(null)", report.layer, report.row,
+          report.column, report.pipeline, report.serial);
+    CHECK(report.steps == 6, "%s: %d steps", label, report.steps);
+    CHECK(report.what && !*report.what, "%s: identical, but says '%s'", label, report.what);
+}
+
+static void verify_pipeline(pmlp_trainer_desc desc, void *user) {
+    describe(user ? &mixed_net : &relu_net, &desc);
+    expect_identical(user ? &mixed_net : &relu_net, desc);
+}
+
+TEST(verify_agrees) {
+    long runs = 0;
+    int mixed = 1;
+    for (int o = 0; o < 5; o++) {
+        pmlp_trainer_desc desc = {0};
+        desc.optimizer = optimizers[o];
+        if (o % 2) desc.clip_norm = 0.1f, desc.gradient_norm = true, desc.weight_decay = 0.01f;
+        runs += each_pipeline(test_quick() ? 23 : 3, verify_pipeline, desc, o > 2 ? &mixed : NULL);
+    }
+    for (int c = 0; c < CUSTOM; c++) {
+        pmlp_trainer_desc desc = {0};
+        pmlp_schedule *schedule = parse(custom[c].name, custom[c].text);
+        desc.custom = schedule;
+        snprintf(label, sizeof label, "custom '%s'", custom[c].name);
+        if (schedule) expect_identical(&deep_net, desc), runs++;
+        pmlp_schedule_destroy(schedule);
+    }
+    SAY("pmlp_verify finds no difference in %s pipelines", test_count(runs));
+}
+
+/* The hash that verify reports is that of training the same batches here. */
+TEST(verify_hash) {
+    pmlp_trainer_desc desc = {0};
+    pmlp_trainer *trainer = NULL;
+    pmlp_error error = {0};
+    uint64_t hash = 0;
+    desc.workers = 2, desc.microbatches = 4, desc.optimizer = PMLP_MOMENTUM;
+    snprintf(label, sizeof label, "verify's hash");
+    pmlp_verify_report report = verify(&relu_net, desc, 3); /* 48 of 53 rows: no ragged batch */
+    pmlp_data data = make_data(&relu_net);
+    pmlp_model *model = make_model(&relu_net);
+    desc.batch = BATCH;
+    CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
+    for (size_t i = 0; trainer && i < 3; i++) {
+        pmlp_data batch = rows_of(&relu_net, &data, i * BATCH, BATCH);
+        fine(trainer, pmlp_trainer_step(trainer, &batch, NULL));
+    }
+    pmlp_trainer_destroy(trainer);
+    CHECK(pmlp_model_hash(model, &hash, &error) == PMLP_OK && hash == report.hash,
+          "verify says %016llx, training says %016llx", (unsigned long long)report.hash,
+          (unsigned long long)hash);
+    pmlp_model_destroy(model);
+    SAY("pmlp_verify reports the weights word of the pipeline's weights");
+}
+
+/* A planted difference must be found: what, in which step, where, and both values. */
+TEST(verify_can_fail) {
+    pmlp_trainer_desc desc = {0};
+    pmlp_verify_report r;
+    long faults = 0;
+    desc.backend = spy_backend();
+    desc.workers = 2, desc.microbatches = 4, desc.optimizer = PMLP_MOMENTUM;
+    for (int quiet = 0; quiet < 2; quiet++) {
+        desc.no_threads = quiet != 0, desc.gradient_norm = false;
+        snprintf(label, sizeof label, "unspoiled");
+        memset(&spoil, 0, sizeof spoil);
+        r = verify(&mixed_net, desc, 4);
+        CHECK(r.identical, "the spy alone makes a difference: %s", r.what);
+
+        snprintf(label, sizeof label, "spoiled loss");
+        spoil.kind = FAULT_LOSS;
+        r = verify(&mixed_net, desc, 4), faults++;
+        CHECK(!r.identical && r.steps == 1 && !strcmp(r.what, "loss") && r.layer == -1,
+              "%d: step %d, '%s', layer %d", r.identical, r.steps, r.what, r.layer);
+        CHECK(r.pipeline > r.serial && r.serial > 0, "%.17g, serial %.17g", r.pipeline, r.serial);
+
+        /* mixed_net's layer 1 is the one with 8 outputs, of 65 inputs; layer 3 has 5, of 31 */
+        for (int late = 0; late < 2; late++)
+            for (int bias = 0; bias < 2; bias++) {
+                snprintf(label, sizeof label, "spoiled %s", bias ? "bias" : "weight");
+                spoil.kind = bias ? FAULT_BIAS : FAULT_WEIGHT;
+                spoil.n_out = late ? 5 : 8, spoil.from_step = late ? 3 : 1;
+                r = verify(&mixed_net, desc, 4), faults++;
+                CHECK(!r.identical && r.steps == (late ? 3 : 1) && r.layer == (late ? 3 : 1) &&
+                          !strcmp(r.what, bias ? "bias" : "weight") && r.row == FAULT_ROW,
+                      "%s: %d: step %d, '%s', layer %d, row %zu", label, r.identical, r.steps,
+                      r.what, r.layer, r.row);
+                CHECK(bias || r.column == FAULT_COLUMN, "%s: column %zu", label, r.column);
+                CHECK((float)r.pipeline == nextafterf((float)r.serial, INFINITY),
+                      "%s: %.17g, not %.17g", label, r.pipeline, r.serial);
+            }
+
+        /* one bit of dW, in micro-batches only: the sum of squares shows it */
+        snprintf(label, sizeof label, "spoiled gradient, norm wanted");
+        spoil.kind = FAULT_GRADIENT, spoil.n_out = 8, spoil.from_step = 0,
+        desc.gradient_norm = true;
+        r = verify(&mixed_net, desc, 4), faults++;
+        CHECK(!r.identical && r.steps == 1 && !strcmp(r.what, "gradient norm") && r.layer == -1 &&
+                  r.pipeline != r.serial,
+              "%d: step %d, '%s', layer %d", r.identical, r.steps, r.what, r.layer);
+        desc.gradient_norm = false, spoil.relative = 0.01f; /* enough for the weights to show it */
+        snprintf(label, sizeof label, "spoiled gradient");
+        r = verify(&mixed_net, desc, 4), faults++;
+        CHECK(!r.identical && r.steps == 1, "%d: step %d, '%s'", r.identical, r.steps, r.what);
+        if (!r.identical && strcmp(r.what, "gradient norm") != 0)
+            CHECK(!strcmp(r.what, "weight") && r.layer == 1 && r.row == FAULT_ROW &&
+                      r.column == FAULT_COLUMN,
+                  "'%s', layer %d [%zu][%zu]", r.what, r.layer, r.row, r.column);
+        /* the same with one worker: it is the micro-batches that differ */
+        desc.workers = 1;
+        r = verify(&mixed_net, desc, 4), faults++;
+        CHECK(!r.identical && r.steps == 1, "%d: step %d, '%s'", r.identical, r.steps, r.what);
+        desc.workers = 2, spoil.relative = 0;
+    }
+    memset(&spoil, 0, sizeof spoil);
+    SAY("pmlp_verify finds %s planted differences: what, step, layer, row, column, values",
+        test_count(faults));
+}
+
+/* --- the contract with the back end ---------------------------------------------------------- */
+
+static void check_contract(pmlp_trainer_desc desc) {
+    static const size_t rows[] = {16, 13, 1, 7, 2};
+    size_t total = 0;
+    pmlp_error error = {0};
+    pmlp_trainer *trainer = NULL;
+    pmlp_data data = make_data(&deep_net);
+    pmlp_model *model = make_model(&deep_net);
+    desc.backend = spy_backend(), desc.batch = BATCH, desc.gradient_norm = true;
+    describe(&deep_net, &desc);
+    if (!CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s: %s", label,
+               error.text)) {
+        pmlp_model_destroy(model);
+        return;
+    }
+    CHECK(spies_opened == desc.workers, "%s: %ld contexts", label, spies_opened);
+    for (int i = 0; i < 5; total += rows[i++]) {
+        pmlp_data batch = rows_of(&deep_net, &data, 0, rows[i]);
+        fine(trainer, pmlp_trainer_step(trainer, &batch, NULL));
+    }
+    for (int stage = 0; stage < desc.workers; stage++) {
+        pmlp_stage_info info = {0};
+        CHECK(pmlp_trainer_stage(trainer, stage, &info) == PMLP_OK && info.worker == stage, "%s",
+              label);
+        spy *s = spies[info.worker];
+        int layers = 0;
+        for (spy_layer *l = s->layers; l; l = l->next, layers++) {
+            int index = info.first_layer; /* the layers' shapes are all different */
+            while (index < info.first_layer + info.layers &&
+                   ((size_t)deep_net.sizes[index] != l->desc.n_in ||
+                    (size_t)deep_net.sizes[index + 1] != l->desc.n_out))
+                index++;
+            CHECK(index < info.first_layer + info.layers, "%s: a layer %zu -> %zu at stage %d",
+                  label, l->desc.n_in, l->desc.n_out, stage);
+            CHECK(l->desc.needs_input_gradient == (index > 0), "%s: layer %d", label, index);
+            CHECK(l->desc.activation == deep_net.act[index] &&
+                      l->desc.below == (index ? deep_net.act[index - 1] : PMLP_LINEAR),
+                  "%s: activations of layer %d", label, index);
+            CHECK(l->forward_rows == total && l->weight_rows == total &&
+                      l->input_rows == (index ? total : 0),
+                  "%s: layer %d saw %zu, %zu, %zu of %zu rows", label, index, l->forward_rows,
+                  l->input_rows, l->weight_rows, total);
+            CHECK(l->updates == 5 && l->anew == 5,
+                  "%s: layer %d: %ld updates, %ld new sums in 5 steps", label, index, l->updates,
+                  l->anew);
+            CHECK(l->empty == 0, "%s: layer %d: %ld calls without a row", label, index, l->empty);
+        }
+        CHECK(layers == info.layers, "%s: %d layers at stage %d, not %d", label, layers, stage,
+              info.layers);
+        CHECK(s->strangers == 0, "%s: worker %d: %ld calls from another thread", label, stage,
+              s->strangers);
+        bool mine = pthread_equal(s->thread, pthread_self()) != 0;
+        CHECK(mine == (desc.no_threads || stage == 0), "%s: worker %d runs on %s thread", label,
+              stage, mine ? "the calling" : "another");
+        for (int other = 1; other < stage && !desc.no_threads; other++)
+            CHECK(!pthread_equal(s->thread, spies[other]->thread),
+                  "%s: workers %d and %d share a thread", label, other, stage);
+    }
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(model);
+}
+
+TEST(contract) {
+    long runs = 0;
+    pmlp_trainer_desc desc = {0};
+    for (desc.workers = 1; desc.workers <= 4; desc.workers++)
+        for (int m = 0; m < 6; m++)
+            for (int k = 0; k < 3; k++)
+                for (int quiet = 0; quiet < 2; quiet++, runs++) {
+                    desc.microbatches = microbatches[m], desc.schedule = kinds[k];
+                    desc.no_threads = quiet != 0;
+                    check_contract(desc);
+                }
+    SAY("every row once through every layer, one thread per worker or none, dX of layer 0 never: "
+        "%s pipelines",
+        test_count(runs));
+}
+
+/* --- the order of an epoch -------------------------------------------------------------------- */
+
+/* Two epochs with a seed; their rows lie in `drawn` afterwards. */
+static void draw_epochs(uint64_t seed, int workers, bool no_shuffle) {
+    pmlp_trainer_desc desc = {0};
+    pmlp_trainer *trainer = NULL;
+    pmlp_error error = {0};
+    pmlp_data data = make_data(&deep_net);
+    pmlp_model *model = make_model(&deep_net);
+    desc.backend = spy_backend(), desc.batch = BATCH, desc.seed = seed;
+    desc.workers = workers, desc.no_shuffle = no_shuffle;
+    snprintf(label, sizeof label, "epochs of seed %d", (int)seed);
+    CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
+    for (int epoch = 0; trainer && epoch < 2; epoch++)
+        fine(trainer, pmlp_trainer_epoch(trainer, &data, NULL));
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(model);
+    CHECK(drawn_count == 2 * ROWS, "%zu rows in 2 epochs of %d", drawn_count, ROWS);
+}
+
+TEST(epochs) {
+    static uint32_t kept[2 * ROWS], identity[2 * ROWS];
+    for (size_t i = 0; i < 2 * ROWS; i++) identity[i] = (uint32_t)(i % ROWS);
+    for (uint64_t seed = 0; seed < 8; seed++) {
+        draw_epochs(seed, 1, false);
+        for (size_t epoch = 0; epoch < 2; epoch++) {
+            int times[ROWS] = {0}, in_place = 0;
+            for (size_t i = 0; i < ROWS; i++) {
+                if (drawn[epoch * ROWS + i] < ROWS) times[drawn[epoch * ROWS + i]]++;
+                in_place += drawn[epoch * ROWS + i] == i;
+            }
+            for (size_t i = 0; i < ROWS; i++)
+                CHECK(times[i] == 1, "seed %d: row %zu comes %d times", (int)seed, i, times[i]);
+            CHECK(in_place < ROWS / 4, "seed %d: %d rows stay in place", (int)seed, in_place);
+        }
+        CHECK(memcmp(drawn, drawn + ROWS, ROWS * sizeof *drawn) != 0, "two epochs are alike");
+        CHECK(!seed || memcmp(drawn, kept, sizeof kept) != 0, "seeds %d and %d draw the same order",
+              (int)seed - 1, (int)seed);
+        memcpy(kept, drawn, sizeof kept);
+        draw_epochs(seed, 3, false);
+        CHECK(!memcmp(drawn, kept, sizeof kept), "seed %d: three workers draw another order",
+              (int)seed);
+    }
+    draw_epochs(1, 1, true);
+    CHECK(!memcmp(drawn, identity, sizeof identity), "no_shuffle does not keep the order");
+    SAY("epochs: each row once, an order of its own for each seed and epoch, whoever trains");
+}
+
+/* --- pmlp_partition --------------------------------------------------------------------------- */
+
+/* Multiply-adds of F, I and W per row; the first layer has no I. */
+static double layer_cost(const network *net, int layer) {
+    return (layer ? 3.0 : 2.0) * net->sizes[layer] * net->sizes[layer + 1];
+}
+
+/* The costliest stage when a stage begins at each layer whose bit is set. */
+static double costliest(const network *net, unsigned begins) {
+    double most = 0, sum = 0;
+    for (int l = 0; l < net->layers; l++) {
+        if (begins >> l & 1) sum = 0;
+        sum += layer_cost(net, l);
+        if (sum > most) most = sum;
+    }
+    return most;
+}
+
+static void check_partition(const network *net, int stages) {
+    int cuts[MAX_LAYERS];
+    double balance = 0, total = 0, best = -1;
+    unsigned begins = 0;
+    pmlp_error error = {0};
+    pmlp_model *model = make_model(net);
+    CHECK(pmlp_partition(model, stages, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
+    for (int i = 0; i < stages - 1; i++) {
+        CHECK(cuts[i] > (i ? cuts[i - 1] : 0) && cuts[i] < net->layers, "%s: cut %d is %d",
+              net->name, i, cuts[i]);
+        begins |= 1u << cuts[i];
+    }
+    for (int l = 0; l < net->layers; l++) total += layer_cost(net, l);
+    for (unsigned tried = 0; tried < 1u << net->layers; tried += 2) { /* all ways to cut */
+        int n = 1;
+        for (int l = 1; l < net->layers; l++) n += (tried >> l & 1) != 0;
+        if (n == stages && (best < 0 || costliest(net, tried) < best)) best = costliest(net, tried);
+    }
+    CHECK(costliest(net, begins) <= best * (1 + 1e-12), "%s in %d: %g, the best is %g", net->name,
+          stages, costliest(net, begins), best);
+    CHECK(fabs(balance - total / stages / best) <= 1e-12, "%s in %d: balance %g, not %g", net->name,
+          stages, balance, total / stages / best);
+    CHECK(pmlp_partition(model, net->layers + 1, cuts, NULL, &error) == PMLP_ERROR_SHAPE, "%s",
+          net->name);
+    pmlp_trainer_desc desc = {0};
+    pmlp_trainer *trainer = NULL;
+    desc.workers = stages;
+    if (CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text)) {
+        double shares = 0;
+        int next = 0;
+        for (int s = 0; s < stages; s++) {
+            pmlp_stage_info info = {0};
+            double cost = 0;
+            CHECK(pmlp_trainer_stage(trainer, s, &info) == PMLP_OK && info.worker == s &&
+                      info.first_layer == next && (s == 0 || next == cuts[s - 1]),
+                  "%s: stage %d begins at layer %d", net->name, s, info.first_layer);
+            for (int l = 0; l < info.layers; l++) cost += layer_cost(net, next++);
+            CHECK(fabs(info.cost - cost / total) <= 1e-12, "%s: stage %d costs %g, not %g",
+                  net->name, s, info.cost, cost / total);
+            shares += info.cost;
+        }
+        CHECK(next == net->layers && fabs(shares - 1) <= 1e-12, "%s: %d layers, costs %g",
+              net->name, next, shares);
+    }
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(model);
+}
+
+TEST(partition) {
+    static network net;
+    uint64_t rng = 4;
+    const int tries = test_quick() ? 20 : 200;
+    for (int t = 0; t < tries; t++) {
+        net = deep_net;
+        net.layers = 1 + (int)(test_random(&rng) % MAX_LAYERS);
+        for (int l = 0; l <= net.layers; l++) net.sizes[l] = 1 + (int)(test_random(&rng) % 40);
+        for (int stages = 1; stages <= net.layers; stages++) check_partition(&net, stages);
+    }
+    SAY("pmlp_partition is as good as the best of all cuts: %d networks of up to %d layers", tries,
+        MAX_LAYERS);
+}
+
+/* --- errors that are none --------------------------------------------------------------------- */
+
+/* "Functions that take an error fill it when they fail and leave it alone when they succeed." */
+TEST(no_errors) {
+    const pmlp_error before = {PMLP_OK, -7, -7, -7, "op", "what was there before"};
+    pmlp_error error = before;
+    pmlp_trainer_desc desc = {0};
+    pmlp_data data = make_data(&relu_net);
+    pmlp_model *model = make_model(&relu_net), *clone = NULL;
+    pmlp_trainer *trainer = NULL;
+    pmlp_params params;
+    pmlp_verify_report report;
+    int cuts[1], calls = 0;
+    uint64_t hash;
+    float y[ROWS * MAX_WIDTH];
+    desc.workers = 2;
+    struct {
+        const char *name;
+        pmlp_result result;
+        pmlp_error error;
+    } done[7];
+/* clang-format off */
+#define DO(call)                                                                               \
+    error = before, done[calls].name = #call, done[calls].result = call, done[calls++].error = error
+/* clang-format on */
+    DO(pmlp_model_params(model, 0, &params, &error));
+    DO(pmlp_model_hash(model, &hash, &error));
+    DO(pmlp_model_clone(model, &clone, &error));
+    DO(pmlp_model_predict(model, data.x, ROWS, y, &error));
+    DO(pmlp_partition(model, 2, cuts, NULL, &error));
+    DO(pmlp_trainer_create(clone, &desc, &trainer, &error));
+    DO(pmlp_verify(model, &desc, &data, 1, &report, &error));
+#undef DO
+    for (int i = 0; i < calls; i++) {
+        CHECK(done[i].result == PMLP_OK, "%s: %s", done[i].name, pmlp_result_name(done[i].result));
+        CHECK(!memcmp(&done[i].error, &before, sizeof before), "%s succeeds, but changes the error",
+              done[i].name);
+    }
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(clone);
+    pmlp_model_destroy(model);
+    SAY("%d functions that succeed leave the caller's error alone", calls);
+}
+
+int main(void) {
+    test_begin("parity");
+    RUN(exhaustive);
+    RUN(norm_is_free);
+    RUN(instruction_sets);
+    RUN(slots);
+    RUN(cuts);
+    RUN(custom);
+    RUN(by_lot);
+    RUN(verify_agrees);
+    RUN(verify_hash);
+    RUN(verify_can_fail);
+    RUN(contract);
+    RUN(epochs);
+    RUN(partition);
+    RUN(no_errors);
+    return test_end();
+}
