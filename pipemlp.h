@@ -127,7 +127,14 @@
       W. The trainer hands the gradient over between the two, so that a measured step is shorter
       than the drawing above, which counts a B as one piece; pmlp_schedule_lower() shows the lists
       as they run, and pmlp_schedule_simulate() times those, too. The first stage needs no I for
-      its lowest layer.
+      its lowest layer. And since W on few rows moves a whole dW through the caches for little
+      arithmetic, the trainer puts it off until 128 rows are together, the worker would have to
+      wait, or the update comes; desc.w_rows = 1 does each W where the schedule has it.
+
+      Where to cut? Layers differ in size, and the first is often the largest: of 784-512-256-128-10
+      it is 62 % of the arithmetic, so that two workers gain 1.62x at most if a stage is made of
+      whole layers. A boundary may therefore also lie inside the first layer (pmlp_cut): one stage
+      computes some of its outputs, the next the others, each from the input rows themselves.
 
       How much a pipeline can gain has three bounds. Balance: the slowest stage sets the pace. Fill
       and drain: m / (m + p - 1). Hand-offs: each costs a little, so that micro-batches should not
@@ -173,7 +180,7 @@
    ON THREADS
 
       A trainer with p workers starts p - 1 threads; the thread that calls is worker 0. Idle
-      workers spin for some hundred microseconds, then sleep; with more workers than cores they
+      workers spin for about a millisecond, then sleep; with more workers than cores they
       sleep at once. One call at a time per trainer; different trainers and models are independent.
       desc.no_threads runs the same lists on the calling thread alone, with the same bits.
 
@@ -589,6 +596,17 @@ typedef struct pmlp_stats {
    trainer. */
 typedef bool (*pmlp_progress_fn)(const pmlp_stats *stats, void *user);
 
+/* A boundary between two stages lies before `column` of `layer`. Column 0: between whole layers.
+   Only layer 0 may be cut inside, at a multiple of PMLP_COLUMN_STEP: the stage below computes its
+   outputs 0 .. column-1, the stage above the others, from the same input rows, which it reads
+   itself. Nothing is summed twice, so the bits stay equal; and the first layer is often the largest
+   by far. */
+typedef struct pmlp_cut {
+    int layer, column;
+} pmlp_cut;
+
+#define PMLP_COLUMN_STEP 32
+
 typedef struct pmlp_trainer_desc {
     int workers;                   /* p; default 1 */
     int microbatches;              /* m; default 1 for one worker, else 4; may be less than p */
@@ -596,9 +614,12 @@ typedef struct pmlp_trainer_desc {
     pmlp_schedule_kind schedule;   /* default 1F1B */
     const pmlp_schedule *custom;   /* a schedule of your own instead of workers, microbatches and
                                       schedule; copied */
-    const int *cuts;               /* [S - 1]: the first layer of stages 1, 2, ...; default
+    const pmlp_cut *cuts;          /* [S - 1]: where stages 1, 2, ... begin; default
                                       pmlp_partition(); copied */
+    bool whole_layers;             /* do not cut inside layer 0 */
     int slots;                     /* per edge between stages; default m, which never blocks */
+    size_t w_rows; /* W is put off until so many rows are together, see ON PIPELINES;
+                                      1: done where the schedule has it; default 128 */
 
     pmlp_optimizer optimizer;      /* default SGD */
     float learning_rate;           /* default 0.1 for SGD, 0.05 with momentum, 0.001 for Adam */
@@ -622,7 +643,7 @@ typedef struct pmlp_trainer_desc {
 
 /* Creates a trainer with p - 1 threads (the calling thread of each step is worker 0) or none. The
    trainer owns the model's weights until it is destroyed; the model must outlive it. *trainer is
-   NULL on failure. Errors: ARGUMENT, SHAPE (more stages than layers), STATE (the model has a
+   NULL on failure. Errors: ARGUMENT, SHAPE (more stages than places to cut), STATE (the model has a
    trainer), SCHEDULE or DEADLOCK (the checker's), MEMORY, THREAD, BACKEND. */
 PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_desc *desc,
                                          pmlp_trainer **trainer, pmlp_error *error);
@@ -630,11 +651,11 @@ PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_d
 PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
 
 /* The calls below may come from any thread, one at a time: a second call while one runs returns
-   PMLP_ERROR_STATE and changes nothing. Every failure has its sentence in pmlp_trainer_error(). Bad
-   arguments and data are found before anything is computed: the trainer stays usable, as if the
-   call had not been made. A failure inside the pipeline (back end, edge, memory) makes the trainer
-   refuse further work with PMLP_ERROR_STATE; if it happened before the updates began, the weights
-   are those of the last complete step. stats may be NULL everywhere. */
+   PMLP_ERROR_STATE and changes nothing. Every other failure has its sentence in
+   pmlp_trainer_error(). Bad arguments and data are found before anything is computed: the trainer
+   stays usable, as if the call had not been made. A failure inside the pipeline (back end, edge,
+   memory) makes the trainer refuse further work with PMLP_ERROR_STATE; if it happened before the
+   updates began, the weights are those of the last complete step. stats may be NULL everywhere. */
 
 /* One optimizer step on the mean loss of one batch, 1 <= batch->rows <= desc.batch. */
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *trainer, const pmlp_data *batch,
@@ -665,20 +686,22 @@ PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *trainer)
 typedef struct pmlp_stage_info {
     int worker;
     int first_layer, layers;
-    double cost; /* share of the training arithmetic of the whole network, 0 .. 1 */
+    size_t first_column, columns; /* of its first layer: all, unless that is layer 0, cut inside */
+    double cost;                  /* share of the whole network's training arithmetic, 0 .. 1 */
 } pmlp_stage_info;
 
 /* What a stage consists of. Errors: ARGUMENT. */
 PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *trainer, int stage,
                                         pmlp_stage_info *info);
 
-/* Cuts a model's layers into `stages` runs of whole layers such that the costliest is as cheap as
-   possible, counted in multiply-adds of F, I and W (the first layer's I is never needed). cuts is
-   [stages - 1]: the first layer of stages 1, 2, ... *balance, which may be NULL, becomes mean /
-   largest cost of a stage: the bound that the cut sets on the use of `stages` equal workers.
-   Errors: ARGUMENT; SHAPE if there are more stages than layers; MEMORY. */
-PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, int *cuts, double *balance,
-                                    pmlp_error *error);
+/* Cuts a model into `stages` parts such that the costliest is as cheap as possible, counted in
+   multiply-adds of F, I and W (the first layer's I is never needed). Boundaries lie between layers
+   and, unless whole_layers, inside layer 0. cuts is [stages - 1]: where stages 1, 2, ... begin.
+   *balance, which may be NULL, becomes mean / largest cost of a stage: the bound that the cut sets
+   on the use of `stages` equal workers. Errors: ARGUMENT; SHAPE if there are fewer places to cut
+   than that; MEMORY. */
+PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool whole_layers,
+                                    pmlp_cut *cuts, double *balance, pmlp_error *error);
 
 typedef struct pmlp_verify_report {
     bool identical;
@@ -723,7 +746,8 @@ PMLP_API pmlp_result pmlp_images_parse(const void *image_bytes, size_t image_siz
                                        const void *label_bytes, size_t label_size, size_t limit,
                                        const pmlp_allocator *allocator, pmlp_images *images,
                                        pmlp_error *error);
-PMLP_API void pmlp_images_free(pmlp_images *images); /* NULL and all-zero are allowed */
+/* Frees what load or parse has filled in, and nothing else. NULL and all-zero are allowed. */
+PMLP_API void pmlp_images_free(pmlp_images *images);
 
 /*============================================================================================*/
 /* >>backend: how to plug in other hardware                                                   */
@@ -752,6 +776,8 @@ typedef struct pmlp_backend_desc {
 
 typedef struct pmlp_layer_desc {
     size_t n_in, n_out;
+    size_t first_out, row_outs; /* these are outputs first_out .. first_out + n_out - 1 of a layer
+                                   that has row_outs; pointers to y and dz are to whole rows */
     pmlp_activation activation; /* of this layer */
     pmlp_activation below;      /* of the layer that feeds it; linear for layer 0 */
     pmlp_optimizer optimizer;   /* decides which moments are needed */
@@ -1100,6 +1126,11 @@ static void pmlp__delete(const pmlp_allocator *allocator, void *pointer) {
     memcpy(&raw, (unsigned char *)pointer - sizeof(void *), sizeof(void *));
     if (allocator->free) allocator->free(raw, allocator->user);
     else free(raw);
+}
+
+/* Memory that could not go back where it came from. */
+static bool pmlp__is_half(const pmlp_allocator *allocator) {
+    return (allocator->alloc == NULL) != (allocator->free == NULL);
 }
 
 static pmlp_allocator pmlp__allocator_or_default(const pmlp_allocator *allocator) {
@@ -1815,13 +1846,16 @@ static pmlp_result pmlp__cpu_forward(void *context, void *layer_, size_t rows, c
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, width = isa->width;
     const size_t x_row = pmlp__cpu_row_floats(context, n_in, layer->desc.below);
-    const size_t y_row = pmlp__cpu_row_floats(context, layer->desc.n_out, layer->desc.activation);
+    const size_t y_row =
+        pmlp__cpu_row_floats(context, layer->desc.row_outs, layer->desc.activation);
+    const size_t keep = pmlp__pad(layer->desc.row_outs, width);
     size_t j;
+    y += layer->desc.first_out;
     for (j = 0; j < layer->pad_out; j += width) {
         pmlp__gemm_blocks(isa, rows, n_in, x, x_row, layer->w[PMLP_TENSOR_PARAMS] + j * n_in, y + j,
                           y_row);
         pmlp__activate(layer->desc.activation, rows, width, layer->b[PMLP_TENSOR_PARAMS] + j, y + j,
-                       y_row, layer->pad_out);
+                       y_row, keep);
     }
     return PMLP_OK;
 }
@@ -1870,9 +1904,11 @@ static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer_, size_t
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, width = cpu->isa->width;
     const size_t x_row = pmlp__cpu_row_floats(context, n_in, layer->desc.below);
-    const size_t dz_row = pmlp__cpu_row_floats(context, layer->desc.n_out, layer->desc.activation);
+    const size_t dz_row =
+        pmlp__cpu_row_floats(context, layer->desc.row_outs, layer->desc.activation);
     float *dw = layer->w[PMLP_TENSOR_GRADIENTS], *db = layer->b[PMLP_TENSOR_GRADIENTS];
     size_t j, k, c, done = 0;
+    dz += layer->desc.first_out;
     if (!accumulate) memset(db, 0, layer->pad_out * sizeof *db);
     do {
         const size_t n = rows - done < PMLP__K_BLOCK ? rows - done : PMLP__K_BLOCK;
@@ -1893,7 +1929,7 @@ static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer_, size_t
 static pmlp_result pmlp__cpu_loss(void *context, void *layer_, const pmlp_loss_args *args) {
     pmlp__cpu *cpu = (pmlp__cpu *)context;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
-    const size_t n = layer->desc.n_out;
+    const size_t n = layer->desc.row_outs, padded = pmlp__pad(n, cpu->isa->width);
     const size_t row = pmlp__cpu_row_floats(context, n, layer->desc.activation);
     const pmlp_data *data = args->data;
     float *scratch = NULL;
@@ -1913,8 +1949,8 @@ static pmlp_result pmlp__cpu_loss(void *context, void *layer_, const pmlp_loss_a
                                 : pmlp__xent_row(y, n, label, args->scale, d);
         args->row_hit[i] = data->labels && pmlp__argmax(y, n) == label;
         if (args->dz) {
-            memset(d + n, 0, (layer->pad_out - n) * sizeof *d);
-            pmlp__derive(layer->desc.activation, 1, n, y, row, layer->pad_out, d);
+            memset(d + n, 0, (padded - n) * sizeof *d);
+            pmlp__derive(layer->desc.activation, 1, n, y, row, padded, d);
         }
     }
     pmlp__delete(&cpu->allocator, scratch);
@@ -2087,9 +2123,9 @@ static bool pmlp__build_one_stage(pmlp_schedule *s, pmlp_schedule_kind kind, int
     int f = 0, b = 0;
     bool ok = true;
     s->stage_worker[r] = r;
-    while (f < ahead) ok = ok && pmlp__emit(s, r, PMLP_OP_F, r, f++);
-    while (b < m) {
-        if (f < m) ok = ok && pmlp__emit(s, r, PMLP_OP_F, r, f++);
+    while (ok && f < ahead) ok = pmlp__emit(s, r, PMLP_OP_F, r, f++);
+    while (ok && b < m) {
+        if (f < m) ok = pmlp__emit(s, r, PMLP_OP_F, r, f++);
         ok = ok && pmlp__emit(s, r, PMLP_OP_B, r, b++);
     }
     return ok && pmlp__emit(s, r, PMLP_OP_U, r, -1);
@@ -2112,6 +2148,8 @@ PMLP_API pmlp_result pmlp_schedule_create(const pmlp_schedule_desc *desc, pmlp_s
     if (m < 1 || m > PMLP__MAX_MICROBATCHES)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "microbatches: %d is not in 1 .. %d", m,
                           PMLP__MAX_MICROBATCHES);
+    if (pmlp__is_half(&desc->allocator))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
     if ((int)kind < 0 || kind >= PMLP_SCHEDULE_KIND_COUNT)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "kind: %d is no schedule", (int)kind);
     s = pmlp__schedule_new(&desc->allocator, p, p, m);
@@ -2286,6 +2324,8 @@ PMLP_API pmlp_result pmlp_schedule_parse(const char *text, size_t size,
     if (!schedule) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     *schedule = NULL;
     if (!text) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "text: is NULL");
+    if (pmlp__is_half(&memory))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
     p.text = text;
     p.end = text + size;
     p.row = p.cell = 1;
@@ -2923,7 +2963,6 @@ static bool pmlp__simulator_init(pmlp__simulator *p, const pmlp_schedule *s,
     const size_t cells = (size_t)s->stages * (size_t)s->microbatches;
     const size_t actions = s->first[s->workers];
     size_t i;
-    memset(p, 0, sizeof *p);
     p->s = s;
     if (costs) p->costs = *costs;
     p->clock = (double *)pmlp__new(allocator, (size_t)s->workers, sizeof *p->clock);
@@ -3005,6 +3044,7 @@ static void pmlp__simulate_worker(pmlp__simulator *p, int worker) {
 static pmlp_result pmlp__simulator_run(pmlp__simulator *p, const pmlp_schedule *s,
                                        const pmlp_costs *costs, pmlp_error *error) {
     int worker;
+    memset(p, 0, sizeof *p);
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     if (pmlp__is_sparse(s, error)) return PMLP_ERROR_SCHEDULE;
     if (!pmlp__simulator_init(p, s, costs)) return pmlp__no_memory(error, "simulating a schedule");
@@ -3321,6 +3361,8 @@ PMLP_API pmlp_result pmlp_model_create(const pmlp_model_desc *desc, pmlp_model *
     *model = NULL;
     result = pmlp__model_check_desc(desc, error);
     if (result != PMLP_OK) return result;
+    if (pmlp__is_half(&desc->allocator))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
     *model = pmlp__model_new(desc);
     if (!*model) return pmlp__no_memory(error, "a model's weights");
     for (l = 0; l < desc->layers; l++) pmlp__init_layer(*model, l);
@@ -3340,11 +3382,11 @@ PMLP_API size_t pmlp_model_param_count(const pmlp_model *model) {
 /* A model whose weights may be looked at. */
 static pmlp_result pmlp__model_readable(const pmlp_model *model, pmlp_error *error) {
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
-    if (model->stale)
-        return pmlp__fail(
-            error, PMLP_ERROR_STATE,
-            "the model's weights are with its trainer: call pmlp_trainer_sync() first");
-    return PMLP_OK;
+    if (!model->stale) return PMLP_OK;
+    return pmlp__fail(error, PMLP_ERROR_STATE,
+                      model->trainer
+                          ? "the model's weights are with its trainer: call pmlp_trainer_sync()"
+                          : "the model's weights are lost: its trainer could not read them back");
 }
 
 PMLP_API pmlp_result pmlp_model_params(pmlp_model *model, int layer, pmlp_params *params,
@@ -3388,7 +3430,8 @@ static pmlp_layer_desc pmlp__layer_desc(const pmlp_model *model, int layer,
                                         pmlp_optimizer optimizer) {
     pmlp_layer_desc d;
     d.n_in = pmlp__n_in(model, layer);
-    d.n_out = pmlp__n_out(model, layer);
+    d.n_out = d.row_outs = pmlp__n_out(model, layer);
+    d.first_out = 0;
     d.activation = model->activations[layer];
     d.below = layer > 0 ? model->activations[layer - 1] : PMLP_LINEAR;
     d.optimizer = optimizer;
@@ -3495,65 +3538,97 @@ PMLP_API pmlp_result pmlp_model_predict(const pmlp_model *model, const float *x,
 /* >>partition                                                                                */
 /*============================================================================================*/
 
-/* Multiply-adds per row of one layer: F, I, W; the first layer's I is never needed. */
-static double pmlp__layer_cost(const pmlp_model *model, int layer) {
-    return (layer == 0 ? 2.0 : 3.0) * (double)pmlp__n_in(model, layer) *
-           (double)pmlp__n_out(model, layer);
+/* Multiply-adds per row of one output of a layer: F, I, W; the first layer's I is never needed. */
+static double pmlp__output_cost(const pmlp_model *model, int layer) {
+    return (layer == 0 ? 2.0 : 3.0) * (double)pmlp__n_in(model, layer);
 }
 
-/* best[s][l]: the smallest largest cost when layers l .. L-1 make S - s stages; cut[s][l]: where
-   the first of these ends. Filled from the last stage down. */
-static double pmlp__partition_table(const pmlp_model *model, int stages, double *best, int *cut) {
-    const int layers = model->desc.layers;
-    int s, l, end;
-    for (s = stages - 1; s >= 0; s--)
-        for (l = layers - (stages - s); l >= s; l--) {
-            double cost = 0.0, *at = &best[(size_t)s * (size_t)layers + (size_t)l];
-            const int last = s == stages - 1 ? layers : layers - (stages - 1 - s);
+/* A place where a boundary may lie, with the cost of all that is below it. */
+typedef struct pmlp__place {
+    pmlp_cut cut;
+    double below;
+} pmlp__place;
+
+/* All of them in ascending order, from {0, 0} to {layers, 0}; returns how many. places may be
+   NULL. */
+static size_t pmlp__places(const pmlp_model *model, bool whole_layers, pmlp__place *places) {
+    const int step = whole_layers ? INT_MAX : PMLP_COLUMN_STEP, layers = model->desc.layers;
+    double below = 0.0;
+    size_t count = 0;
+    int l, column;
+    for (l = 0; l <= layers; l++) {
+        const int outputs = l < layers ? (int)pmlp__n_out(model, l) : 0;
+        for (column = 0; column == 0 || (l == 0 && column < outputs); column += step) {
+            if (places) {
+                places[count].cut.layer = l;
+                places[count].cut.column = column;
+                places[count].below = below;
+                if (l < layers) places[count].below += column * pmlp__output_cost(model, l);
+            }
+            count++;
+            if (column > INT_MAX - step) break;
+        }
+        if (l < layers) below += outputs * pmlp__output_cost(model, l);
+    }
+    return count;
+}
+
+/* best[s][i]: the smallest possible largest cost when all above place i makes S - s stages;
+   end[s][i]: where the first of these ends. Filled from the last stage down. */
+static void pmlp__partition_table(const pmlp__place *places, size_t count, size_t stages,
+                                  double *best, size_t *end) {
+    size_t s = stages, i, e;
+    while (s-- > 0)
+        for (i = s; i + (stages - s) < count; i++) {
+            const size_t after = stages - 1 - s; /* stages that still need a place each */
+            const size_t lowest = after ? i + 1 : count - 1;
+            double *at = &best[s * count + i];
             *at = HUGE_VAL;
-            for (end = l + 1; end <= last; end++) {
-                double worst;
-                cost += pmlp__layer_cost(model, end - 1);
-                if (s == stages - 1 && end < layers) continue;
-                worst =
-                    s == stages - 1 ? 0.0 : best[(size_t)(s + 1) * (size_t)layers + (size_t)end];
-                if (cost > worst) worst = cost;
-                if (worst < *at) {
-                    *at = worst;
-                    cut[(size_t)s * (size_t)layers + (size_t)l] = end;
-                }
+            for (e = lowest; e < count - after; e++) {
+                const double own = places[e].below - places[i].below;
+                const double rest = after ? best[(s + 1) * count + e] : 0.0;
+                const double worst = own > rest ? own : rest;
+                if (own >= *at) break; /* it only grows */
+                if (worst >= *at) continue;
+                *at = worst;
+                end[s * count + i] = e;
             }
         }
-    return best[0];
 }
 
-PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, int *cuts, double *balance,
-                                    pmlp_error *error) {
-    double *best, total = 0.0, worst;
-    int *cut, s, l = 0;
-    size_t cells;
+PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool whole_layers,
+                                    pmlp_cut *cuts, double *balance, pmlp_error *error) {
+    pmlp__place *places;
+    double *best;
+    size_t *end, count, i = 0;
+    bool ok;
+    int s;
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
     if (stages < 1)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stages: %d is less than 1", stages);
     if (!cuts && stages > 1) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "cuts: is NULL");
-    if (stages > model->desc.layers)
+    count = pmlp__places(model, whole_layers, NULL);
+    if ((size_t)stages >= count)
         return pmlp__fail(error, PMLP_ERROR_SHAPE,
-                          "%d stages need at least %d layers, the model has %d", stages, stages,
-                          model->desc.layers);
-    cells = (size_t)stages * (size_t)model->desc.layers;
-    best = (double *)pmlp__new(&model->desc.allocator, cells, sizeof *best);
-    cut = (int *)pmlp__new(&model->desc.allocator, cells, sizeof *cut);
-    if (best && cut) {
-        worst = pmlp__partition_table(model, stages, best, cut);
-        for (s = 0; s < stages - 1; s++)
-            l = cuts[s] = cut[(size_t)s * (size_t)model->desc.layers + (size_t)l];
-        for (l = 0; l < model->desc.layers; l++) total += pmlp__layer_cost(model, l);
-        if (balance) *balance = total / (worst * (double)stages);
+                          "the %d layers of the model can be cut into %d stages at most, not %d",
+                          model->desc.layers, (int)count - 1, stages);
+    places = (pmlp__place *)pmlp__new(&model->desc.allocator, count, sizeof *places);
+    best = (double *)pmlp__new(&model->desc.allocator, count * (size_t)stages, sizeof *best);
+    end = (size_t *)pmlp__new(&model->desc.allocator, count * (size_t)stages, sizeof *end);
+    ok = places && best && end;
+    if (ok) {
+        pmlp__places(model, whole_layers, places);
+        pmlp__partition_table(places, count, (size_t)stages, best, end);
+        for (s = 0; s < stages - 1; s++) {
+            i = end[(size_t)s * count + i];
+            cuts[s] = places[i].cut;
+        }
+        if (balance) *balance = places[count - 1].below / (best[0] * (double)stages);
     }
-    l = best && cut;
+    pmlp__delete(&model->desc.allocator, places);
     pmlp__delete(&model->desc.allocator, best);
-    pmlp__delete(&model->desc.allocator, cut);
-    return l ? PMLP_OK : pmlp__no_memory(error, "cutting the model");
+    pmlp__delete(&model->desc.allocator, end);
+    return ok ? PMLP_OK : pmlp__no_memory(error, "cutting the model");
 }
 
 /*============================================================================================*/
@@ -3575,6 +3650,27 @@ static void pmlp__problem(pmlp__problems *p, bool bad, pmlp_result result, const
 }
 
 static bool pmlp__below_zero(float v) { return !(v >= 0.0f && v <= FLT_MAX); }
+
+static bool pmlp__cut_is_valid(const pmlp_model *model, const pmlp_cut *before,
+                               const pmlp_cut *cut) {
+    const pmlp_cut begin = {0, 0};
+    if (!before) before = &begin;
+    if (cut->layer < 0 || cut->layer >= model->desc.layers) return false;
+    if (cut->layer > 0) return cut->column == 0 && cut->layer > before->layer;
+    return cut->column % PMLP_COLUMN_STEP == 0 && cut->column > before->column &&
+           (size_t)cut->column < pmlp__n_out(model, 0);
+}
+
+static bool pmlp__is_whole_backend(const pmlp_backend *b) {
+    return b->name && b->open && b->close && b->alloc && b->free && b->row_floats &&
+           b->layer_create && b->layer_destroy && b->write && b->read && b->input && b->forward &&
+           b->backward_input && b->backward_weight && b->loss && b->gradient_squares && b->update &&
+           b->synchronize;
+}
+
+static bool pmlp__is_whole_edges(const pmlp_edges *e) {
+    return e->connect && e->disconnect && e->reset && e->send && e->receive;
+}
 
 static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_trainer_desc *d,
                                           pmlp_error *error) {
@@ -3604,20 +3700,26 @@ static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_tr
     PMLP__BAD(pmlp__below_zero(d->weight_decay), "weight_decay", number);
     PMLP__BAD(pmlp__below_zero(d->clip_norm), "clip_norm", number);
     PMLP__BAD(d->slots < 0, "slots", "is negative");
+    PMLP__BAD(pmlp__is_half(&d->allocator), "allocator", "has only one of alloc and free");
     PMLP__BAD(d->backend && (d->backend->abi != PMLP_BACKEND_ABI ||
                              d->backend->size != (uint32_t)sizeof(pmlp_backend)),
               "backend", "was built for another version of pipemlp.h");
     PMLP__BAD(d->edges && (d->edges->abi != PMLP_EDGES_ABI ||
                            d->edges->size != (uint32_t)sizeof(pmlp_edges)),
               "edges", "was built for another version of pipemlp.h");
+    PMLP__BAD(p.first == PMLP_OK && d->backend && !pmlp__is_whole_backend(d->backend), "backend",
+              "has an entry that is NULL");
+    PMLP__BAD(p.first == PMLP_OK && d->edges && !pmlp__is_whole_edges(d->edges), "edges",
+              "has an entry that is NULL");
 #undef PMLP__BAD
     stages = d->custom ? d->custom->stages : d->workers ? d->workers : 1;
-    pmlp__problem(&p, stages > model->desc.layers, PMLP_ERROR_SHAPE, "workers",
-                  "more stages than the model has layers");
-    for (i = 0; d->cuts && i < stages - 1 && stages <= model->desc.layers; i++)
-        if (d->cuts[i] <= (i ? d->cuts[i - 1] : 0) || d->cuts[i] >= model->desc.layers) {
+    pmlp__problem(&p, !d->cuts && stages > 0 &&
+                          (size_t)stages >= pmlp__places(model, d->whole_layers, NULL),
+                  PMLP_ERROR_SHAPE, "workers", "more stages than the layers can be cut into");
+    for (i = 0; d->cuts && i < stages - 1; i++)
+        if (!pmlp__cut_is_valid(model, i ? &d->cuts[i - 1] : NULL, &d->cuts[i])) {
             pmlp__problem(&p, true, PMLP_ERROR_ARGUMENT, "cuts",
-                          "are not ascending layers inside the model");
+                          "are not ascending places inside the model");
             break;
         }
     pmlp__problem(&p, model->trainer != NULL, PMLP_ERROR_STATE, "model", "has a trainer already");
@@ -3662,7 +3764,11 @@ static pmlp_result pmlp__validate_data(const pmlp_model *model, const pmlp_data 
 
 typedef struct pmlp__stage {
     int index, worker, first_layer, layers;
-    bool is_first, is_last;
+    size_t first_column,
+        columns; /* of its first layer, which is cut inside only if it is layer 0 */
+    int below;                    /* x[below], dz[below] are shared with the stage below: 0, or 1 if
+                                     the boundary lies inside layer 0 */
+    bool is_last;
     void **handles;    /* [layers]: the back end's layers */
     float **x, **dz;   /* [layers + 1] */
     bool *owns_x, *owns_dz;
@@ -3695,7 +3801,7 @@ struct pmlp_trainer {
     const pmlp_backend *backend;
     const pmlp_edges *edges;
     pmlp_schedule *schedule, *lowered, *forward;
-    int *cuts;
+    pmlp_cut *cuts;         /* [stages - 1], and one more that is unused */
     pmlp__stage *stages;
     pmlp__worker *workers;
     void **connected;       /* all edges, for reset */
@@ -3713,7 +3819,7 @@ struct pmlp_trainer {
     size_t *squares_at;     /* [layers] */
 
     pmlp__atomic pass, done, gate, failed, stop, in_use;
-    bool in_callback;
+    pmlp__atomic no_query;  /* 0 while the progress callback runs: it may ask, one call at a time */
 
     uint32_t *order;        /* of the rows, in an epoch */
     size_t order_size;
@@ -3727,6 +3833,10 @@ struct pmlp_trainer {
 static size_t pmlp__row_of(const pmlp_trainer *t, int microbatch) {
     return (size_t)((uint64_t)t->rows * (uint64_t)microbatch / (uint64_t)t->schedule->microbatches);
 }
+
+/* The stages that have layer 0, or some of it, read the input rows; nobody needs the gradient of
+   these. */
+static bool pmlp__reads_input(const pmlp__stage *stage) { return stage->first_layer == 0; }
 
 static void *pmlp__context_of(const pmlp_trainer *t, const pmlp__stage *stage) {
     return t->workers[stage->worker].context;
@@ -3757,7 +3867,7 @@ static pmlp_result pmlp__stage_forward(pmlp_trainer *t, pmlp__stage *stage, int 
     pmlp_result result = PMLP_OK;
     int l;
     if (rows == 0) return PMLP_OK;
-    if (stage->is_first)
+    if (pmlp__reads_input(stage))
         result = t->backend->input(context, rows, pmlp__n_in(t->model, 0), t->data->x,
                                    t->index ? t->index + from : NULL, t->first + from,
                                    stage->x[0] + from * stage->row[0]);
@@ -3775,7 +3885,7 @@ static pmlp_result pmlp__stage_backward_input(pmlp_trainer *t, pmlp__stage *stag
     pmlp_result result = PMLP_OK;
     int l;
     if (rows == 0) return PMLP_OK;
-    for (l = stage->layers - 1; result == PMLP_OK && l >= (stage->is_first ? 1 : 0); l--)
+    for (l = stage->layers - 1; result == PMLP_OK && l >= (pmlp__reads_input(stage) ? 1 : 0); l--)
         result = t->backend->backward_input(pmlp__context_of(t, stage), stage->handles[l], rows,
                                             stage->dz[l + 1] + from * stage->row[l + 1],
                                             stage->x[l] + from * stage->row[l],
@@ -3803,7 +3913,8 @@ static pmlp_result pmlp__stage_squares(pmlp_trainer *t, pmlp__stage *stage) {
     int l;
     for (l = 0; result == PMLP_OK && l < stage->layers; l++)
         result = t->backend->gradient_squares(context, stage->handles[l],
-                                              t->squares + t->squares_at[stage->first_layer + l]);
+                                              t->squares + t->squares_at[stage->first_layer + l] +
+                                                  (l == 0 ? stage->first_column : 0));
     return result == PMLP_OK ? t->backend->synchronize(context) : result;
 }
 
@@ -3910,21 +4021,23 @@ static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
     return result;
 }
 
-/* W of neighbouring micro-batches is merged: it is put off until something else has to run. */
+/* W of neighbouring micro-batches is merged: put off until enough rows are together. */
 static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp_action a) {
-    const bool joins = w->w_begin < w->w_end && w->w_stage == a.stage && w->w_end == a.microbatch;
-    if (!joins) {
+    const pmlp_trainer *t = w->trainer;
+    if (w->w_begin == w->w_end || w->w_stage != a.stage || w->w_end != a.microbatch) {
         const pmlp_result result = pmlp__flush_weights(w);
         if (result != PMLP_OK) return result;
         w->w_stage = a.stage;
         w->w_begin = a.microbatch;
     }
     w->w_end = a.microbatch + 1;
-    return PMLP_OK;
+    return pmlp__row_of(t, w->w_end) - pmlp__row_of(t, w->w_begin) < t->desc.w_rows
+               ? PMLP_OK
+               : pmlp__flush_weights(w);
 }
 
 static pmlp_result pmlp__send(pmlp_trainer *t, pmlp__stage *stage, bool forward, int microbatch) {
-    const int l = forward ? stage->layers : 0;
+    const int l = forward ? stage->layers : stage->below;
     const size_t from = pmlp__row_of(t, microbatch), rows = pmlp__row_of(t, microbatch + 1) - from;
     const float *data = (forward ? stage->x : stage->dz)[l] + from * stage->row[l];
     return t->edges->send(forward ? stage->send_f : stage->send_b, microbatch, data,
@@ -3933,7 +4046,7 @@ static pmlp_result pmlp__send(pmlp_trainer *t, pmlp__stage *stage, bool forward,
 
 static pmlp_result pmlp__receive(pmlp_trainer *t, pmlp__stage *stage, bool forward,
                                  int microbatch) {
-    const int l = forward ? 0 : stage->layers;
+    const int l = forward ? stage->below : stage->layers;
     const size_t from = pmlp__row_of(t, microbatch), rows = pmlp__row_of(t, microbatch + 1) - from;
     float *data = (forward ? stage->x : stage->dz)[l] + from * stage->row[l];
     return t->edges->receive(forward ? stage->recv_f : stage->recv_b, microbatch, data,
@@ -3961,13 +4074,14 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
 }
 
 /* Runs the list until its end (PMLP_OK), until something is not there yet (PMLP_BUSY), or until
-   something fails. W that was put off is done before other work and while there is nothing else. */
+   something fails. W that was put off is done before the updates and while there is nothing
+   else. */
 static pmlp_result pmlp__advance(pmlp__worker *w) {
     for (; w->next < w->count; w->next++) {
         const pmlp_action a = w->list[w->next];
         pmlp_result result = PMLP_OK;
         if (pmlp__load(&w->trainer->failed)) return PMLP_ERROR_STATE;
-        if (a.op == PMLP_OP_F || a.op == PMLP_OP_U) result = pmlp__flush_weights(w);
+        if (a.op == PMLP_OP_U) result = pmlp__flush_weights(w);
         if (result == PMLP_OK) result = pmlp__execute(w, a);
         if (result == PMLP_BUSY && w->w_begin < w->w_end) {
             result = pmlp__flush_weights(w);
@@ -4011,12 +4125,13 @@ static void pmlp__worker_begin(pmlp__worker *w, const pmlp_schedule *lowered) {
     w->begun = w->finished = pmlp__clock();
 }
 
-/* End of a list: waits for the device, takes the time. */
+/* End of a list, good or bad: waits for the device, which may still read the batch. */
 static void pmlp__worker_finish(pmlp__worker *w, pmlp_result result) {
-    if (result == PMLP_OK) result = w->trainer->backend->synchronize(w->context);
-    if (result != PMLP_OK && w->count > 0) pmlp__worker_fail(w, w->list[w->count - 1], result);
+    const pmlp_result synchronized = w->trainer->backend->synchronize(w->context);
+    if (result == PMLP_OK) result = synchronized;
+    if (result != PMLP_OK) pmlp__worker_fail(w, w->list[w->count - 1], result);
     w->finished = pmlp__clock();
-    if (w->blocked_since != 0.0) pmlp__unblocked(w);
+    pmlp__unblocked(w);
 }
 
 /* One pass of one worker on a thread of its own. */
@@ -4074,6 +4189,7 @@ static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     }
     if (!d.batch) d.batch = 128;
     if (!d.slots) d.slots = d.microbatches;
+    if (!d.w_rows) d.w_rows = 128;
     if (!d.optimizer) d.optimizer = PMLP_SGD;
     if (d.learning_rate == 0.0f)
         d.learning_rate = d.optimizer == PMLP_SGD             ? 0.1f
@@ -4139,10 +4255,12 @@ static pmlp_result pmlp__trainer_schedules(pmlp_trainer *t, pmlp_error *error) {
 
 static pmlp_result pmlp__trainer_cuts(pmlp_trainer *t, pmlp_error *error) {
     const int stages = t->schedule->stages;
-    const int *wanted = t->desc.cuts;
-    t->desc.cuts = t->cuts = (int *)pmlp__new(&t->desc.allocator, (size_t)stages, sizeof *t->cuts);
+    const pmlp_cut *wanted = t->desc.cuts;
+    t->cuts = (pmlp_cut *)pmlp__new(&t->desc.allocator, (size_t)stages, sizeof *t->cuts);
+    t->desc.cuts = t->cuts;
     if (!t->cuts) return pmlp__no_memory(error, "the cuts");
-    if (!wanted) return pmlp_partition(t->model, stages, t->cuts, NULL, error);
+    if (!wanted)
+        return pmlp_partition(t->model, stages, t->desc.whole_layers, t->cuts, NULL, error);
     memcpy(t->cuts, wanted, (size_t)(stages - 1) * sizeof *t->cuts);
     return PMLP_OK;
 }
@@ -4204,21 +4322,52 @@ static pmlp_result pmlp__stage_buffer(pmlp_trainer *t, pmlp__stage *stage, int l
     return result;
 }
 
+/* Which layers a stage has, and which columns of layer 0. */
+static void pmlp__stage_extent(pmlp_trainer *t, int index) {
+    const pmlp_cut top = {t->model->desc.layers, 0}, bottom = {0, 0};
+    const pmlp_cut begin = index > 0 ? t->cuts[index - 1] : bottom;
+    const pmlp_cut end = index < t->schedule->stages - 1 ? t->cuts[index] : top;
+    const bool cut_inside = end.layer == 0;
+    pmlp__stage *s = &t->stages[index];
+    s->index = index;
+    s->worker = t->schedule->stage_worker[index];
+    s->is_last = index == t->schedule->stages - 1;
+    s->first_layer = begin.layer;
+    s->layers = cut_inside ? 1 : end.layer - begin.layer;
+    s->first_column = (size_t)begin.column;
+    s->columns =
+        (cut_inside ? (size_t)end.column : pmlp__n_out(t->model, begin.layer)) - s->first_column;
+    s->below = begin.column > 0;
+}
+
+/* The layers of a stage with their weights. */
+static pmlp_result pmlp__stage_weights(pmlp_trainer *t, pmlp__stage *s) {
+    void *context = pmlp__context_of(t, s);
+    pmlp_result result = PMLP_OK;
+    int l;
+    for (l = 0; result == PMLP_OK && l < s->layers; l++) {
+        const int at = s->first_layer + l;
+        pmlp_layer_desc d = pmlp__layer_desc(t->model, at, t->desc.optimizer);
+        if (l == 0) {
+            d.first_out = s->first_column;
+            d.n_out = s->columns;
+        }
+        result = t->backend->layer_create(context, &d, &s->handles[l]);
+        if (result == PMLP_OK)
+            result = t->backend->write(context, s->handles[l], PMLP_TENSOR_PARAMS,
+                                       t->model->w[at] + d.first_out * d.n_in,
+                                       t->model->b[at] + d.first_out);
+    }
+    return result;
+}
+
 /* The tables of a stage and the layers in it; buffers come later, since neighbours share some. */
 static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index) {
     const pmlp_allocator *allocator = &t->desc.allocator;
     pmlp__stage *s = &t->stages[index];
-    const int last = t->schedule->stages - 1;
-    const int end = index == last ? t->model->desc.layers : t->cuts[index];
-    pmlp_result result = PMLP_OK;
     size_t n;
     int l;
-    s->index = index;
-    s->worker = t->schedule->stage_worker[index];
-    s->is_first = index == 0;
-    s->is_last = index == last;
-    s->first_layer = index ? t->cuts[index - 1] : 0;
-    s->layers = end - s->first_layer;
+    pmlp__stage_extent(t, index);
     n = (size_t)s->layers;
     s->handles = (void **)pmlp__new(allocator, n, sizeof *s->handles);
     s->x = (float **)pmlp__new(allocator, n + 1, sizeof *s->x);
@@ -4233,16 +4382,7 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index) {
         s->row[l] = t->backend->row_floats(pmlp__context_of(t, s), (size_t)t->model->sizes[at],
                                            at ? t->model->activations[at - 1] : PMLP_LINEAR);
     }
-    for (l = 0; result == PMLP_OK && l < s->layers; l++) {
-        const int at = s->first_layer + l;
-        const pmlp_layer_desc d = pmlp__layer_desc(t->model, at, t->desc.optimizer);
-        void *context = pmlp__context_of(t, s);
-        result = t->backend->layer_create(context, &d, &s->handles[l]);
-        if (result == PMLP_OK)
-            result = t->backend->write(context, s->handles[l], PMLP_TENSOR_PARAMS, t->model->w[at],
-                                       t->model->b[at]);
-    }
-    return result;
+    return pmlp__stage_weights(t, s);
 }
 
 /* A batch's x and dz. The boundary to the stage above is one buffer for both if memory is
@@ -4256,11 +4396,11 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index) {
     int l;
     for (l = 0; result == PMLP_OK && l <= n; l++)
         if (!s->x[l]) result = pmlp__stage_buffer(t, s, l, &s->x[l], &s->owns_x[l]);
-    for (l = s->is_first ? 1 : 0; result == PMLP_OK && l <= n; l++)
+    for (l = pmlp__reads_input(s) ? 1 : 0; result == PMLP_OK && l <= n; l++)
         if (!s->dz[l]) result = pmlp__stage_buffer(t, s, l, &s->dz[l], &s->owns_dz[l]);
     if (result == PMLP_OK && shared) {
-        above->x[0] = s->x[n];
-        above->dz[0] = s->dz[n];
+        above->x[above->below] = s->x[n];
+        above->dz[above->below] = s->dz[n];
     }
     return result;
 }
@@ -4276,7 +4416,7 @@ static pmlp_result pmlp__connect_edge(pmlp_trainer *t, int from, int to, void **
     d.to_worker = t->stages[to].worker;
     d.gradient = to < from;
     d.slots = t->desc.slots;
-    d.row_bytes = upper->row[0] * sizeof(float);
+    d.row_bytes = upper->row[upper->below] * sizeof(float);
     d.max_rows = (t->desc.batch + (size_t)t->desc.microbatches - 1) / (size_t)t->desc.microbatches;
     d.from_context = t->workers[d.from_worker].context;
     d.to_context = t->workers[d.to_worker].context;
@@ -4321,7 +4461,7 @@ static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     int i;
     /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
        from the very worker that is waited for. */
-    t->spins = t->schedule->workers <= pmlp__cores() ? 4000 : 20;
+    t->spins = t->schedule->workers <= pmlp__cores() ? 20000 : 20;
     t->polled = t->edges != pmlp_thread_edges();
     for (i = 1; !t->desc.no_threads && i < t->schedule->workers; i++) {
         pmlp__worker *w = &t->workers[i];
@@ -4363,6 +4503,7 @@ PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_d
     t->backend = t->desc.backend;
     t->edges = t->desc.edges;
     t->model = model;
+    pmlp__store(&t->no_query, 1);
     pmlp__error_clear(&t->error);
     pmlp__error_clear(&t->failure);
     pmlp__error_clear(&why);
@@ -4390,7 +4531,7 @@ static void pmlp__stage_destroy(pmlp_trainer *t, pmlp__stage *s) {
     int l;
     for (l = 0; s->handles && l < s->layers; l++)
         if (s->handles[l]) t->backend->layer_destroy(context, s->handles[l]);
-    for (l = 0; s->row && l <= s->layers; l++) {
+    for (l = 0; s->row && s->owns_x && s->owns_dz && l <= s->layers; l++) {
         if (s->owns_x[l]) t->backend->free(context, s->x[l]);
         if (s->owns_dz[l]) t->backend->free(context, s->dz[l]);
     }
@@ -4408,16 +4549,29 @@ static void pmlp__worker_close(pmlp_trainer *t, pmlp__worker *w) {
     if (w->has_cond) pmlp__cond_done(&w->cond);
 }
 
+/* One of a layer's tensors from all stages that have some of it, into w [n_out][n_in] and b
+   [n_out]; either may be NULL. */
+static pmlp_result pmlp__read_layer(pmlp_trainer *t, int layer, pmlp_tensor tensor, float *w,
+                                    float *b) {
+    pmlp_result result = PMLP_OK;
+    int i;
+    for (i = 0; result == PMLP_OK && i < t->schedule->stages; i++) {
+        pmlp__stage *s = &t->stages[i];
+        const int l = layer - s->first_layer;
+        const size_t first = l == 0 ? s->first_column : 0;
+        if (l < 0 || l >= s->layers) continue;
+        result = t->backend->read(pmlp__context_of(t, s), s->handles[l], tensor,
+                                  w ? w + first * pmlp__n_in(t->model, layer) : NULL,
+                                  b ? b + first : NULL);
+    }
+    return result;
+}
+
 static pmlp_result pmlp__read_weights(pmlp_trainer *t) {
     pmlp_result result = PMLP_OK;
-    int i, l;
-    for (i = 0; i < t->schedule->stages; i++) {
-        pmlp__stage *s = &t->stages[i];
-        for (l = 0; result == PMLP_OK && l < s->layers; l++)
-            result =
-                t->backend->read(pmlp__context_of(t, s), s->handles[l], PMLP_TENSOR_PARAMS,
-                                 t->model->w[s->first_layer + l], t->model->b[s->first_layer + l]);
-    }
+    int l;
+    for (l = 0; result == PMLP_OK && l < t->model->desc.layers; l++)
+        result = pmlp__read_layer(t, l, PMLP_TENSOR_PARAMS, t->model->w[l], t->model->b[l]);
     return result;
 }
 
@@ -4432,8 +4586,9 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     for (i = 0; t->workers && i < t->schedule->workers; i++)
         if (t->workers[i].has_thread) pmlp__thread_join(t->workers[i].thread);
     if (t->model->trainer == t) {
-        if (t->model->stale) pmlp__read_weights(t);
-        t->model->stale = false;
+        if (t->model->stale && pmlp__read_weights(t) == PMLP_OK) t->model->stale = false;
+        if (t->model->stale)
+            pmlp__log(&t->desc.logger, PMLP_LOG_ERROR, "the weights could not be read back");
         t->model->trainer = NULL;
     }
     for (i = 0; i < t->connected_count; i++) t->edges->disconnect(t->connected[i]);
@@ -4514,9 +4669,14 @@ static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint
     for (i = 0; i < t->schedule->workers; i++) pmlp__worker_begin(&t->workers[i], lists);
     for (i = 0; result == PMLP_OK && i < t->connected_count; i++)
         result = t->edges->reset(t->connected[i]);
-    if (result != PMLP_OK) pmlp__worker_fail(&t->workers[0], lists->actions[0], result);
-    else if (t->desc.no_threads) pmlp__pass_without_threads(t);
-    else pmlp__pass_with_threads(t);
+    if (result != PMLP_OK) {
+        pmlp__store(&t->failed, 1);
+        pmlp__fail(&t->failure, result, "an edge could not be reset: %s", pmlp_result_text(result));
+    } else if (t->desc.no_threads) {
+        pmlp__pass_without_threads(t);
+    } else {
+        pmlp__pass_with_threads(t);
+    }
     if (!pmlp__load(&t->failed)) return PMLP_OK;
     t->error = t->failure;
     pmlp__log(&t->desc.logger, PMLP_LOG_ERROR, "%s", t->error.text);
@@ -4610,11 +4770,11 @@ PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *t, const pmlp_data *batch, 
     pmlp__tally tally;
     pmlp_result result = pmlp__enter(t);
     if (result != PMLP_OK) return result;
-    result = pmlp__validate_data(t->model, batch, &t->error);
-    if (result == PMLP_OK && batch->rows > t->desc.batch)
+    if (batch && batch->rows > t->desc.batch)
         result =
             pmlp__fail(&t->error, PMLP_ERROR_SHAPE, "data: %.0f rows are more than a batch of %.0f",
                        (double)batch->rows, (double)t->desc.batch);
+    else result = pmlp__validate_data(t->model, batch, &t->error);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     tally = pmlp__tally_begin(t, batch);
     result = pmlp__train_batch(t, batch, NULL, 0, batch->rows);
@@ -4652,9 +4812,9 @@ static pmlp_result pmlp__epoch_batches(pmlp_trainer *t, const pmlp_data *data, p
         if (t->desc.progress) {
             bool go_on;
             pmlp__tally_stats(tally, t, stats);
-            t->in_callback = true;
+            pmlp__store(&t->no_query, 0);
             go_on = t->desc.progress(stats, t->desc.progress_user);
-            t->in_callback = false;
+            while (pmlp__exchange(&t->no_query, 1)) pmlp__pause(); /* a query of another thread */
             if (!go_on)
                 return pmlp__fail(&t->error, PMLP_ERROR_CANCELLED,
                                   "the progress callback stopped the epoch after %.0f of %.0f rows",
@@ -4702,44 +4862,42 @@ PMLP_API pmlp_result pmlp_trainer_eval(pmlp_trainer *t, const pmlp_data *data, p
 }
 
 /* Calls that compute nothing: allowed after a failure, and from the progress callback. */
-static bool pmlp__enter_query(pmlp_trainer *t) {
-    return t && (t->in_callback || !pmlp__exchange(&t->in_use, 1));
+static pmlp__atomic *pmlp__enter_query(pmlp_trainer *t) {
+    if (!t) return NULL;
+    if (!pmlp__exchange(&t->in_use, 1)) return &t->in_use;
+    return pmlp__exchange(&t->no_query, 1) ? NULL : &t->no_query;
 }
 
-static pmlp_result pmlp__leave_query(pmlp_trainer *t, pmlp_result result) {
-    if (!t->in_callback) pmlp__store(&t->in_use, 0);
+static pmlp_result pmlp__leave_query(pmlp__atomic *entered, pmlp_result result) {
+    pmlp__store(entered, 0);
     return result;
 }
 
 PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *t) {
     pmlp_result result;
-    if (!pmlp__enter_query(t)) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    pmlp__atomic *const entered = pmlp__enter_query(t);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
     result = pmlp__read_weights(t);
     if (result == PMLP_OK) t->model->stale = false;
     else pmlp__fail(&t->error, result, "reading the weights back: %s", pmlp_result_text(result));
-    return pmlp__leave_query(t, result);
+    return pmlp__leave_query(entered, result);
 }
 
 PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *t, float learning_rate) {
     pmlp_result result = PMLP_OK;
-    if (!pmlp__enter_query(t)) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    pmlp__atomic *const entered = pmlp__enter_query(t);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
     if (pmlp__below_zero(learning_rate))
         result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT,
                             "learning_rate: is not a finite number >= 0");
     else t->desc.learning_rate = learning_rate;
-    return pmlp__leave_query(t, result);
-}
-
-/* Which stage a layer is in. */
-static pmlp__stage *pmlp__stage_of_layer(pmlp_trainer *t, int layer) {
-    int i = 0;
-    while (i + 1 < t->schedule->stages && layer >= t->cuts[i]) i++;
-    return &t->stages[i];
+    return pmlp__leave_query(entered, result);
 }
 
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *t, int layer, float *dw, float *db) {
     pmlp_result result;
-    if (!pmlp__enter_query(t)) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    pmlp__atomic *const entered = pmlp__enter_query(t);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
     if (layer < 0 || layer >= t->model->desc.layers) {
         result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "layer: %d is not in 0 .. %d", layer,
                             t->model->desc.layers - 1);
@@ -4747,13 +4905,11 @@ PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *t, int layer, float *dw
         result =
             pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient before the first step");
     } else {
-        pmlp__stage *s = pmlp__stage_of_layer(t, layer);
-        result = t->backend->read(pmlp__context_of(t, s), s->handles[layer - s->first_layer],
-                                  PMLP_TENSOR_GRADIENTS, dw, db);
+        result = pmlp__read_layer(t, layer, PMLP_TENSOR_GRADIENTS, dw, db);
         if (result != PMLP_OK)
             pmlp__fail(&t->error, result, "reading the gradient: %s", pmlp_result_text(result));
     }
-    return pmlp__leave_query(t, result);
+    return pmlp__leave_query(entered, result);
 }
 
 PMLP_API const pmlp_error *pmlp_trainer_error(const pmlp_trainer *t) {
@@ -4772,15 +4928,20 @@ PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *t) {
 
 PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *t, int stage, pmlp_stage_info *info) {
     double total = 0.0, own = 0.0;
+    const pmlp__stage *s;
     int l;
     if (!t || !info || stage < 0 || stage >= t->schedule->stages) return PMLP_ERROR_ARGUMENT;
-    info->worker = t->stages[stage].worker;
-    info->first_layer = t->stages[stage].first_layer;
-    info->layers = t->stages[stage].layers;
+    s = &t->stages[stage];
+    info->worker = s->worker;
+    info->first_layer = s->first_layer;
+    info->layers = s->layers;
+    info->first_column = s->first_column;
+    info->columns = s->columns;
     for (l = 0; l < t->model->desc.layers; l++) {
-        const double cost = pmlp__layer_cost(t->model, l);
-        total += cost;
-        if (l >= info->first_layer && l < info->first_layer + info->layers) own += cost;
+        const double output = pmlp__output_cost(t->model, l);
+        total += output * (double)pmlp__n_out(t->model, l);
+        if (l >= s->first_layer && l < s->first_layer + s->layers)
+            own += output * (double)(l == s->first_layer ? s->columns : pmlp__n_out(t->model, l));
     }
     info->cost = own / total;
     return PMLP_OK;

@@ -266,6 +266,16 @@ example() {
     fi
 }
 
+readme() { # the C in README.md compiles, without a warning
+    [ -f README.md ] || return 0
+    awk '/^```c$/ { on = 1; next } /^```$/ { on = 0 } on' README.md > "$work/readme.c"
+    queue readme gcc -std=c99 -O1 "${warnings[@]}" -I. -c "$work/readme.c" -o "$work/readme.o"
+    wait
+    if [ -s "$work/readme.c" ]; then verdict "the example of README.md compiles" readme
+    else bad "README.md has no example"
+    fi
+}
+
 # --- the manual's promises: every name and every marker in it exists -----------------------------------
 
 names() { # FILE LINES: the pmlp_ names in them that the header does not declare
@@ -470,6 +480,7 @@ bits() { # C_COMPILER C++_COMPILER
 }
 
 example
+readme
 manual
 for compiler in gcc clang; do
     for standard in c99 c11; do dialect $compiler c $standard; done

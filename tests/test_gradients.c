@@ -203,7 +203,11 @@ static double check_layer_gradient(pmlp_trainer *trainer, net *n, int layer, siz
     memset(g, 0xff, sizeof g);
     CHECK(pmlp_trainer_gradient(trainer, layer, g, g + n_out * n_in) == PMLP_OK, "%s: %s", what,
           pmlp_trainer_error(trainer)->text);
-    for (size_t i = 0; i < count; i++) squares += (double)g[i] * (double)g[i];
+    for (size_t o = 0; o < n_out; o++) { /* the order that decides the norm's bits */
+        double row = 0;
+        for (size_t i = 0; i < n_in; i++) row += (double)g[o * n_in + i] * (double)g[o * n_in + i];
+        squares += row + (double)g[n_out * n_in + o] * (double)g[n_out * n_in + o];
+    }
     for (size_t i = 0; i < count; i += stride) {
         quotient[i] = difference_quotient(n, offset + i, rows);
         if (fabs(quotient[i]) > largest) largest = fabs(quotient[i]);
@@ -248,8 +252,8 @@ static void check_gradients(int number, size_t batch, size_t rows, size_t stride
             squares += check_layer_gradient(trainer, n, l, offset, stride, rows);
             offset += (size_t)(n->sizes[l + 1] * (n->sizes[l] + 1));
         }
-        CHECK(fabs(stats.gradient_norm - sqrt(squares)) <= 1e-9 * (1 + sqrt(squares)),
-              "%s: norm %.12g, the gradients' %.12g", what, stats.gradient_norm, sqrt(squares));
+        CHECK(stats.gradient_norm == sqrt(squares), "%s: norm %.17g, the gradients' %.17g", what,
+              stats.gradient_norm, sqrt(squares));
         cases++;
     }
     pmlp_trainer_destroy(trainer);
@@ -309,52 +313,122 @@ TEST(odd_networks) {
 
 /* --- what a step does with a gradient -------------------------------------------------------- */
 
-/* Plain SGD with decay and clipping for several steps, against double: proves that what was learnt
-   reaches the next step, that decay spares the biases, and where clipping comes in. */
-TEST(steps) {
-    static const int sizes[] = {6, 8, 7, 4};
-    const float lr = 0.25f, decay = 0.02f, clip = 0.2f;
-    net *n = &reference;
-    cases = 0;
-    for (int number = 0; number < 24; number++) {
-        pmlp_trainer_desc desc = {0};
-        net_shape(3, sizes, activations[number % 5], PMLP_LINEAR, number % 3);
-        describe(n, 13, number);
-        set_fill(n, 13);
-        pmlp_model *model = model_like(n, 77);
-        desc.learning_rate = lr, desc.weight_decay = number & 1 ? decay : 0;
-        desc.clip_norm = number & 2 ? clip : 0;
-        pmlp_trainer *trainer = trainer_for(model, n, 13, number, desc);
-        pmlp_data data = as_data(n, 13);
-        for (int step = 0; step < 4; step++) {
-            static double g[MAX_PARAMS];
-            size_t count = pmlp_model_param_count(model), at = 0;
-            double squares = 0, scale = 1;
-            for (size_t i = 0; i < count; i++)
-                g[i] = difference_quotient(n, i, 13), squares += g[i] * g[i];
-            if ((number & 2) && sqrt(squares) > (double)clip) scale = (double)clip / sqrt(squares);
-            CHECK(pmlp_trainer_step(trainer, &data, NULL) == PMLP_OK, "%s: %s", what,
-                  pmlp_trainer_error(trainer)->text);
-            for (int l = 0; l < n->layers; l++)
-                for (int i = 0; i < n->sizes[l + 1] * (n->sizes[l] + 1); i++, at++) {
-                    bool decays = (number & 1) && i < n->sizes[l + 1] * n->sizes[l];
-                    n->w[at] -=
-                        (double)lr * (g[at] * scale + (decays ? (double)decay * n->w[at] : 0));
-                }
-        }
-        CHECK(pmlp_trainer_sync(trainer) == PMLP_OK, "%s", what);
-        static net learnt;
-        learnt = *n;
-        net_from_model(&learnt, model);
-        for (size_t i = 0; i < pmlp_model_param_count(model); i++)
-            CHECK(fabs(learnt.w[i] - n->w[i]) <= 4e-6, "%s: parameter %zu is %.9g, expected %.9g",
-                  what, i, learnt.w[i], n->w[i]);
-        pmlp_trainer_destroy(trainer);
-        pmlp_model_destroy(model);
-        cases++;
+/* All derivatives; returns their norm. */
+static double net_gradient(net *n, size_t count, size_t rows, double *g) {
+    double squares = 0;
+    for (size_t i = 0; i < count; i++) {
+        g[i] = difference_quotient(n, i, rows);
+        squares += g[i] * g[i];
     }
-    SAY("4 steps of SGD with and without decay and clipping vs double, %s networks",
-        test_count(cases));
+    return sqrt(squares);
+}
+
+/* The gradients that the trainer says it used, in the reference's order; returns their norm. */
+static double trainer_gradients(pmlp_trainer *trainer, const net *n, double *g) {
+    static float one[MAX_PARAMS];
+    double squares = 0;
+    for (int l = 0; l < n->layers; l++) {
+        const int weights = n->sizes[l] * n->sizes[l + 1], biases = n->sizes[l + 1];
+        CHECK(pmlp_trainer_gradient(trainer, l, one, one + weights) == PMLP_OK, "%s", what);
+        for (int i = 0; i < weights + biases; i++, g++) {
+            *g = (double)one[i];
+            squares += *g * *g;
+        }
+    }
+    return sqrt(squares);
+}
+
+/* One parameter, with the defaults of the desc. */
+static void learn(pmlp_optimizer optimizer, double lr, double decay, int step, double g, double *w,
+                  double *m, double *v) {
+    const double b1 = (double)0.9f, b2 = (double)0.999f;
+    if (optimizer == PMLP_ADAMW)
+        *w *= 1 - lr * decay;
+    else
+        g += decay * *w;
+    switch (optimizer) {
+    case PMLP_MOMENTUM:
+        *m = b1 * *m + g;
+        *w -= lr * *m;
+        break;
+    case PMLP_NESTEROV:
+        *m = b1 * *m + g;
+        *w -= lr * (g + b1 * *m);
+        break;
+    case PMLP_ADAM:
+    case PMLP_ADAMW:
+        *m = b1 * *m + (1 - b1) * g;
+        *v = b2 * *v + (1 - b2) * g * g;
+        *w -= lr * (*m / (1 - pow(b1, step))) / (sqrt(*v / (1 - pow(b2, step))) + 1e-8);
+        break;
+    default: *w -= lr * g; break;
+    }
+}
+
+enum { LEARN_ROWS = 13, LEARN_STEPS = 4 };
+
+/* Four steps against double: what was learnt must reach the next step, decay must spare the biases,
+   clipping must come before decay, a new rate must count from the next step on. SGD is given
+   gradients of its own; Adam, which divides by them, the trainer's. */
+static void check_steps(int number, pmlp_optimizer optimizer) {
+    static const int sizes[] = {6, 8, 7, 4};
+    static double g[MAX_PARAMS], m[MAX_PARAMS], v[MAX_PARAMS];
+    static net learnt;
+    const bool own = optimizer == PMLP_SGD, decays = (number & 1) != 0, clips = (number & 2) != 0;
+    const double decay = decays ? (double)0.02f : 0;
+    net *n = &reference;
+    pmlp_trainer_desc desc = {0};
+    net_shape(3, sizes, activations[number % 5], PMLP_LINEAR, number % 3);
+    describe(n, LEARN_ROWS, number);
+    set_fill(n, LEARN_ROWS);
+    pmlp_model *model = model_like(n, 77);
+    const size_t count = pmlp_model_param_count(model);
+    /* just below or just above the first norm: both sides of the limit are seen */
+    const double clip = (number & 4 ? 1.2 : 0.8) * net_gradient(n, count, LEARN_ROWS, g);
+    desc.optimizer = optimizer;
+    desc.learning_rate = own ? 0.25f : optimizer < PMLP_ADAM ? 0.05f : 0.01f;
+    desc.weight_decay = (float)decay, desc.clip_norm = clips ? (float)clip : 0;
+    pmlp_trainer *trainer = trainer_for(model, n, LEARN_ROWS, number, desc);
+    pmlp_data data = as_data(n, LEARN_ROWS);
+    double lr = (double)desc.learning_rate;
+    memset(m, 0, sizeof m), memset(v, 0, sizeof v);
+    for (int step = 1; step <= LEARN_STEPS; step++) {
+        if (step == 3) {
+            lr *= 0.5;
+            CHECK(pmlp_trainer_set_learning_rate(trainer, (float)lr) == PMLP_OK, "%s", what);
+        }
+        double norm = own ? net_gradient(n, count, LEARN_ROWS, g) : 0;
+        CHECK(pmlp_trainer_step(trainer, &data, NULL) == PMLP_OK, "%s: %s", what,
+              pmlp_trainer_error(trainer)->text);
+        if (!own) norm = trainer_gradients(trainer, n, g);
+        const double scale = clips && norm > clip ? clip / norm : 1;
+        size_t at = 0;
+        for (int l = 0; l < n->layers; l++)
+            for (int i = 0; i < n->sizes[l + 1] * (n->sizes[l] + 1); i++, at++) {
+                bool weight = i < n->sizes[l + 1] * n->sizes[l];
+                learn(optimizer, lr, weight ? decay : 0, step, g[at] * scale, &n->w[at], &m[at],
+                      &v[at]);
+            }
+    }
+    CHECK(pmlp_trainer_sync(trainer) == PMLP_OK, "%s", what);
+    learnt = *n;
+    net_from_model(&learnt, model);
+    for (size_t i = 0; i < count; i++)
+        CHECK(fabs(learnt.w[i] - n->w[i]) <= 4e-6, "%s, %s: parameter %zu is %.9g, expected %.9g",
+              what, pmlp_optimizer_name(optimizer), i, learnt.w[i], n->w[i]);
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(model);
+    cases++;
+}
+
+TEST(steps) {
+    static const pmlp_optimizer optimizers[] = {PMLP_SGD, PMLP_MOMENTUM, PMLP_NESTEROV, PMLP_ADAM,
+                                                PMLP_ADAMW};
+    cases = 0;
+    for (int number = 0; number < 24; number++)
+        for (int o = 0; o < 5; o++) check_steps(number, optimizers[o]);
+    SAY("%d steps vs double: 5 optimizers, decay, clipping, a new learning rate, %s networks",
+        LEARN_STEPS, test_count(cases));
 }
 
 /* --- predict and eval ------------------------------------------------------------------------ */

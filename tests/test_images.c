@@ -131,9 +131,10 @@ static void check_good(const char *what, const pmlp_images *set, size_t rows) {
     if (!CHECK(set->rows == rows && set->height == HEIGHT && set->width == WIDTH, "%s: shape", what) ||
         !CHECK(set->x && set->labels, "%s: no data", what))
         rows = 0;
-    for (size_t i = 0; i < rows * PIXELS; i++)
-        CHECK(set->x[i] == (float)images.data[16 + i] / 255.0f, "%s: pixel %d is %g", what, (int)i,
-              (double)set->x[i]);
+    for (size_t i = 0; i < rows * PIXELS; i++) {
+        const float pixel = (float)images.data[16 + i] / 255.0f;
+        CHECK(set->x[i] == pixel, "%s: pixel %d is %g", what, (int)i, (double)set->x[i]);
+    }
     for (size_t i = 0; i < rows; i++)
         CHECK(set->labels[i] == labels.data[8 + i], "%s: label %d is %d", what, (int)i, set->labels[i]);
     free(images.data);

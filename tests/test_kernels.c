@@ -10,7 +10,8 @@
 #include "../pipemlp.h"
 #include "test.h"
 
-enum { MAX = 65, BELOW_IN = 5, CANARY_ROWS = 1 };
+/* Sizes go up to MAX in every direction, or in one of them to LONG while the others stay small. */
+enum { MAX = 65, LONG = 600, BELOW_IN = 5, CANARY_ROWS = 1 };
 
 static const double U = 1.0 / 16777216, SLACK = 5e-7;
 static const size_t full_sizes[] = {1, 2, 3, 17, 31, 33, 64, 65};
@@ -74,8 +75,8 @@ typedef struct stack {
     void *lower, *upper;
     float *data_x, *x, *y, *dz, *dx; /* buffers, a canary row behind each */
     size_t x_floats, y_floats;       /* of a row of x and dx; of y and dz */
-    float w[MAX * MAX], b[MAX];      /* of upper */
-    float w_below[MAX * BELOW_IN], b_below[MAX];
+    float w[MAX * MAX], b[LONG];     /* of upper */
+    float w_below[LONG * BELOW_IN], b_below[LONG];
     float data[MAX * MAX]; /* host rows of data_x or, if raw, of x */
 } stack;
 
@@ -97,7 +98,7 @@ static void *new_layer(size_t n_in, size_t n_out, pmlp_activation below, pmlp_ac
                        pmlp_optimizer optimizer, bool needs_dx, const float *w, const float *b) {
     pmlp_layer_desc desc = {0};
     void *layer = NULL;
-    desc.n_in = n_in, desc.n_out = n_out;
+    desc.n_in = n_in, desc.n_out = desc.row_outs = n_out;
     desc.activation = activation, desc.below = below;
     desc.optimizer = optimizer, desc.needs_input_gradient = needs_dx;
     CHECK(be->layer_create(context, &desc, &layer) == PMLP_OK, "%s: layer_create", isa);
@@ -193,6 +194,7 @@ static bool all_zero(const float *values, size_t n) {
     return true;
 }
 
+static float zeros[MAX];
 static double want[MAX * MAX], tolerance[MAX * MAX];
 
 /* --- the loop over instruction sets and sizes ------------------------------------------------ */
@@ -444,8 +446,8 @@ TEST(backward_input) {
 
 /* --- backward_weight ------------------------------------------------------------------------- */
 
-static float dw[MAX * MAX], db[MAX], dw2[MAX * MAX], db2[MAX];
-static double db_want[MAX], db_tolerance[MAX];
+static float dw[MAX * MAX], db[LONG], dw2[MAX * MAX], db2[LONG];
+static double db_want[LONG], db_tolerance[LONG];
 
 /* `times` calls over the same rows, each continuing the sums of the one before. */
 static void backward_weight_reference(double times) {
@@ -479,7 +481,7 @@ static void read_gradient(float *w, float *b) {
 }
 
 static void check_gradient_squares(void) {
-    double squares[MAX];
+    double squares[LONG];
     memset(squares, 0xff, sizeof squares); /* NaN, should one be left out */
     CHECK(be->gradient_squares(context, s.upper, squares) == PMLP_OK &&
               be->synchronize(context) == PMLP_OK,
@@ -599,11 +601,108 @@ TEST(cuts) {
         test_count(shapes / isas), isas);
 }
 
+/* --- part of a layer ------------------------------------------------------------------------- */
+
+/* Outputs [first, first + n) of upper as a layer of its own. */
+static void *slice_layer(size_t first, size_t n) {
+    pmlp_layer_desc desc = {0};
+    void *layer = NULL;
+    desc.n_in = s.n_in, desc.n_out = n, desc.first_out = first, desc.row_outs = s.n_out;
+    desc.activation = s.activation, desc.below = PMLP_LINEAR, desc.optimizer = PMLP_SGD;
+    CHECK(be->layer_create(context, &desc, &layer) == PMLP_OK &&
+              be->write(context, layer, PMLP_TENSOR_PARAMS, s.w + first * s.n_in, s.b + first) ==
+                  PMLP_OK,
+          "%s", shape());
+    return layer;
+}
+
+/* A layer computed in parts of `step` outputs, the last part smaller, must give the bits of the
+   whole: y, what the layer above makes of y and of what may be kept beside it, dW, db, squares. */
+static void check_slices_shape(size_t rows, size_t n_in, size_t n_out) {
+    enum { ABOVE = 3 };
+    const int a = (int)((rows + n_in + n_out) % ACTIVATIONS);
+    for (size_t step = PMLP_COLUMN_STEP; step < n_out; step += PMLP_COLUMN_STEP) {
+        double squares[MAX], part_squares[MAX];
+        float above_w[ABOVE * MAX];
+        stack_open(rows, n_in, n_out, true, PMLP_LINEAR, activations[a]);
+        fill_rows(above_w, ABOVE, n_out, n_out);
+        void *above =
+            new_layer(n_out, ABOVE, activations[a], PMLP_LINEAR, PMLP_SGD, true, above_w, zeros);
+        float *y = buffer(rows, s.y_floats), *dx = buffer(rows, s.y_floats);
+        float *dx2 = buffer(rows, s.y_floats);
+        float *dz_above = buffer(rows, be->row_floats(context, ABOVE, PMLP_LINEAR));
+        fill_rows(dz_above, rows, ABOVE, be->row_floats(context, ABOVE, PMLP_LINEAR));
+        stack_forward(), run_backward_weight(false), read_gradient(dw, db);
+        bool ok = be->gradient_squares(context, s.upper, squares) == PMLP_OK;
+        for (size_t first = 0; first < n_out; first += step) {
+            const size_t n = n_out - first < step ? n_out - first : step;
+            void *part = slice_layer(first, n);
+            ok = ok && be->forward(context, part, rows, s.x, y) == PMLP_OK &&
+                 be->backward_weight(context, part, rows, s.x, s.dz, false) == PMLP_OK &&
+                 be->gradient_squares(context, part, part_squares + first) == PMLP_OK &&
+                 be->read(context, part, PMLP_TENSOR_GRADIENTS, dw2 + first * n_in, db2 + first) ==
+                     PMLP_OK;
+            be->layer_destroy(context, part);
+        }
+        ok = ok && be->backward_input(context, above, rows, dz_above, s.y, dx) == PMLP_OK &&
+             be->backward_input(context, above, rows, dz_above, y, dx2) == PMLP_OK &&
+             be->synchronize(context) == PMLP_OK;
+        CHECK(ok, "%s", shape());
+        CHECK(same_rows(s.y, y, s.y_floats, rows, n_out), "y, step %zu; %s", step, shape());
+        CHECK(same_rows(dx, dx2, s.y_floats, rows, n_out), "dz below, step %zu; %s", step, shape());
+        CHECK(!memcmp(dw, dw2, n_out * n_in * sizeof *dw), "dW, step %zu; %s", step, shape());
+        CHECK(!memcmp(db, db2, n_out * sizeof *db), "db, step %zu; %s", step, shape());
+        CHECK(!memcmp(squares, part_squares, n_out * sizeof *squares), "squares, step %zu; %s",
+              step, shape());
+        be->free(context, y), be->free(context, dx), be->free(context, dx2);
+        be->free(context, dz_above), be->layer_destroy(context, above);
+        stack_close();
+        shapes++;
+    }
+}
+static void check_slices(void) {
+    for (size_t i = 0; i < size_count(); i++)
+        for (size_t j = 0; j < size_count(); j++)
+            for (size_t n_out = 33; n_out <= MAX; n_out += n_out == 33 ? 31 : 1)
+                check_slices_shape(size_at(i), size_at(j), n_out);
+}
+
+TEST(slices) {
+    shapes = 0;
+    each_isa(check_slices);
+    SAY("a layer in parts: y, what lies above, dW, db, squares: equal bits, %s cases, %d back ends",
+        test_count(shapes), isas);
+}
+
+/* --- long chains ------------------------------------------------------------------------------ */
+
+/* A kernel may take a long sum in blocks; each of rows, n_in and n_out is a sum's length once. */
+static void check_long(void) {
+    static const size_t far[] = {255, 256, 257, 512, 513, LONG}, few[] = {1, 3, 7};
+    for (size_t i = 0; i < 6 * 3 * 3 * 3; i++) {
+        const size_t size[] = {far[i % 6], few[i / 6 % 3], few[i / 18 % 3]}, turn = i / 54;
+        const size_t rows = size[turn], n_in = size[(turn + 1) % 3], n_out = size[(turn + 2) % 3];
+        if (test_quick() && (i % 6 + i / 6) % 6 != 5) continue;
+        check_forward_shape(rows, n_in, n_out);
+        check_backward_input_shape(rows, n_in, n_out);
+        check_backward_weight_shape(rows, n_in, n_out);
+        check_cuts_shape(rows, n_in, n_out);
+        shapes++;
+    }
+}
+
+TEST(long_chains) {
+    shapes = 0;
+    each_isa(check_long);
+    SAY("the same with one side of 255 to %d: %s shapes, %d back ends", LONG,
+        test_count(shapes / isas), isas);
+}
+
 /* --- loss ------------------------------------------------------------------------------------ */
 
 enum { LOSS_XENT, LOSS_MSE_LABELS, LOSS_MSE_TARGETS, LOSS_KINDS };
 
-static float targets[(MAX + 9) * MAX], identity[MAX * MAX], zeros[MAX];
+static float targets[(MAX + 9) * MAX], identity[MAX * MAX];
 static int labels[MAX + 9];
 
 /* y of one row, in double: row_loss, and dz before the scale. Returns the hit. */
@@ -928,6 +1027,8 @@ int main(void) {
     RUN(backward_input);
     RUN(backward_weight);
     RUN(cuts);
+    RUN(slices);
+    RUN(long_chains);
     RUN(loss);
     RUN(update);
     RUN(fresh);

@@ -148,7 +148,7 @@ static words train(const network *net, pmlp_trainer_desc desc) {
 static words train_serially(const network *net, pmlp_trainer_desc desc) {
     desc.workers = desc.microbatches = 1, desc.no_threads = true;
     desc.schedule = PMLP_SCHEDULE_SEQUENTIAL;
-    desc.custom = NULL, desc.cuts = NULL, desc.slots = 0;
+    desc.custom = NULL, desc.cuts = NULL, desc.slots = 0, desc.w_rows = 0;
     snprintf(label, sizeof label, "serial, %s, %s", net->name, pmlp_optimizer_name(desc.optimizer));
     return train(net, desc);
 }
@@ -181,6 +181,8 @@ static const int microbatches[] = {1, 2, 3, 5, 8, 16};
    `stride`-th of them. Returns how many it called. */
 static long each_pipeline(long stride, void (*body)(pmlp_trainer_desc, void *),
                           pmlp_trainer_desc desc, void *user) {
+    /* by default one W does a whole batch as small as these: then nothing would be accumulated */
+    static const size_t w_rows[] = {1, 6, 0};
     long number = 0, called = 0;
     for (desc.workers = 1; desc.workers <= 4; desc.workers++)
         for (int m = 0; m < 6; m++)
@@ -189,6 +191,7 @@ static long each_pipeline(long stride, void (*body)(pmlp_trainer_desc, void *),
                     if (number++ % stride != 0) continue;
                     desc.microbatches = microbatches[m], desc.schedule = kinds[k];
                     desc.no_threads = quiet != 0;
+                    desc.w_rows = w_rows[(number + m + desc.workers) % 3];
                     body(desc, user);
                     called++;
                 }
@@ -296,7 +299,9 @@ TEST(slots) {
 
 /* Stages cut by hand, down to one layer and up to all but one. */
 TEST(cuts) {
-    static const int by_hand[][3] = {{1, 2, 3}, {1, 2, 7}, {5, 6, 7}, {1, 6, 7}, {3, 4, 6}};
+    static const pmlp_cut by_hand[][3] = {{{1, 0}, {2, 0}, {3, 0}}, {{1, 0}, {2, 0}, {7, 0}},
+                                          {{5, 0}, {6, 0}, {7, 0}}, {{1, 0}, {6, 0}, {7, 0}},
+                                          {{3, 0}, {4, 0}, {6, 0}}};
     long runs = 0;
     pmlp_trainer_desc desc = {0};
     desc.optimizer = PMLP_ADAM, desc.gradient_norm = true;
@@ -311,6 +316,57 @@ TEST(cuts) {
                 runs++;
             }
     SAY("stages cut by hand: %s runs, equal bits", test_count(runs));
+}
+
+/* Boundaries inside the first layer: once, several times, together with others; every activation of
+   that layer, since GELU keeps more than its outputs; networks of one layer only. */
+TEST(columns) {
+    static const pmlp_cut by_hand[][3] = {{{0, 32}, {1, 0}, {2, 0}}, {{0, 64}, {1, 0}, {2, 0}},
+                                          {{0, 32}, {0, 64}, {0, 96}}, {{0, 96}, {1, 0}, {2, 0}},
+                                          {{0, 32}, {0, 96}, {2, 0}}, {{0, 64}, {0, 96}, {1, 0}}};
+    static network net = {"wide, xent", 3, {7, 101, 12, 5}, {PMLP_RELU, PMLP_TANH, PMLP_LINEAR},
+                          PMLP_LOSS_XENT, false};
+    long runs = 0;
+    pmlp_trainer_desc desc = {0};
+    desc.optimizer = PMLP_MOMENTUM, desc.gradient_norm = true, desc.weight_decay = 0.01f;
+    for (int a = PMLP_RELU; a <= PMLP_LINEAR; a++)
+        for (int single = 0; single < 2; single++) {
+            net.layers = single ? 1 : 3, net.sizes[1] = 101;
+            net.act[0] = (pmlp_activation)a;
+            words serial = train_serially(&net, desc);
+            for (int c = 0; c < 6; c++)
+                for (int stages = 2; stages <= 4; stages++)
+                    for (int m = 1; m <= 5; m += 2) {
+                        desc.cuts = by_hand[c];
+                        if (by_hand[c][stages - 2].layer >= net.layers) continue;
+                        desc.workers = stages, desc.schedule = kinds[runs % 3];
+                        desc.microbatches = m, desc.no_threads = runs % 2;
+                        describe(&net, &desc);
+                        compare(serial, train(&net, desc));
+                        runs++;
+                    }
+        }
+    SAY("stages cut inside the first layer: %s runs, equal bits", test_count(runs));
+}
+
+/* W put off until so many rows are together, or not at all. */
+TEST(w_rows) {
+    static const size_t together[] = {1, 2, 5, 8, 1000};
+    long runs = 0;
+    pmlp_trainer_desc desc = {0};
+    desc.optimizer = PMLP_ADAM, desc.clip_norm = 0.5f;
+    words serial = train_serially(&mixed_net, desc);
+    for (int r = 0; r < 5; r++)
+        for (int k = 0; k < 3; k++)
+            for (int m = 1; m <= 16; m += 5)
+                for (int workers = 1; workers <= 4; workers++) {
+                    desc.workers = workers, desc.schedule = kinds[k], desc.microbatches = m;
+                    desc.w_rows = together[r], desc.no_threads = runs % 2;
+                    describe(&mixed_net, &desc);
+                    compare(serial, train(&mixed_net, desc));
+                    runs++;
+                }
+    SAY("W put off until 1 to 1,000 rows are together: %s runs, equal bits", test_count(runs));
 }
 
 /* --- schedules that no builder writes -------------------------------------------------------- */
@@ -373,6 +429,7 @@ TEST(custom) {
             for (int slots = 0; slots < 2; slots++)
                 for (int quiet = 0; quiet < 2; quiet++) {
                     desc.custom = schedule, desc.slots = slots ? custom[c].slots : 0;
+                    desc.w_rows = slots ? 1 : 0;
                     desc.no_threads = quiet != 0;
                     snprintf(label, sizeof label, "custom '%s', %s, slots %d%s", custom[c].name,
                              pmlp_optimizer_name(desc.optimizer), desc.slots,
@@ -512,6 +569,7 @@ TEST(by_lot) {
                           PMLP_ERROR_DEADLOCK,
                       "%s: %d slots would do, not %d", label, fewest - 1, fewest);
             desc.optimizer = optimizers[draw % 5], desc.custom = schedule;
+            desc.w_rows = draw % 4 ? 1 : 0;
             desc.slots = draw & 1 ? fewest : 0, desc.no_threads = draw % 3 == 0;
             compare(serial[draw % 5], train(&deep_net, desc));
         }
@@ -549,6 +607,7 @@ typedef struct spy_layer {
     void *inner;
     pmlp_layer_desc desc;
     size_t forward_rows, input_rows, weight_rows; /* summed over the calls of all steps */
+    size_t most_rows;                             /* of one forward() */
     long updates, anew, empty;                    /* empty: calls with no row */
     struct spy_layer *next;
 } spy_layer;
@@ -656,6 +715,7 @@ static pmlp_result spy_forward(void *context, void *layer, size_t rows, const fl
     spy *s = context;
     spy_layer *l = layer;
     spy_seen(s), l->forward_rows += rows, l->empty += rows == 0;
+    if (rows > l->most_rows) l->most_rows = rows;
     return s->inner->forward(s->context, l->inner, rows, x, y);
 }
 static pmlp_result spy_backward_input(void *context, void *layer, size_t rows, const float *dz,
@@ -842,7 +902,7 @@ TEST(verify_can_fail) {
         /* one bit of dW, in micro-batches only: the sum of squares shows it */
         snprintf(label, sizeof label, "spoiled gradient, norm wanted");
         spoil.kind = FAULT_GRADIENT, spoil.n_out = 8, spoil.from_step = 0,
-        desc.gradient_norm = true;
+        desc.gradient_norm = true, desc.w_rows = 1; /* not put together to a batch */
         r = verify(&mixed_net, desc, 4), faults++;
         CHECK(!r.identical && r.steps == 1 && !strcmp(r.what, "gradient norm") && r.layer == -1 &&
                   r.pipeline != r.serial,
@@ -859,7 +919,7 @@ TEST(verify_can_fail) {
         desc.workers = 1;
         r = verify(&mixed_net, desc, 4), faults++;
         CHECK(!r.identical && r.steps == 1, "%d: step %d, '%s'", r.identical, r.steps, r.what);
-        desc.workers = 2, spoil.relative = 0;
+        desc.workers = 2, desc.w_rows = 0, spoil.relative = 0;
     }
     memset(&spoil, 0, sizeof spoil);
     SAY("pmlp_verify finds %s planted differences: what, step, layer, row, column, values",
@@ -912,6 +972,9 @@ static void check_contract(pmlp_trainer_desc desc) {
             CHECK(l->updates == 5 && l->anew == 5,
                   "%s: layer %d: %ld updates, %ld new sums in 5 steps", label, index, l->updates,
                   l->anew);
+            size_t m = (size_t)desc.microbatches;
+            CHECK(l->most_rows == (BATCH + m - 1) / m, "%s: layer %d: %zu rows at once", label,
+                  index, l->most_rows);
             CHECK(l->empty == 0, "%s: layer %d: %ld calls without a row", label, index, l->empty);
         }
         CHECK(layers == info.layers, "%s: %d layers at stage %d, not %d", label, layers, stage,
@@ -947,13 +1010,14 @@ TEST(contract) {
 
 /* --- the order of an epoch -------------------------------------------------------------------- */
 
-/* Two epochs with a seed; their rows lie in `drawn` afterwards. */
-static void draw_epochs(uint64_t seed, int workers, bool no_shuffle) {
+/* Two epochs with a seed; their rows lie in `drawn` afterwards. Returns the weights word. */
+static uint64_t draw_epochs(const network *net, uint64_t seed, int workers, bool no_shuffle) {
+    uint64_t hash = 0;
     pmlp_trainer_desc desc = {0};
     pmlp_trainer *trainer = NULL;
     pmlp_error error = {0};
-    pmlp_data data = make_data(&deep_net);
-    pmlp_model *model = make_model(&deep_net);
+    pmlp_data data = make_data(net);
+    pmlp_model *model = make_model(net);
     desc.backend = spy_backend(), desc.batch = BATCH, desc.seed = seed;
     desc.workers = workers, desc.no_shuffle = no_shuffle;
     snprintf(label, sizeof label, "epochs of seed %d", (int)seed);
@@ -961,15 +1025,50 @@ static void draw_epochs(uint64_t seed, int workers, bool no_shuffle) {
     for (int epoch = 0; trainer && epoch < 2; epoch++)
         fine(trainer, pmlp_trainer_epoch(trainer, &data, NULL));
     pmlp_trainer_destroy(trainer);
+    CHECK(pmlp_model_hash(model, &hash, &error) == PMLP_OK, "%s", error.text);
     pmlp_model_destroy(model);
     CHECK(drawn_count == 2 * ROWS, "%zu rows in 2 epochs of %d", drawn_count, ROWS);
+    return hash;
+}
+
+/* The same by steps, on batches put together here from the rows in `drawn`: what an epoch does with
+   rows, it must do with their labels and targets. */
+static uint64_t step_epochs(const network *net) {
+    static float x[BATCH * MAX_WIDTH], targets[BATCH * MAX_WIDTH];
+    int labels[BATCH];
+    const size_t n_in = (size_t)net->sizes[0], n_out = (size_t)net->sizes[net->layers];
+    uint64_t hash = 0;
+    pmlp_trainer_desc desc = {0};
+    pmlp_trainer *trainer = NULL;
+    pmlp_error error = {0};
+    pmlp_data data = make_data(net), batch = {0};
+    pmlp_model *model = make_model(net);
+    desc.batch = BATCH;
+    CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
+    batch.x = x, batch.labels = data.labels ? labels : NULL;
+    batch.targets = data.targets ? targets : NULL;
+    for (size_t i = 0; trainer && i < 2 * ROWS; i++) {
+        const size_t from = drawn[i], to = batch.rows++;
+        memcpy(x + to * n_in, data.x + from * n_in, n_in * sizeof *x);
+        if (data.labels) labels[to] = data.labels[from];
+        if (data.targets)
+            memcpy(targets + to * n_out, data.targets + from * n_out, n_out * sizeof *targets);
+        if (batch.rows < BATCH && (i + 1) % ROWS != 0) continue;
+        fine(trainer, pmlp_trainer_step(trainer, &batch, NULL));
+        batch.rows = 0;
+    }
+    pmlp_trainer_destroy(trainer);
+    CHECK(pmlp_model_hash(model, &hash, &error) == PMLP_OK, "%s", error.text);
+    pmlp_model_destroy(model);
+    return hash;
 }
 
 TEST(epochs) {
     static uint32_t kept[2 * ROWS], identity[2 * ROWS];
     for (size_t i = 0; i < 2 * ROWS; i++) identity[i] = (uint32_t)(i % ROWS);
     for (uint64_t seed = 0; seed < 8; seed++) {
-        draw_epochs(seed, 1, false);
+        uint64_t by_epoch = draw_epochs(&deep_net, seed, 1, false);
+        CHECK(by_epoch == step_epochs(&deep_net), "seed %d: an epoch is not its steps", (int)seed);
         for (size_t epoch = 0; epoch < 2; epoch++) {
             int times[ROWS] = {0}, in_place = 0;
             for (size_t i = 0; i < ROWS; i++) {
@@ -984,13 +1083,14 @@ TEST(epochs) {
         CHECK(!seed || memcmp(drawn, kept, sizeof kept) != 0, "seeds %d and %d draw the same order",
               (int)seed - 1, (int)seed);
         memcpy(kept, drawn, sizeof kept);
-        draw_epochs(seed, 3, false);
+        draw_epochs(&deep_net, seed, 3, false);
         CHECK(!memcmp(drawn, kept, sizeof kept), "seed %d: three workers draw another order",
               (int)seed);
     }
-    draw_epochs(1, 1, true);
+    CHECK(draw_epochs(&mixed_net, 1, 1, false) == step_epochs(&mixed_net), "targets go astray");
+    draw_epochs(&deep_net, 1, 1, true);
     CHECK(!memcmp(drawn, identity, sizeof identity), "no_shuffle does not keep the order");
-    SAY("epochs: each row once, an order of its own for each seed and epoch, whoever trains");
+    SAY("epochs: each row once, an order of its own for each seed and epoch, and what steps would do");
 }
 
 /* --- pmlp_partition --------------------------------------------------------------------------- */
@@ -1012,16 +1112,17 @@ static double costliest(const network *net, unsigned begins) {
 }
 
 static void check_partition(const network *net, int stages) {
-    int cuts[MAX_LAYERS];
+    pmlp_cut cuts[MAX_LAYERS];
     double balance = 0, total = 0, best = -1;
     unsigned begins = 0;
     pmlp_error error = {0};
     pmlp_model *model = make_model(net);
-    CHECK(pmlp_partition(model, stages, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
+    CHECK(pmlp_partition(model, stages, true, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
     for (int i = 0; i < stages - 1; i++) {
-        CHECK(cuts[i] > (i ? cuts[i - 1] : 0) && cuts[i] < net->layers, "%s: cut %d is %d",
-              net->name, i, cuts[i]);
-        begins |= 1u << cuts[i];
+        CHECK(cuts[i].layer > (i ? cuts[i - 1].layer : 0) && cuts[i].layer < net->layers &&
+                  cuts[i].column == 0,
+              "%s: cut %d is %d, column %d", net->name, i, cuts[i].layer, cuts[i].column);
+        begins |= 1u << cuts[i].layer;
     }
     for (int l = 0; l < net->layers; l++) total += layer_cost(net, l);
     for (unsigned tried = 0; tried < 1u << net->layers; tried += 2) { /* all ways to cut */
@@ -1033,11 +1134,11 @@ static void check_partition(const network *net, int stages) {
           stages, costliest(net, begins), best);
     CHECK(fabs(balance - total / stages / best) <= 1e-12, "%s in %d: balance %g, not %g", net->name,
           stages, balance, total / stages / best);
-    CHECK(pmlp_partition(model, net->layers + 1, cuts, NULL, &error) == PMLP_ERROR_SHAPE, "%s",
-          net->name);
+    CHECK(pmlp_partition(model, net->layers + 1, true, cuts, NULL, &error) == PMLP_ERROR_SHAPE,
+          "%s", net->name);
     pmlp_trainer_desc desc = {0};
     pmlp_trainer *trainer = NULL;
-    desc.workers = stages;
+    desc.workers = stages, desc.whole_layers = true;
     if (CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text)) {
         double shares = 0;
         int next = 0;
@@ -1045,7 +1146,7 @@ static void check_partition(const network *net, int stages) {
             pmlp_stage_info info = {0};
             double cost = 0;
             CHECK(pmlp_trainer_stage(trainer, s, &info) == PMLP_OK && info.worker == s &&
-                      info.first_layer == next && (s == 0 || next == cuts[s - 1]),
+                      info.first_layer == next && (s == 0 || next == cuts[s - 1].layer),
                   "%s: stage %d begins at layer %d", net->name, s, info.first_layer);
             for (int l = 0; l < info.layers; l++) cost += layer_cost(net, next++);
             CHECK(fabs(info.cost - cost / total) <= 1e-12, "%s: stage %d costs %g, not %g",
@@ -1073,6 +1174,65 @@ TEST(partition) {
         MAX_LAYERS);
 }
 
+/* With cuts inside the first layer: the smallest largest cost of all ways to choose the places, found
+   by trying each; a stage's cost is what pmlp_trainer_stage() says. */
+static double try_places(const double *below, int count, int from, int stages) {
+    double best = HUGE_VAL;
+    if (stages == 1) return below[count - 1] - below[from];
+    for (int i = from + 1; i < count - (stages - 1); i++)
+        best = fmin(best, fmax(below[i] - below[from], try_places(below, count, i, stages - 1)));
+    return best;
+}
+
+static void check_column_partition(const network *net, int stages) {
+    double below[16] = {0}, balance = 0, sum = 0, largest = 0;
+    pmlp_cut cuts[16];
+    int count = 0;
+    pmlp_error error = {0};
+    pmlp_trainer_desc desc = {0};
+    pmlp_trainer *trainer = NULL;
+    pmlp_model *model = make_model(net);
+    for (int c = 0; c < net->sizes[1]; c += PMLP_COLUMN_STEP)
+        below[count++] = 2.0 * net->sizes[0] * c;
+    for (int l = 0; l < net->layers; l++) below[count++] = sum += layer_cost(net, l);
+    const double best = try_places(below, count, 0, stages);
+    CHECK(pmlp_partition(model, stages, false, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
+    CHECK(fabs(balance - sum / stages / best) <= 1e-12, "%d-%d in %d: balance %g, not %g",
+          net->sizes[0], net->sizes[1], stages, balance, sum / stages / best);
+    CHECK(pmlp_partition(model, count, false, cuts, NULL, &error) == PMLP_ERROR_SHAPE, "%d places",
+          count);
+    desc.workers = stages;
+    if (CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text))
+        for (int s = 0; s < stages; s++) {
+            pmlp_stage_info info = {0};
+            CHECK(pmlp_trainer_stage(trainer, s, &info) == PMLP_OK, "stage %d", s);
+            if (s > 0)
+                CHECK(info.first_layer == cuts[s - 1].layer &&
+                          (int)info.first_column == cuts[s - 1].column,
+                      "stage %d begins at %d, column %d", s, info.first_layer,
+                      (int)info.first_column);
+            largest = fmax(largest, info.cost);
+        }
+    CHECK(fabs(largest - best / sum) <= 1e-12, "the largest share is %g, not %g", largest,
+          best / sum);
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(model);
+}
+
+TEST(column_partition) {
+    static network net;
+    uint64_t rng = 14;
+    const int tries = test_quick() ? 10 : 60;
+    for (int t = 0; t < tries; t++) {
+        net = deep_net;
+        net.layers = 1 + (int)(test_random(&rng) % 4);
+        for (int l = 0; l <= net.layers; l++) net.sizes[l] = 1 + (int)(test_random(&rng) % 60);
+        net.sizes[1] = 1 + (int)(test_random(&rng) % 200);
+        for (int stages = 1; stages <= net.layers; stages++) check_column_partition(&net, stages);
+    }
+    SAY("cuts inside the first layer are as good as the best of all: %d networks", tries);
+}
+
 /* --- errors that are none --------------------------------------------------------------------- */
 
 /* "Functions that take an error fill it when they fail and leave it alone when they succeed." */
@@ -1085,7 +1245,8 @@ TEST(no_errors) {
     pmlp_trainer *trainer = NULL;
     pmlp_params params;
     pmlp_verify_report report;
-    int cuts[1], calls = 0;
+    pmlp_cut cuts[1];
+    int calls = 0;
     uint64_t hash;
     float y[ROWS * MAX_WIDTH];
     desc.workers = 2;
@@ -1102,7 +1263,7 @@ TEST(no_errors) {
     DO(pmlp_model_hash(model, &hash, &error));
     DO(pmlp_model_clone(model, &clone, &error));
     DO(pmlp_model_predict(model, data.x, ROWS, y, &error));
-    DO(pmlp_partition(model, 2, cuts, NULL, &error));
+    DO(pmlp_partition(model, 2, false, cuts, NULL, &error));
     DO(pmlp_trainer_create(clone, &desc, &trainer, &error));
     DO(pmlp_verify(model, &desc, &data, 1, &report, &error));
 #undef DO
@@ -1124,6 +1285,8 @@ int main(void) {
     RUN(instruction_sets);
     RUN(slots);
     RUN(cuts);
+    RUN(columns);
+    RUN(w_rows);
     RUN(custom);
     RUN(by_lot);
     RUN(verify_agrees);
@@ -1132,6 +1295,7 @@ int main(void) {
     RUN(contract);
     RUN(epochs);
     RUN(partition);
+    RUN(column_partition);
     RUN(no_errors);
     return test_end();
 }
