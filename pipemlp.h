@@ -3552,23 +3552,21 @@ typedef struct pmlp__place {
 /* All of them in ascending order, from {0, 0} to {layers, 0}; returns how many. places may be
    NULL. */
 static size_t pmlp__places(const pmlp_model *model, bool whole_layers, pmlp__place *places) {
-    const int step = whole_layers ? INT_MAX : PMLP_COLUMN_STEP, layers = model->desc.layers;
     double below = 0.0;
-    size_t count = 0;
-    int l, column;
-    for (l = 0; l <= layers; l++) {
-        const int outputs = l < layers ? (int)pmlp__n_out(model, l) : 0;
-        for (column = 0; column == 0 || (l == 0 && column < outputs); column += step) {
-            if (places) {
-                places[count].cut.layer = l;
-                places[count].cut.column = column;
-                places[count].below = below;
-                if (l < layers) places[count].below += column * pmlp__output_cost(model, l);
-            }
-            count++;
-            if (column > INT_MAX - step) break;
+    size_t count = 0, column;
+    int l;
+    for (l = 0; l <= model->desc.layers; l++) {
+        const bool top = l == model->desc.layers;
+        const size_t outputs = top ? 0 : pmlp__n_out(model, l);
+        const double each = top ? 0.0 : pmlp__output_cost(model, l);
+        const size_t cuttable = l == 0 && !whole_layers ? outputs : 1;
+        for (column = 0; column < cuttable; column += PMLP_COLUMN_STEP, count++) {
+            if (!places) continue;
+            places[count].cut.layer = l;
+            places[count].cut.column = (int)column;
+            places[count].below = below + (double)column * each;
         }
-        if (l < layers) below += outputs * pmlp__output_cost(model, l);
+        below += (double)outputs * each;
     }
     return count;
 }
@@ -3759,15 +3757,15 @@ static pmlp_result pmlp__validate_data(const pmlp_model *model, const pmlp_data 
 /* the gradient at that layer's z and dz[0] the gradient at the z of the layer below, which   */
 /* goes to the stage below. All hold a whole batch of rows; a micro-batch is a range of them. */
 /* Hence memory is that of a whole batch whatever the schedule, W may be done for several     */
-/* micro-batches at once, and neighbours in one process share x[0] / x[n] and dz[n] / dz[0].  */
+/* micro-batches at once, and neighbours in one process share the lower one's x[n] and dz[n]. */
+/* To the upper one these are x[below] and dz[below]: 0, or 1 if the boundary lies inside     */
+/* layer 0, of which it then computes the other columns into the same rows.                   */
 /*============================================================================================*/
 
 typedef struct pmlp__stage {
     int index, worker, first_layer, layers;
-    size_t first_column,
-        columns; /* of its first layer, which is cut inside only if it is layer 0 */
-    int below;                    /* x[below], dz[below] are shared with the stage below: 0, or 1 if
-                                     the boundary lies inside layer 0 */
+    size_t first_column, columns; /* of its first layer: all, unless that is layer 0, cut inside */
+    int below;                    /* what the stage below hands over: x[below], for dz[below] */
     bool is_last;
     void **handles;    /* [layers]: the back end's layers */
     float **x, **dz;   /* [layers + 1] */
@@ -4103,7 +4101,8 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
 /* Waits a little: first spins, then sleeps until woken, or for a millisecond if `timed`. The caller
    asks again after each call, and once between falling asleep and sleeping: see pmlp__wake(). */
 static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
-    if ((*spins)++ < w->trainer->spins) {
+    if (*spins < w->trainer->spins) {
+        ++*spins;
         pmlp__pause();
         return;
     }

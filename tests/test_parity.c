@@ -1065,19 +1065,19 @@ static uint64_t step_epochs(const network *net) {
 
 TEST(epochs) {
     static uint32_t kept[2 * ROWS], identity[2 * ROWS];
+    long in_place = 0;
     for (size_t i = 0; i < 2 * ROWS; i++) identity[i] = (uint32_t)(i % ROWS);
     for (uint64_t seed = 0; seed < 8; seed++) {
         uint64_t by_epoch = draw_epochs(&deep_net, seed, 1, false);
         CHECK(by_epoch == step_epochs(&deep_net), "seed %d: an epoch is not its steps", (int)seed);
         for (size_t epoch = 0; epoch < 2; epoch++) {
-            int times[ROWS] = {0}, in_place = 0;
+            int times[ROWS] = {0};
             for (size_t i = 0; i < ROWS; i++) {
                 if (drawn[epoch * ROWS + i] < ROWS) times[drawn[epoch * ROWS + i]]++;
                 in_place += drawn[epoch * ROWS + i] == i;
             }
             for (size_t i = 0; i < ROWS; i++)
                 CHECK(times[i] == 1, "seed %d: row %zu comes %d times", (int)seed, i, times[i]);
-            CHECK(in_place < ROWS / 4, "seed %d: %d rows stay in place", (int)seed, in_place);
         }
         CHECK(memcmp(drawn, drawn + ROWS, ROWS * sizeof *drawn) != 0, "two epochs are alike");
         CHECK(!seed || memcmp(drawn, kept, sizeof kept) != 0, "seeds %d and %d draw the same order",
@@ -1090,7 +1090,9 @@ TEST(epochs) {
     CHECK(draw_epochs(&mixed_net, 1, 1, false) == step_epochs(&mixed_net), "targets go astray");
     draw_epochs(&deep_net, 1, 1, true);
     CHECK(!memcmp(drawn, identity, sizeof identity), "no_shuffle does not keep the order");
-    SAY("epochs: each row once, an order of its own for each seed and epoch, and what steps would do");
+    /* chance leaves one row in place per shuffle; none in 16 shuffles, or many, is no chance */
+    CHECK(in_place >= 4 && in_place <= 40, "%ld rows stay in place in 16 shuffles", in_place);
+    SAY("epochs: each row once, another order for each seed and epoch, and just what steps would do");
 }
 
 /* --- pmlp_partition --------------------------------------------------------------------------- */
@@ -1174,8 +1176,8 @@ TEST(partition) {
         MAX_LAYERS);
 }
 
-/* With cuts inside the first layer: the smallest largest cost of all ways to choose the places, found
-   by trying each; a stage's cost is what pmlp_trainer_stage() says. */
+/* With cuts inside the first layer: the smallest largest cost of all ways to choose the places,
+   found by trying each; a stage's cost is what pmlp_trainer_stage() says. */
 static double try_places(const double *below, int count, int from, int stages) {
     double best = HUGE_VAL;
     if (stages == 1) return below[count - 1] - below[from];
@@ -1196,7 +1198,8 @@ static void check_column_partition(const network *net, int stages) {
         below[count++] = 2.0 * net->sizes[0] * c;
     for (int l = 0; l < net->layers; l++) below[count++] = sum += layer_cost(net, l);
     const double best = try_places(below, count, 0, stages);
-    CHECK(pmlp_partition(model, stages, false, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
+    CHECK(pmlp_partition(model, stages, false, cuts, &balance, &error) == PMLP_OK, "%s",
+          error.text);
     CHECK(fabs(balance - sum / stages / best) <= 1e-12, "%d-%d in %d: balance %g, not %g",
           net->sizes[0], net->sizes[1], stages, balance, sum / stages / best);
     CHECK(pmlp_partition(model, count, false, cuts, NULL, &error) == PMLP_ERROR_SHAPE, "%d places",
