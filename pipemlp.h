@@ -1416,7 +1416,17 @@ PMLP__INLINE void pmlp__update(const pmlp_update_args *u, float decay, size_t n,
 #  define PMLP__UNROLL _Pragma("GCC unroll 32")
 #endif
 
-/* The register tile: M rows by NV vectors of LANES floats stay in registers while k runs. */
+/* The register tile: M rows by NV vectors of LANES floats of the result stay in registers while k
+   runs; each step loads one row of the panel (NV vectors) and, for each of the M rows, one number
+   of a that is spread over a vector:
+
+        p[k]      [ b0 ........ b31 ]          one row of the panel, loaded once
+        a(0, k)   s0 += a(0, k) * b            M multiply-adds per vector loaded: the more rows, the
+        a(1, k)   s1 += a(1, k) * b            less memory traffic per arithmetic, until the
+        ...                                    registers run out
+
+   A macro, because C has no templates: the same loop for each instruction set and height. Reading
+   and writing c at both ends is what lets a sum be cut into pieces without changing its bits. */
 #define PMLP__DEFINE_TILE(NAME, TARGET, VEC, LANES, NV, M, ZERO, LOAD, STORE, SPLAT, MADD)     \
     TARGET static void NAME(size_t k, const float *a, size_t a_row, size_t a_k, const float *p, \
                             float *c, size_t c_row, bool accumulate) {                         \
@@ -1545,6 +1555,14 @@ static const pmlp__isa pmlp__isa_neon = {"neon", 8, pmlp__tiles_neon, pmlp__upda
 #define PMLP__MAX_WIDTH 32 /* the widest panel of any instruction set */
 #define PMLP__K_BLOCK 256  /* rows of a panel that stay in the innermost cache */
 
+/* Three products make a layer, with B rows of a batch:
+
+        forward   y  [B][n_out]     = x  [B][n_in]      W^T   sum over the inputs
+        I         dx [B][n_in]      = dz [B][n_out]     W     sum over the outputs
+        W         dW [n_out][n_in] += dz^T [n_out][B]   x     sum over the rows
+
+   The right-hand factor is cut into panels of `width` columns, stored one row of the panel behind
+   the other, so that the innermost loop reads memory in order. The rest is loops around the tile. */
 /* One panel: c [m][width] (+)= a [m][k] p [k][width] */
 static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const float *a, size_t a_row,
                              size_t a_k, const float *p, float *c, size_t c_row, bool accumulate) {
@@ -1583,6 +1601,8 @@ static float pmlp__gelu_slope(float z) {
     return phi + bend;
 }
 
+/* Derivatives are computed from what is kept anyway: of ReLU, sigmoid and tanh from the output y,
+   so that z need not be stored. */
 /* y [rows][n] (row stride `row`) holds W x; becomes f(W x + b). GELU keeps z, `keep` floats
    further. */
 static void pmlp__activate(pmlp_activation f, size_t rows, size_t n, const float *b, float *y,
@@ -1642,6 +1662,13 @@ static size_t pmlp__argmax(const float *y, size_t n) {
     return best;
 }
 
+/* Loss and gradient of one row at a time. With p = softmax(y) and t the one-hot row of the label:
+
+        cross-entropy   loss = -log p[label] = log sum e^(y - max) - (y[label] - max),   dy = p - t
+        squared error   loss = sum 1/2 (y - t)^2,                                        dy = y - t
+
+   dy is divided by the rows of the whole batch here (`scale`), so that everything that follows, for
+   whatever micro-batch, is already a part of the gradient of the batch's mean. */
 /* Softmax of one row into p, which may be y; returns log sum e^(y - max). The row's own maximum is
    subtracted: one of the whole matrix would make bits depend on the micro-batch. */
 static double pmlp__softmax(const float *y, size_t n, float *p, float *max) {
@@ -2106,6 +2133,9 @@ PMLP_API const pmlp_action *pmlp_schedule_actions(const pmlp_schedule *s, int wo
 
 /* --- builders --------------------------------------------------------------------------------- */
 
+/* A builder writes one worker's list, knowing p, m and the worker's index r. What it writes is not
+   trusted: the checker proves every schedule before the trainer runs it. */
+
 /* How many forwards worker r runs ahead of its first backward: all in which these schedules
    differ. */
 static int pmlp__warm_up(pmlp_schedule_kind kind, int p, int r, int m) {
@@ -2166,6 +2196,9 @@ PMLP_API pmlp_result pmlp_schedule_create(const pmlp_schedule_desc *desc, pmlp_s
 
 /* --- text form -------------------------------------------------------------------------------- */
 
+/* The text is read twice, once for the sizes and once for the lists, so that nothing has to grow
+   but the list of actions. Numbers are bounded as they are read: a text cannot ask for more memory
+   than is in proportion to its length. */
 typedef struct pmlp__parser {
     const char *text, *end;
     int row, cell; /* from 1, for messages */
@@ -2379,6 +2412,13 @@ PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *s, char *buffer, s
 
 /* --- lowering --------------------------------------------------------------------------------- */
 
+/* A schedule says what is computed when; that results have to travel follows from it:
+
+        1B3   becomes   1RECV_B3  1I3  1SEND_B3  1W3
+
+   The gradient for the stage below leaves between I and W: nobody waits for W. Each SEND stands
+   right behind its producer, each RECV right before its consumer. Whether that can deadlock, and how
+   many slots each queue needs, is for the checker to say; GPipe and 1F1B need one. */
 /* True if a stage and its neighbour (stage + 1 or stage - 1) both exist, on different workers. */
 static bool pmlp__crosses(const pmlp_schedule *s, int stage, int neighbour) {
     return neighbour >= 0 && neighbour < s->stages &&
@@ -2613,6 +2653,9 @@ static int pmlp__peak(const pmlp_schedule *s, int worker) {
     return peak;
 }
 
+/* Replay and simulation run all lists at once without threads: take a worker that may be able to go
+   on, do its actions until one has to wait, put those into the queue again for whom something has
+   changed. Each action is done once, so that the time grows with the number of actions. */
 /* Workers that may be able to go on: a queue without doubles. */
 typedef struct pmlp__ready {
     int *queue;
@@ -2934,6 +2977,8 @@ PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *s, int slots, pmlp
 /* >>simulate: how long a schedule takes, and how it looks                                    */
 /*============================================================================================*/
 
+/* Time in a simulation: an action begins when its worker is free and what it needs is there,
+   whichever is later, and ends its cost later. That is all; makespan and bubble follow. */
 typedef struct pmlp__simulator {
     const pmlp_schedule *s;
     pmlp_costs costs;
@@ -3167,6 +3212,9 @@ PMLP_API pmlp_result pmlp_schedule_draw(const pmlp_schedule *s, const pmlp_costs
 /* >>edges: between threads of one process                                                    */
 /*============================================================================================*/
 
+/* A queue of at most `slots` messages between two threads, of which only the counts exist: how many
+   were sent, how many received. Each count is written by one side only. The data needs no queue,
+   because both sides work in one buffer that holds a row for each row of the batch. */
 typedef struct pmlp__thread_edge {
     pmlp_edge_desc desc;
     char gap0[128]; /* the two ends write to cache lines of their own */
@@ -3543,6 +3591,9 @@ static double pmlp__output_cost(const pmlp_model *model, int layer) {
     return (layer == 0 ? 2.0 : 3.0) * (double)pmlp__n_in(model, layer);
 }
 
+/* Dynamic programming over places and stages: the best way to make S - s stages of what lies above
+   place i is to end the first of them at the place e for which the costlier of (i .. e) and the
+   best of the rest is cheapest. */
 /* A place where a boundary may lie, with the cost of all that is below it. */
 typedef struct pmlp__place {
     pmlp_cut cut;
@@ -3828,6 +3879,8 @@ struct pmlp_trainer {
     pmlp_error failure;     /* of the pipeline; written by the worker that sets `failed` first */
 };
 
+/* Where a micro-batch begins: m parts that differ by one row at most, for any number of rows; with
+   fewer rows than micro-batches some parts are empty, and their actions do nothing. */
 static size_t pmlp__row_of(const pmlp_trainer *t, int microbatch) {
     return (size_t)((uint64_t)t->rows * (uint64_t)microbatch / (uint64_t)t->schedule->microbatches);
 }
@@ -3962,6 +4015,11 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage) {
 /* >>worker: one short loop                                                                   */
 /*============================================================================================*/
 
+/* Sleeping without missing the call to wake up: the sleeper sets `sleeping`, then looks once more
+   whether what it waits for has come, and only then sleeps; the other side first makes it come,
+   then looks at `sleeping`. All four are sequentially consistent, so one of the two sees the other.
+   The waker that takes the flag back signals under the mutex, which the sleeper holds from its last
+   look at the flag until it sleeps. */
 /* Lets a worker that sleeps look again. May be called from any thread. */
 static void pmlp__wake(void *worker) {
     pmlp__worker *w = (pmlp__worker *)worker;
@@ -3997,8 +4055,9 @@ static void pmlp__unblocked(pmlp__worker *w) {
     w->blocked_since = 0.0;
 }
 
-/* Does the W that was put off. The stage whose last W this is passes the gate before the
-   updates. */
+/* Does the W that was put off. A stage whose last W this is passes the gate: updates begin when all
+   stages have. Until then nothing is lost if something fails, and by then the norm of the whole
+   gradient can be known. */
 static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
     pmlp_trainer *t = w->trainer;
     pmlp__stage *stage = &t->stages[w->w_stage];
@@ -4175,6 +4234,7 @@ static void pmlp__worker_main(void *argument) {
 
 /* --- creating --------------------------------------------------------------------------------- */
 
+/* The one place that knows the defaults; pmlp_trainer_query_desc() shows what they became. */
 static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     pmlp_trainer_desc d = *desc;
     if (d.custom) {
@@ -4404,6 +4464,8 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index) {
     return result;
 }
 
+/* One queue per boundary and direction. Activations and gradients of different stages in one queue
+   would be mixed up as soon as a worker has two stages. */
 static pmlp_result pmlp__connect_edge(pmlp_trainer *t, int from, int to, void **edge,
                                       pmlp_error *error) {
     const pmlp__stage *upper = &t->stages[from > to ? from : to];
@@ -4612,6 +4674,8 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
 
 /* --- one pass of all workers over a batch ----------------------------------------------------- */
 
+/* With threads or without, the same lists are run by the same loop; what differs is only who comes
+   next. */
 /* Each worker in turn until it has to wait. By the checker's proof somebody can always go on. */
 static void pmlp__pass_without_threads(pmlp_trainer *t) {
     const int workers = t->schedule->workers;
@@ -4700,6 +4764,9 @@ static pmlp_result pmlp__leave(pmlp_trainer *t, pmlp_result result) {
     return result;
 }
 
+/* What a call tells about itself is added up on the calling thread, from what the last stage left
+   behind for each row: in the order of the rows, so that the loss does not depend on the pipeline
+   either. */
 /* Sums that grow over the passes of one call. */
 typedef struct pmlp__tally {
     double loss, begun;
@@ -4950,6 +5017,8 @@ PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *t, int stage, pmlp_s
 /* >>verify                                                                                   */
 /*============================================================================================*/
 
+/* Two trainings side by side, one through the pipeline and one serially, from the same weights on
+   the same batches; after each step everything that can be compared is compared as bits. */
 /* A copy of the model with its trainer. */
 typedef struct pmlp__run {
     pmlp_model *model;
@@ -5085,6 +5154,9 @@ PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_des
 /* >>io: IDX files                                                                            */
 /*============================================================================================*/
 
+/* An IDX file is a magic number (0, 0, type, number of dimensions), the sizes as 32-bit big-endian
+   integers, and the data, the last dimension fastest. Sizes are compared with the length of the
+   file before anything is allocated. */
 static uint32_t pmlp__big_endian(const unsigned char *p) {
     return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | (uint32_t)p[3];
 }
