@@ -1562,7 +1562,7 @@ static const pmlp__isa pmlp__isa_neon = {"neon", 8, pmlp__tiles_neon, pmlp__upda
         W         dW [n_out][n_in] += dz^T [n_out][B]   x     sum over the rows
 
    The right-hand factor is cut into panels of `width` columns, stored one row of the panel behind
-   the other, so that the innermost loop reads memory in order. The rest is loops around the tile. */
+   the other, so that the innermost loop reads memory in order. The rest is loops around it. */
 /* One panel: c [m][width] (+)= a [m][k] p [k][width] */
 static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const float *a, size_t a_row,
                              size_t a_k, const float *p, float *c, size_t c_row, bool accumulate) {
@@ -2417,8 +2417,8 @@ PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *s, char *buffer, s
         1B3   becomes   1RECV_B3  1I3  1SEND_B3  1W3
 
    The gradient for the stage below leaves between I and W: nobody waits for W. Each SEND stands
-   right behind its producer, each RECV right before its consumer. Whether that can deadlock, and how
-   many slots each queue needs, is for the checker to say; GPipe and 1F1B need one. */
+   right behind its producer, each RECV right before its consumer. Whether that can deadlock, and
+   how many slots each queue needs, is for the checker to say; GPipe and 1F1B need one. */
 /* True if a stage and its neighbour (stage + 1 or stage - 1) both exist, on different workers. */
 static bool pmlp__crosses(const pmlp_schedule *s, int stage, int neighbour) {
     return neighbour >= 0 && neighbour < s->stages &&

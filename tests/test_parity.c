@@ -1092,7 +1092,7 @@ TEST(epochs) {
     CHECK(!memcmp(drawn, identity, sizeof identity), "no_shuffle does not keep the order");
     /* chance leaves one row in place per shuffle; none in 16 shuffles, or many, is no chance */
     CHECK(in_place >= 4 && in_place <= 40, "%ld rows stay in place in 16 shuffles", in_place);
-    SAY("epochs: each row once, another order for each seed and epoch, and just what steps would do");
+    SAY("epochs: each row once, another order for each seed and epoch, and what steps would do");
 }
 
 /* --- pmlp_partition --------------------------------------------------------------------------- */
