@@ -168,7 +168,9 @@
       element, not to whoever draws them. pmlp_verify() tests the promise on your network.
 
       It holds for one compiler, C library and instruction set; pmlp_cpu_backend_isa() fixes the
-      latter. Options such as -ffast-math permit the compiler to break it.
+      latter. Options such as -ffast-math permit the compiler to break it. So does a rounding or
+      denormals mode that the calling thread changes after the trainer was created: the workers'
+      threads keep the old one.
 
    ON MEMORY
 
@@ -395,7 +397,8 @@ PMLP_API pmlp_model_desc pmlp_model_query_desc(const pmlp_model *model);
 /* Number of weights and biases of all layers. */
 PMLP_API size_t pmlp_model_param_count(const pmlp_model *model);
 /* Layer `layer` in 0 .. L-1. Read and write freely while no trainer owns the model. While one does,
-   the values are those of the last pmlp_trainer_sync() and must not be written.
+   the values are those of the last pmlp_trainer_sync() and must not be written, nor may the model
+   be read on another thread while a call of its trainer runs.
    Errors: ARGUMENT; STATE if a trainer has stepped since its last sync. */
 PMLP_API pmlp_result pmlp_model_params(pmlp_model *model, int layer, pmlp_params *params,
                                        pmlp_error *error);
@@ -488,7 +491,8 @@ PMLP_API int pmlp_schedule_stage_worker(const pmlp_schedule *schedule, int stage
 PMLP_API const pmlp_action *pmlp_schedule_actions(const pmlp_schedule *schedule, int worker,
                                                   int *count);
 
-/* Writes the text form that pmlp_schedule_parse() reads into buffer (terminated if size > 0, cut if
+/* Writes the text form that pmlp_schedule_parse() reads (of a lowered schedule, with SEND and RECV,
+   which it does not read) into buffer (terminated if size > 0, cut if
    too small). *length, which may be NULL, becomes the full length without the terminator. An update
    that stands at the end of its row, where parsing would add it, is left out. Errors: ARGUMENT. */
 PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *schedule, char *buffer, size_t size,
@@ -496,7 +500,8 @@ PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *schedule, char *bu
 
 /* Makes a new schedule with the hand-offs as actions of their own: B becomes I, W; each SEND stands
    right after what it sends, each RECV right before what needs it; stages of one worker hand over
-   without either. This is what the trainer runs. Errors: MEMORY. */
+   without either. This is what the trainer runs. Errors: SCHEDULE if it is lowered already;
+   MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_lower(const pmlp_schedule *schedule, pmlp_schedule **lowered,
                                          pmlp_error *error);
 
@@ -538,7 +543,8 @@ typedef struct pmlp_simulation {
 } pmlp_simulation;
 
 /* Times a schedule under given costs with unbounded edges. begin, if not NULL, is [sum of all list
-   lengths], worker by worker: when each action begins. costs may be NULL. Errors: as the checker's
+   lengths], worker by worker: when each action begins. costs may be NULL. Errors: ARGUMENT if a
+   cost is not a finite number >= 0; Errors: as the checker's
    if the schedule cannot finish; MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_simulate(const pmlp_schedule *schedule, const pmlp_costs *costs,
                                             double *begin, pmlp_simulation *simulation,
@@ -655,7 +661,8 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
    pmlp_trainer_error(). Bad arguments and data are found before anything is computed: the trainer
    stays usable, as if the call had not been made. A failure inside the pipeline (back end, edge,
    memory) makes the trainer refuse further work with PMLP_ERROR_STATE; if it happened before the
-   updates began, the weights are those of the last complete step. stats may be NULL everywhere. */
+   updates began, the weights are those of the last complete step, which sync and destroy still
+   read; later, they are lost, and the model says so. stats may be NULL everywhere. */
 
 /* One optimizer step on the mean loss of one batch, 1 <= batch->rows <= desc.batch. */
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *trainer, const pmlp_data *batch,
@@ -673,7 +680,7 @@ PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *trainer);
 /* From the next step on. Errors: ARGUMENT if not a finite number >= 0. */
 PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *trainer, float learning_rate);
 /* The gradient of the last step's mean loss, before clipping: dw [n_out][n_in], db [n_out]; either
-   may be NULL. Errors: ARGUMENT; STATE before the first step. */
+   may be NULL. Errors: ARGUMENT; STATE before the first step and after one that failed. */
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *trainer, int layer, float *dw, float *db);
 
 /* The last failure; result is PMLP_OK if there was none. Valid until the next call. */
@@ -717,7 +724,7 @@ typedef struct pmlp_verify_report {
    for `steps` steps, one as desc says, one serially (one worker, the whole batch at once, no
    threads, same optimizer and back end), and compares every bit of losses, gradient norm, weights
    and biases after each step. Takes batches in order from data, beginning again at its end. The
-   model itself is not changed and must have no trainer. Returns PMLP_OK when the comparison was
+   model itself is not changed. Returns PMLP_OK when the comparison was
    made: see report->identical. Errors: those of the trainer. */
 PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                  const pmlp_data *data, int steps, pmlp_verify_report *report,
@@ -760,11 +767,17 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /*    marked host are ordinary memory.                                                        */
 /*  - work may be asynchronous, in the order of the calls; synchronize() waits for it. Host   */
 /*    results (row_loss, row_hit, squares) are read after the next synchronize().             */
+/*  - if the edges are `shared`, a boundary's buffer comes from the context below (x) or that */
+/*    below (dz), and the context above is given it, too.                                     */
+/*  - backward_weight is called with 0 rows if the first micro-batch is empty, and then, not  */
+/*    accumulating, makes the gradient 0; no other operation is called without rows.          */
 /*  - rows of activations and gradients lie row_floats() apart; a micro-batch is a range of   */
 /*    rows, and a call may be given the rows of several neighbouring micro-batches.           */
 /*  - for equal bits, each element's sum must not depend on how rows are cut into calls:      */
 /*    backward_weight continues its sums in row order.                                        */
-/*  - functions return PMLP_OK or an error; the trainer then stops and names stage and op.    */
+/*  - functions return PMLP_OK or an error, never PMLP_BUSY; after an error the trainer stops */
+/*    and names stage and op. No entry may be NULL but user and edges.                        */
+/*  - the table is not copied: it must outlive the trainer.                                   */
 /*============================================================================================*/
 
 #define PMLP_BACKEND_ABI 1
@@ -817,7 +830,8 @@ struct pmlp_backend {
     uint32_t size; /* sizeof(pmlp_backend) */
     const char *name;
     const void *user;
-    const pmlp_edges *edges; /* hand-off between contexts of this back end in one process */
+    const pmlp_edges *edges; /* hand-off between contexts of this back end in one process; NULL:
+                                that of threads, for work that is done when the call returns */
 
     pmlp_result (*open)(const pmlp_backend *self, const pmlp_backend_desc *desc, void **context,
                         pmlp_error *error);
@@ -868,7 +882,9 @@ PMLP_API const pmlp_backend *pmlp_cpu_backend_isa(const char *isa);
    something useful or waits, and asks again. Each is called by one thread, the worker at that
    end. wake() may be called from any thread whenever an end that was BUSY may succeed now; an
    edge that never calls it is polled about once a millisecond. Memory behind `data` stays valid
-   and unchanged until the end of the step. */
+   and unchanged until the end of the step. A message of an empty micro-batch has 0 bytes.
+   connect(), reset() and disconnect() are called by the thread that calls the trainer; no
+   wake() after disconnect(). The table is not copied: it must outlive the trainer. */
 
 #  define PMLP_EDGES_ABI 1
 
@@ -969,8 +985,10 @@ static void pmlp__pause(void) {
     __builtin_ia32_pause();
 #elif PMLP__GNU && defined(__aarch64__)
     __asm__ volatile("yield");
+#elif defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
+    _mm_pause();
 #elif defined(_MSC_VER)
-    YieldProcessor();
+    __yield();
 #endif
 }
 
@@ -1728,6 +1746,7 @@ typedef struct pmlp__cpu_layer {
     float *w[PMLP_TENSOR_COUNT];            /* [pad_out / width][n_in][width]; NULL if not needed */
     float *b[PMLP_TENSOR_COUNT];            /* [pad_out] */
     float *transposed;                      /* [pad_in / width][n_out][width]; NULL for layer 0 */
+    float *scratch;                         /* [row_outs], for the loss without a gradient */
     bool transposed_is_current;
 } pmlp__cpu_layer;
 
@@ -1781,6 +1800,7 @@ static void pmlp__cpu_layer_destroy(void *context, void *layer_) {
         pmlp__delete(&cpu->allocator, layer->b[t]);
     }
     pmlp__delete(&cpu->allocator, layer->transposed);
+    pmlp__delete(&cpu->allocator, layer->scratch);
     pmlp__delete(&cpu->allocator, layer);
 }
 
@@ -1804,6 +1824,8 @@ static pmlp_result pmlp__cpu_layer_create(void *context, const pmlp_layer_desc *
     layer->desc = *desc;
     layer->pad_out = pmlp__pad(desc->n_out, width);
     layer->count = layer->pad_out * desc->n_in;
+    layer->scratch = (float *)pmlp__new(allocator, desc->row_outs, sizeof(float));
+    if (!layer->scratch) goto no_memory;
     for (t = 0; t < tensors; t++) {
         layer->w[t] = (float *)pmlp__new(allocator, layer->count, sizeof(float));
         layer->b[t] = (float *)pmlp__new(allocator, layer->pad_out, sizeof(float));
@@ -1959,18 +1981,13 @@ static pmlp_result pmlp__cpu_loss(void *context, void *layer_, const pmlp_loss_a
     const size_t n = layer->desc.row_outs, padded = pmlp__pad(n, cpu->isa->width);
     const size_t row = pmlp__cpu_row_floats(context, n, layer->desc.activation);
     const pmlp_data *data = args->data;
-    float *scratch = NULL;
     size_t i;
-    if (!args->dz) {
-        scratch = (float *)pmlp__new(&cpu->allocator, n, sizeof(float));
-        if (!scratch) return PMLP_ERROR_MEMORY;
-    }
     for (i = 0; i < args->rows; i++) {
         const size_t at = args->index ? args->index[i] : args->first + i;
         const size_t label = data->labels ? (size_t)data->labels[at] : 0;
         const float *target = data->targets ? data->targets + at * n : NULL;
         const float *y = args->y + i * row;
-        float *d = args->dz ? args->dz + i * row : scratch;
+        float *d = args->dz ? args->dz + i * row : layer->scratch;
         args->row_loss[i] = args->loss == PMLP_LOSS_MSE
                                 ? pmlp__mse_row(y, n, target, label, args->scale, d)
                                 : pmlp__xent_row(y, n, label, args->scale, d);
@@ -1980,7 +1997,6 @@ static pmlp_result pmlp__cpu_loss(void *context, void *layer_, const pmlp_loss_a
             pmlp__derive(layer->desc.activation, 1, n, y, row, padded, d);
         }
     }
-    pmlp__delete(&cpu->allocator, scratch);
     return PMLP_OK;
 }
 
@@ -2453,6 +2469,9 @@ PMLP_API pmlp_result pmlp_schedule_lower(const pmlp_schedule *s, pmlp_schedule *
     if (!lowered) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "lowered: is NULL");
     *lowered = NULL;
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
+    for (i = 0; i < s->first[s->workers]; i++)
+        if (s->actions[i].op >= PMLP_OP_SEND_F)
+            return pmlp__fail(error, PMLP_ERROR_SCHEDULE, "the schedule has been lowered already");
     out = pmlp__schedule_new(&s->allocator, s->workers, s->stages, s->microbatches);
     if (!out) return pmlp__no_memory(error, "a schedule");
     memcpy(out->stage_worker, s->stage_worker, (size_t)s->stages * sizeof *s->stage_worker);
@@ -2466,19 +2485,17 @@ PMLP_API pmlp_result pmlp_schedule_lower(const pmlp_schedule *s, pmlp_schedule *
     return PMLP_OK;
 }
 
-/* Only the forwards, of one micro-batch after the other, lowered: what evaluation runs. */
+/* Only the forwards, in the order that training has them, lowered: what evaluation runs. */
 static pmlp_schedule *pmlp__schedule_forward(const pmlp_schedule *s) {
     pmlp_schedule *out = pmlp__schedule_new(&s->allocator, s->workers, s->stages, s->microbatches);
     bool ok = out != NULL;
-    int worker, i, stage;
+    int worker;
+    size_t i;
     if (ok) memcpy(out->stage_worker, s->stage_worker, (size_t)s->stages * sizeof *s->stage_worker);
     for (worker = 0; ok && worker < s->workers; worker++)
-        for (i = 0; ok && i < s->microbatches; i++)
-            for (stage = 0; ok && stage < s->stages; stage++)
-                if (s->stage_worker[stage] == worker) {
-                    const pmlp_action forward = {PMLP_OP_F, stage, i};
-                    ok = pmlp__lower_action(s, out, worker, forward);
-                }
+        for (i = s->first[worker]; ok && i < s->first[worker + 1]; i++)
+            if (s->actions[i].op == PMLP_OP_F)
+                ok = pmlp__lower_action(s, out, worker, s->actions[i]);
     if (ok) return out;
     pmlp_schedule_destroy(out);
     return NULL;
@@ -2521,6 +2538,10 @@ static pmlp__label pmlp__label_of(pmlp_op op, int stage, int microbatch) {
     return label;
 }
 
+static pmlp__label pmlp__action_label(pmlp_action a) {
+    return pmlp__label_of(a.op, a.stage, a.microbatch);
+}
+
 static pmlp_result pmlp__check_fail(pmlp_error *error, pmlp_result result, int worker,
                                     pmlp_action a, const char *format, ...) PMLP__FORMAT(5, 6);
 static pmlp_result pmlp__check_fail(pmlp_error *error, pmlp_result result, int worker,
@@ -2557,20 +2578,21 @@ static pmlp_result pmlp__check_complete(const pmlp_schedule *s, unsigned char *s
         for (at = s->first[worker]; at < s->first[worker + 1]; at++) {
             const pmlp_action a = s->actions[at];
             const unsigned bits = pmlp__seen_by(a.op);
-            const pmlp__label label = pmlp__label_of(a.op, a.stage, a.microbatch);
             if (a.op == PMLP_OP_U) {
                 if (updates[a.stage]++)
                     return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                            "worker %d does %s twice", worker, label.text);
+                                            "worker %d does %s twice", worker,
+                                            pmlp__action_label(a).text);
                 continue;
             }
             if (!bits)
                 return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
                                         "worker %d: %s is no action of a schedule before lowering",
-                                        worker, label.text);
+                                        worker, pmlp__action_label(a).text);
             if (seen[pmlp__cell(s, a.stage, a.microbatch)] & bits)
                 return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                        "worker %d does %s twice", worker, label.text);
+                                        "worker %d does %s twice", worker,
+                                        pmlp__action_label(a).text);
             seen[pmlp__cell(s, a.stage, a.microbatch)] |= (unsigned char)bits;
         }
     for (stage = 0; stage < s->stages; stage++) {
@@ -2579,14 +2601,13 @@ static pmlp_result pmlp__check_complete(const pmlp_schedule *s, unsigned char *s
         for (i = 0; i < s->microbatches; i++)
             for (n = 0; n < 3; n++)
                 if (!(seen[pmlp__cell(s, stage, i)] & pmlp__seen_by(needed[n]))) {
-                    const pmlp__label label = pmlp__label_of(needed[n], stage, i);
                     const pmlp__label whole = pmlp__label_of(PMLP_OP_B, stage, i);
                     a.op = needed[n];
                     a.microbatch = i;
-                    return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                            "worker %d never does %s%s%s", worker, label.text,
-                                            n ? ", nor the whole backward " : "",
-                                            n ? whole.text : "");
+                    return pmlp__check_fail(
+                        error, PMLP_ERROR_SCHEDULE, worker, a, "worker %d never does %s%s%s",
+                        worker, pmlp__action_label(a).text, n ? ", nor the whole backward " : "",
+                        n ? whole.text : "");
                 }
         if (!updates[stage])
             return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
@@ -2605,7 +2626,6 @@ static pmlp_result pmlp__check_order(const pmlp_schedule *s, unsigned char *seen
         for (updated = -1, at = s->first[worker]; at < s->first[worker + 1]; at++) {
             const pmlp_action a = s->actions[at];
             const unsigned bits = pmlp__seen_by(a.op);
-            const pmlp__label label = pmlp__label_of(a.op, a.stage, a.microbatch);
             unsigned char *cell;
             if (a.op == PMLP_OP_U) {
                 updated = a.stage;
@@ -2613,7 +2633,7 @@ static pmlp_result pmlp__check_order(const pmlp_schedule *s, unsigned char *seen
                     return pmlp__check_fail(
                         error, PMLP_ERROR_SCHEDULE, worker, a,
                         "worker %d does %s before it has the gradient of micro-batch %d (%s)",
-                        worker, label.text, next_w[a.stage],
+                        worker, pmlp__action_label(a).text, next_w[a.stage],
                         pmlp__label_of(PMLP_OP_W, a.stage, next_w[a.stage]).text);
                 continue;
             }
@@ -2621,21 +2641,24 @@ static pmlp_result pmlp__check_order(const pmlp_schedule *s, unsigned char *seen
                 return pmlp__check_fail(
                     error, PMLP_ERROR_SCHEDULE, worker, a,
                     "worker %d does %dU before %s: updates wait for the gradients of every stage",
-                    worker, updated, label.text);
+                    worker, updated, pmlp__action_label(a).text);
             cell = &seen[pmlp__cell(s, a.stage, a.microbatch)];
             if ((bits & PMLP__SEEN_I) && !(*cell & PMLP__SEEN_F))
                 return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                        "worker %d does %s before %s", worker, label.text,
+                                        "worker %d does %s before %s", worker,
+                                        pmlp__action_label(a).text,
                                         pmlp__label_of(PMLP_OP_F, a.stage, a.microbatch).text);
             if (a.op == PMLP_OP_W && !(*cell & PMLP__SEEN_I))
                 return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                        "worker %d does %s before %s", worker, label.text,
+                                        "worker %d does %s before %s", worker,
+                                        pmlp__action_label(a).text,
                                         pmlp__label_of(PMLP_OP_I, a.stage, a.microbatch).text);
             if ((bits & PMLP__SEEN_W) && a.microbatch != next_w[a.stage]++)
                 return pmlp__check_fail(
                     error, PMLP_ERROR_SCHEDULE, worker, a,
                     "worker %d does %s before %s: gradients accumulate in ascending order", worker,
-                    label.text, pmlp__label_of(a.op, a.stage, next_w[a.stage] - 1).text);
+                    pmlp__action_label(a).text,
+                    pmlp__label_of(a.op, a.stage, next_w[a.stage] - 1).text);
             *cell |= (unsigned char)bits;
         }
     return PMLP_OK;
@@ -2777,7 +2800,7 @@ static pmlp_result pmlp__replay_action(pmlp__replay *p, int worker, pmlp_action 
             return pmlp__check_fail(
                 error, PMLP_ERROR_SCHEDULE, worker, a,
                 "worker %d expects micro-batch %d in %s, but stage %d hands over %d first",
-                worker, a.microbatch, pmlp__label_of(a.op, a.stage, a.microbatch).text,
+                worker, a.microbatch, pmlp__action_label(a).text,
                 a.op == PMLP_OP_RECV_F ? a.stage - 1 : a.stage + 1, i);
         pmlp__ready_add(&p->ready, pmlp__peer(s, a));
         return PMLP_OK;
@@ -2787,7 +2810,7 @@ static pmlp_result pmlp__replay_action(pmlp__replay *p, int worker, pmlp_action 
         !(p->seen[pmlp__cell(s, a.stage - 1, a.microbatch)] & PMLP__SEEN_F))
         return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
                                 "worker %d does %s before %s", worker,
-                                pmlp__label_of(a.op, a.stage, a.microbatch).text,
+                                pmlp__action_label(a).text,
                                 pmlp__label_of(a.op, a.stage - 1, a.microbatch).text);
     if (a.op == PMLP_OP_I && a.stage + 1 < s->stages && !pmlp__crosses(s, a.stage, a.stage + 1) &&
         !(p->seen[pmlp__cell(s, a.stage + 1, a.microbatch)] & PMLP__SEEN_I))
@@ -2881,28 +2904,40 @@ static pmlp_result pmlp__replay_run(const pmlp_schedule *lowered, const int *slo
     return result;
 }
 
+/* The same with one number of slots for all edges. */
+static pmlp_result pmlp__replay_with(const pmlp_schedule *lowered, int *slots, int number,
+                                     pmlp_error *error) {
+    int edge;
+    for (edge = 0; edge < 2 * lowered->stages; edge++) slots[edge] = number;
+    return pmlp__replay_run(lowered, slots, true, error);
+}
+
 /* Fewest slots per edge: the smallest number that serves all edges, then each edge by itself as few
    as the others, already lowered, allow. slots is [2 stages]; on success it holds the result. */
 static pmlp_result pmlp__fewest_slots(const pmlp_schedule *lowered, bool each, int *slots,
                                       pmlp_error *error) {
     const int edges = 2 * (lowered->stages - 1);
-    pmlp_error last; /* only the last attempt's failure is one */
-    pmlp_result result;
-    int n, edge;
-    for (n = 1;; n++) {
-        for (edge = 0; edge < edges; edge++) slots[edge] = n;
-        result = pmlp__replay_run(lowered, slots, true, &last);
-        if (result != PMLP_ERROR_DEADLOCK || n >= lowered->microbatches) break;
+    int low = 1, high = lowered->microbatches, edge;
+    pmlp_result result = pmlp__replay_with(lowered, slots, high, error);
+    if (result != PMLP_OK) return result; /* not even with room for everything */
+    while (low < high) {
+        const int middle = low + (high - low) / 2;
+        result = pmlp__replay_with(lowered, slots, middle, NULL);
+        if (result == PMLP_OK) high = middle;
+        else if (result == PMLP_ERROR_DEADLOCK) low = middle + 1;
+        else return pmlp__no_memory(error, "checking a schedule");
     }
-    if (result != PMLP_OK && error) *error = last;
-    for (edge = 0; each && result == PMLP_OK && edge < edges; edge++)
+    for (edge = 0; edge < edges; edge++) slots[edge] = high;
+    for (edge = 0; each && edge < edges; edge++)
         while (slots[edge] > 1) {
             slots[edge]--;
-            if (pmlp__replay_run(lowered, slots, true, NULL) == PMLP_OK) continue;
+            result = pmlp__replay_run(lowered, slots, true, NULL);
+            if (result == PMLP_OK) continue;
             slots[edge]++;
+            if (result != PMLP_ERROR_DEADLOCK) return pmlp__no_memory(error, "checking a schedule");
             break;
         }
-    return result;
+    return PMLP_OK;
 }
 
 /* Rules 1 and 2, and the room that both need. */
@@ -2951,7 +2986,6 @@ PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *s, int slots, pmlp
     pmlp_schedule *lowered = NULL;
     int *per_edge = NULL;
     pmlp_result result;
-    int edge;
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     if (slots < 0) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "slots: %d is negative", slots);
     result = pmlp__check_lists(s, error);
@@ -2964,8 +2998,7 @@ PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *s, int slots, pmlp
     } else if (slots == 0) {
         result = pmlp__fewest_slots(lowered, each, per_edge, error);
     } else {
-        for (edge = 0; edge < 2 * s->stages; edge++) per_edge[edge] = slots;
-        result = pmlp__replay_run(lowered, per_edge, true, error);
+        result = pmlp__replay_with(lowered, per_edge, slots, error);
     }
     if (result == PMLP_OK && report) pmlp__fill_report(s, per_edge, report);
     pmlp__delete(&s->allocator, per_edge);
@@ -2990,6 +3023,21 @@ typedef struct pmlp__simulator {
     double weights_end; /* when the last W so far ended: updates begin no earlier */
     pmlp__ready ready;
 } pmlp__simulator;
+
+static bool pmlp__bad_cost(double cost) { return !(cost >= 0.0 && cost <= DBL_MAX); }
+
+static bool pmlp__bad_costs(const pmlp_schedule *s, const pmlp_costs *c) {
+    const double *of_stages[4];
+    int n, stage;
+    of_stages[0] = c->f;
+    of_stages[1] = c->i;
+    of_stages[2] = c->w;
+    of_stages[3] = c->u;
+    for (n = 0; n < 4; n++)
+        for (stage = 0; of_stages[n] && stage < s->stages; stage++)
+            if (pmlp__bad_cost(of_stages[n][stage])) return true;
+    return pmlp__bad_cost(c->transfer);
+}
 
 static void pmlp__simulator_done(pmlp__simulator *p) {
     const pmlp_allocator *allocator = &p->s->allocator;
@@ -3092,6 +3140,8 @@ static pmlp_result pmlp__simulator_run(pmlp__simulator *p, const pmlp_schedule *
     memset(p, 0, sizeof *p);
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     if (pmlp__is_sparse(s, error)) return PMLP_ERROR_SCHEDULE;
+    if (costs && pmlp__bad_costs(s, costs))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "costs: are not finite numbers >= 0");
     if (!pmlp__simulator_init(p, s, costs)) return pmlp__no_memory(error, "simulating a schedule");
     while (p->ready.count > 0) pmlp__simulate_worker(p, pmlp__ready_take(&p->ready));
     for (worker = 0; worker < s->workers; worker++)
@@ -3100,7 +3150,7 @@ static pmlp_result pmlp__simulator_run(pmlp__simulator *p, const pmlp_schedule *
             pmlp__simulator_done(p);
             return pmlp__check_fail(error, PMLP_ERROR_DEADLOCK, worker, a,
                                     "worker %d can never do %s: what it needs does not come",
-                                    worker, pmlp__label_of(a.op, a.stage, a.microbatch).text);
+                                    worker, pmlp__action_label(a).text);
         }
     return PMLP_OK;
 }
@@ -3434,7 +3484,7 @@ static pmlp_result pmlp__model_readable(const pmlp_model *model, pmlp_error *err
     return pmlp__fail(error, PMLP_ERROR_STATE,
                       model->trainer
                           ? "the model's weights are with its trainer: call pmlp_trainer_sync()"
-                          : "the model's weights are lost: its trainer could not read them back");
+                          : "the model's weights are lost: its trainer failed amid an update");
 }
 
 PMLP_API pmlp_result pmlp_model_params(pmlp_model *model, int layer, pmlp_params *params,
@@ -3700,13 +3750,13 @@ static void pmlp__problem(pmlp__problems *p, bool bad, pmlp_result result, const
 
 static bool pmlp__below_zero(float v) { return !(v >= 0.0f && v <= FLT_MAX); }
 
-static bool pmlp__cut_is_valid(const pmlp_model *model, const pmlp_cut *before,
+static bool pmlp__cut_is_valid(const pmlp_model *model, bool whole_layers, const pmlp_cut *before,
                                const pmlp_cut *cut) {
     const pmlp_cut begin = {0, 0};
     if (!before) before = &begin;
     if (cut->layer < 0 || cut->layer >= model->desc.layers) return false;
     if (cut->layer > 0) return cut->column == 0 && cut->layer > before->layer;
-    return cut->column % PMLP_COLUMN_STEP == 0 && cut->column > before->column &&
+    return !whole_layers && cut->column % PMLP_COLUMN_STEP == 0 && cut->column > before->column &&
            (size_t)cut->column < pmlp__n_out(model, 0);
 }
 
@@ -3724,6 +3774,7 @@ static bool pmlp__is_whole_edges(const pmlp_edges *e) {
 static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_trainer_desc *d,
                                           pmlp_error *error) {
     static const char number[] = "is not a finite number >= 0";
+    const pmlp_edges *edges = d->edges;
     char text[sizeof error->text] = "";
     pmlp__problems p;
     int i, stages;
@@ -3753,12 +3804,13 @@ static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_tr
     PMLP__BAD(d->backend && (d->backend->abi != PMLP_BACKEND_ABI ||
                              d->backend->size != (uint32_t)sizeof(pmlp_backend)),
               "backend", "was built for another version of pipemlp.h");
-    PMLP__BAD(d->edges && (d->edges->abi != PMLP_EDGES_ABI ||
-                           d->edges->size != (uint32_t)sizeof(pmlp_edges)),
+    if (!edges && p.first == PMLP_OK && d->backend) edges = d->backend->edges;
+    PMLP__BAD(edges && (edges->abi != PMLP_EDGES_ABI ||
+                        edges->size != (uint32_t)sizeof(pmlp_edges)),
               "edges", "was built for another version of pipemlp.h");
     PMLP__BAD(p.first == PMLP_OK && d->backend && !pmlp__is_whole_backend(d->backend), "backend",
               "has an entry that is NULL");
-    PMLP__BAD(p.first == PMLP_OK && d->edges && !pmlp__is_whole_edges(d->edges), "edges",
+    PMLP__BAD(p.first == PMLP_OK && edges && !pmlp__is_whole_edges(edges), "edges",
               "has an entry that is NULL");
 #undef PMLP__BAD
     stages = d->custom ? d->custom->stages : d->workers ? d->workers : 1;
@@ -3766,7 +3818,7 @@ static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_tr
                           (size_t)stages >= pmlp__places(model, d->whole_layers, NULL),
                   PMLP_ERROR_SHAPE, "workers", "more stages than the layers can be cut into");
     for (i = 0; d->cuts && i < stages - 1; i++)
-        if (!pmlp__cut_is_valid(model, i ? &d->cuts[i - 1] : NULL, &d->cuts[i])) {
+        if (!pmlp__cut_is_valid(model, d->whole_layers, i ? &d->cuts[i - 1] : NULL, &d->cuts[i])) {
             pmlp__problem(&p, true, PMLP_ERROR_ARGUMENT, "cuts",
                           "are not ascending places inside the model");
             break;
@@ -3823,6 +3875,7 @@ typedef struct pmlp__stage {
     bool *owns_x, *owns_dz;
     size_t *row;       /* [layers + 1]: floats from row to row of x[l] and dz[l] */
     void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL inside one worker */
+    int w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
 } pmlp__stage;
 
 typedef struct pmlp__worker {
@@ -3831,7 +3884,7 @@ typedef struct pmlp__worker {
     void *context;          /* the back end's */
     const pmlp_action *list;
     int count, next;
-    int w_stage, w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
+    int w_pending; /* stages of this worker whose W is put off */
     double begun, finished, blocked_since, blocked; /* seconds, of the present pass */
     double busy;            /* seconds, of the present call */
 
@@ -3867,7 +3920,10 @@ struct pmlp_trainer {
     double *squares;        /* [all neurons]: the gradient's squares, layer by layer */
     size_t *squares_at;     /* [layers] */
 
-    pmlp__atomic pass, done, gate, failed, stop, in_use;
+    pmlp__atomic pass, done, failed, stop, in_use;
+    pmlp__atomic gathered;  /* stages that have all gradients of the step */
+    pmlp__atomic gate;      /* 1 when all have: updates may begin */
+    pmlp__atomic updating;  /* 1 when one has begun: a failure now leaves the weights mixed */
     pmlp__atomic no_query;  /* 0 while the progress callback runs: it may ask, one call at a time */
 
     uint32_t *order;        /* of the rows, in an epoch */
@@ -4003,7 +4059,7 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage) {
     args.step = t->step + 1;
     args.gradient_scale = 1.0f;
     if (d->clip_norm > 0.0f) {
-        const double norm = pmlp__gradient_norm(t);
+        const double norm = t->gradient_norm;
         if (norm > (double)d->clip_norm) args.gradient_scale = (float)((double)d->clip_norm / norm);
     }
     for (l = 0; result == PMLP_OK && l < stage->layers; l++)
@@ -4039,7 +4095,7 @@ static void pmlp__worker_fail(pmlp__worker *w, pmlp_action a, pmlp_result result
     pmlp_trainer *t = w->trainer;
     if (pmlp__exchange(&t->failed, 1) == 0) {
         pmlp__fail(&t->failure, result, "worker %d failed in %s: %s", w->index,
-                   pmlp__label_of(a.op, a.stage, a.microbatch).text, pmlp_result_text(result));
+                   pmlp__action_label(a).text, pmlp_result_text(result));
         pmlp__error_place(&t->failure, w->index, a);
     }
     pmlp__wake_all(t);
@@ -4055,42 +4111,60 @@ static void pmlp__unblocked(pmlp__worker *w) {
     w->blocked_since = 0.0;
 }
 
-/* Does the W that was put off. A stage whose last W this is passes the gate: updates begin when all
-   stages have. Until then nothing is lost if something fails, and by then the norm of the whole
-   gradient can be known. */
-static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
-    pmlp_trainer *t = w->trainer;
-    pmlp__stage *stage = &t->stages[w->w_stage];
-    pmlp_result result;
-    if (w->w_begin == w->w_end) return PMLP_OK;
-    pmlp__unblocked(w);
-    result = pmlp__stage_backward_weight(t, stage, w->w_begin, w->w_end);
-    w->w_begin = w->w_end;
-    if (result == PMLP_OK && w->w_end == t->schedule->microbatches) {
-        if (pmlp__wants_norm(t)) result = pmlp__stage_squares(t, stage);
-        if (result == PMLP_OK && pmlp__add(&t->gate, 1) + 1 == t->schedule->stages)
-            pmlp__wake_all(t);
+/* A stage whose last W is done: the last one computes the norm of the whole gradient and opens the
+   gate to the updates. Until then nothing is lost if something fails. */
+static pmlp_result pmlp__gradients_done(pmlp_trainer *t, pmlp__stage *stage) {
+    if (pmlp__wants_norm(t)) {
+        const pmlp_result result = pmlp__stage_squares(t, stage);
+        if (result != PMLP_OK) return result;
     }
+    if (pmlp__add(&t->gathered, 1) + 1 < t->schedule->stages) return PMLP_OK;
+    if (pmlp__wants_norm(t)) t->gradient_norm = pmlp__gradient_norm(t);
+    pmlp__store(&t->gate, 1);
+    pmlp__wake_all(t);
+    return PMLP_OK;
+}
+
+/* Does the W of one stage that was put off. */
+static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
+    pmlp_trainer *t = w->trainer;
+    pmlp_result result;
+    if (stage->w_begin == stage->w_end) return PMLP_OK;
+    pmlp__unblocked(w);
+    result = pmlp__stage_backward_weight(t, stage, stage->w_begin, stage->w_end);
+    stage->w_begin = stage->w_end;
+    w->w_pending--;
+    if (result == PMLP_OK && stage->w_end == t->schedule->microbatches)
+        result = pmlp__gradients_done(t, stage);
     if (result != PMLP_OK) {
-        const pmlp_action a = {PMLP_OP_W, w->w_stage, w->w_end - 1};
+        const pmlp_action a = {PMLP_OP_W, stage->index, stage->w_end - 1};
         pmlp__worker_fail(w, a, result);
     }
     return result;
 }
 
-/* W of neighbouring micro-batches is merged: put off until enough rows are together. */
-static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp_action a) {
+/* Does the W of all stages of the worker. */
+static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    pmlp_result result = PMLP_OK;
+    int i;
+    for (i = 0; result == PMLP_OK && w->w_pending > 0 && i < t->schedule->stages; i++)
+        if (t->stages[i].worker == w->index) result = pmlp__flush_stage(w, &t->stages[i]);
+    return result;
+}
+
+/* W of neighbouring micro-batches is merged: put off until enough rows are together. That they come
+   in ascending order, one behind the other, is a rule of the checker. */
+static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, int microbatch) {
     const pmlp_trainer *t = w->trainer;
-    if (w->w_begin == w->w_end || w->w_stage != a.stage || w->w_end != a.microbatch) {
-        const pmlp_result result = pmlp__flush_weights(w);
-        if (result != PMLP_OK) return result;
-        w->w_stage = a.stage;
-        w->w_begin = a.microbatch;
+    if (stage->w_begin == stage->w_end) {
+        stage->w_begin = microbatch;
+        w->w_pending++;
     }
-    w->w_end = a.microbatch + 1;
-    return pmlp__row_of(t, w->w_end) - pmlp__row_of(t, w->w_begin) < t->desc.w_rows
+    stage->w_end = microbatch + 1;
+    return pmlp__row_of(t, stage->w_end) - pmlp__row_of(t, stage->w_begin) < t->desc.w_rows
                ? PMLP_OK
-               : pmlp__flush_weights(w);
+               : pmlp__flush_stage(w, stage);
 }
 
 static pmlp_result pmlp__send(pmlp_trainer *t, pmlp__stage *stage, bool forward, int microbatch) {
@@ -4117,14 +4191,15 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     switch (a.op) {
     case PMLP_OP_F: return pmlp__stage_forward(t, stage, a.microbatch);
     case PMLP_OP_I: return pmlp__stage_backward_input(t, stage, a.microbatch);
-    case PMLP_OP_W: return pmlp__put_off_weights(w, a);
+    case PMLP_OP_W: return pmlp__put_off_weights(w, stage, a.microbatch);
     case PMLP_OP_SEND_F: return pmlp__send(t, stage, true, a.microbatch);
     case PMLP_OP_RECV_F: return pmlp__receive(t, stage, true, a.microbatch);
     case PMLP_OP_SEND_B: return pmlp__send(t, stage, false, a.microbatch);
     case PMLP_OP_RECV_B: return pmlp__receive(t, stage, false, a.microbatch);
     case PMLP_OP_U:
-        if (pmlp__load(&t->gate) < t->schedule->stages) return PMLP_BUSY;
+        if (!pmlp__load(&t->gate)) return PMLP_BUSY;
         pmlp__unblocked(w);
+        pmlp__store(&t->updating, 1);
         return pmlp__stage_update(t, stage);
     default: return PMLP_ERROR_SCHEDULE;
     }
@@ -4140,7 +4215,7 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
         if (pmlp__load(&w->trainer->failed)) return PMLP_ERROR_STATE;
         if (a.op == PMLP_OP_U) result = pmlp__flush_weights(w);
         if (result == PMLP_OK) result = pmlp__execute(w, a);
-        if (result == PMLP_BUSY && w->w_begin < w->w_end) {
+        if (result == PMLP_BUSY && w->w_pending > 0) {
             result = pmlp__flush_weights(w);
             if (result == PMLP_OK) result = pmlp__execute(w, a);
         }
@@ -4178,16 +4253,26 @@ static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
 static void pmlp__worker_begin(pmlp__worker *w, const pmlp_schedule *lowered) {
     w->list = pmlp_schedule_actions(lowered, w->index, &w->count);
     w->next = 0;
-    w->w_begin = w->w_end = 0;
+    w->w_pending = 0;
     w->blocked = w->blocked_since = 0.0;
     w->begun = w->finished = pmlp__clock();
 }
 
 /* End of a list, good or bad: waits for the device, which may still read the batch. */
 static void pmlp__worker_finish(pmlp__worker *w, pmlp_result result) {
-    const pmlp_result synchronized = w->trainer->backend->synchronize(w->context);
-    if (result == PMLP_OK) result = synchronized;
-    if (result != PMLP_OK) pmlp__worker_fail(w, w->list[w->count - 1], result);
+    pmlp_trainer *t = w->trainer;
+    const pmlp_result synchronized = t->backend->synchronize(w->context);
+    if (result == PMLP_OK && synchronized != PMLP_OK) {
+        if (pmlp__exchange(&t->failed, 1) == 0) {
+            const pmlp_action last = w->list[w->count - 1];
+            pmlp__fail(&t->failure, synchronized,
+                       "worker %d failed in what it had begun up to %s: %s", w->index,
+                       pmlp__label_of(last.op, last.stage, last.microbatch).text,
+                       pmlp_result_text(synchronized));
+            pmlp__error_place(&t->failure, w->index, last);
+        }
+        pmlp__wake_all(t);
+    }
     w->finished = pmlp__clock();
     pmlp__unblocked(w);
 }
@@ -4196,6 +4281,7 @@ static void pmlp__worker_finish(pmlp__worker *w, pmlp_result result) {
 static void pmlp__worker_pass(pmlp__worker *w) {
     pmlp_result result;
     int spins = 0, at = -1;
+    w->begun = pmlp__clock();
     while ((result = pmlp__advance(w)) == PMLP_BUSY) {
         if (w->next != at) { /* some progress: spin anew */
             at = w->next;
@@ -4636,6 +4722,11 @@ static pmlp_result pmlp__read_weights(pmlp_trainer *t) {
     return result;
 }
 
+/* A failure amid the updates: some weights are those of the last step, some of the one before. */
+static bool pmlp__is_mixed(pmlp_trainer *t) {
+    return pmlp__load(&t->failed) && pmlp__load(&t->updating);
+}
+
 PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp_allocator allocator;
     int i;
@@ -4647,7 +4738,8 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     for (i = 0; t->workers && i < t->schedule->workers; i++)
         if (t->workers[i].has_thread) pmlp__thread_join(t->workers[i].thread);
     if (t->model->trainer == t) {
-        if (t->model->stale && pmlp__read_weights(t) == PMLP_OK) t->model->stale = false;
+        if (t->model->stale && !pmlp__is_mixed(t) && pmlp__read_weights(t) == PMLP_OK)
+            t->model->stale = false;
         if (t->model->stale)
             pmlp__log(&t->desc.logger, PMLP_LOG_ERROR, "the weights could not be read back");
         t->model->trainer = NULL;
@@ -4680,7 +4772,7 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
 static void pmlp__pass_without_threads(pmlp_trainer *t) {
     const int workers = t->schedule->workers;
     int i, left = workers, still = 0;
-    for (i = 0; left > 0 && !pmlp__load(&t->failed); i = (i + 1) % workers) {
+    for (i = 0; left > 0; i = (i + 1) % workers) {
         pmlp__worker *w = &t->workers[i];
         const int before = w->next;
         const double begin = pmlp__clock();
@@ -4728,8 +4820,11 @@ static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint
     t->rows = rows;
     t->training = training;
     pmlp__store(&t->done, 0);
+    pmlp__store(&t->gathered, 0);
     pmlp__store(&t->gate, 0);
+    pmlp__store(&t->updating, 0);
     for (i = 0; i < t->schedule->workers; i++) pmlp__worker_begin(&t->workers[i], lists);
+    for (i = 0; i < t->schedule->stages; i++) t->stages[i].w_begin = t->stages[i].w_end = 0;
     for (i = 0; result == PMLP_OK && i < t->connected_count; i++)
         result = t->edges->reset(t->connected[i]);
     if (result != PMLP_OK) {
@@ -4827,7 +4922,6 @@ static pmlp_result pmlp__train_batch(pmlp_trainer *t, const pmlp_data *data, con
     result = pmlp__pass(t, data, index, first, rows, true);
     if (result != PMLP_OK) return result;
     t->step++;
-    if (pmlp__wants_norm(t)) t->gradient_norm = pmlp__gradient_norm(t);
     return PMLP_OK;
 }
 
@@ -4943,6 +5037,11 @@ PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *t) {
     pmlp_result result;
     pmlp__atomic *const entered = pmlp__enter_query(t);
     if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    if (pmlp__is_mixed(t)) {
+        result = pmlp__fail(&t->error, PMLP_ERROR_STATE, "the weights are lost: %.200s",
+                            t->failure.text);
+        return pmlp__leave_query(entered, result);
+    }
     result = pmlp__read_weights(t);
     if (result == PMLP_OK) t->model->stale = false;
     else pmlp__fail(&t->error, result, "reading the weights back: %s", pmlp_result_text(result));
@@ -4967,9 +5066,9 @@ PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *t, int layer, float *dw
     if (layer < 0 || layer >= t->model->desc.layers) {
         result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "layer: %d is not in 0 .. %d", layer,
                             t->model->desc.layers - 1);
-    } else if (t->step == 0) {
-        result =
-            pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient before the first step");
+    } else if (t->step == 0 || pmlp__load(&t->failed)) {
+        result = pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient %s",
+                            t->step == 0 ? "before the first step" : "of a step that failed");
     } else {
         result = pmlp__read_layer(t, layer, PMLP_TENSOR_GRADIENTS, dw, db);
         if (result != PMLP_OK)
@@ -5235,6 +5334,8 @@ PMLP_API pmlp_result pmlp_images_parse(const void *image_bytes, size_t image_siz
                                        pmlp_error *error) {
     if (!images) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "images: is NULL");
     memset(images, 0, sizeof *images);
+    if (allocator && pmlp__is_half(allocator))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
     if (!image_bytes || !label_bytes)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s: is NULL",
                           image_bytes ? "label_bytes" : "image_bytes");
@@ -5291,6 +5392,8 @@ PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_
     pmlp_result result;
     if (!images) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "images: is NULL");
     memset(images, 0, sizeof *images);
+    if (pmlp__is_half(&memory))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
     if (!image_path || !label_path)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s: is NULL",
                           image_path ? "label_path" : "image_path");

@@ -773,22 +773,23 @@ static void print_stages(const job *j, const run *r) {
 static int find_bounds(const job *j, const run *r, double *by_cut, double *by_both) {
     const pmlp_schedule *schedule = pmlp_trainer_schedule(r->trainer);
     const int stages = pmlp_schedule_stages(schedule);
-    double f[MOST_LAYERS + 1], i[MOST_LAYERS + 1], w[MOST_LAYERS + 1], all = 0;
+    double *f = calloc((size_t)stages, 3 * sizeof *f), all = 0;
     pmlp_simulation simulation = {0};
     pmlp_schedule *lists = NULL; /* as they run: a gradient leaves before its W */
     pmlp_error error = {0};
 
+    if (f == NULL) return fail(FAILED, "out of memory");
+    const pmlp_costs costs = {.f = f, .i = f + stages, .w = f + 2 * stages};
     for (int s = 0; s < stages; s++) {
         pmlp_stage_info info = {0};
-        if (pmlp_trainer_stage(r->trainer, s, &info) != PMLP_OK)
-            return fail(FAILED, "%s", pmlp_trainer_error(r->trainer)->text);
-        stage_costs(j, &info, &f[s], &i[s], &w[s]);
-        all += (f[s] + i[s] + w[s]) * pmlp_schedule_microbatches(schedule);
+        pmlp_trainer_stage(r->trainer, s, &info);
+        stage_costs(j, &info, &f[s], &f[stages + s], &f[2 * stages + s]);
+        all += (f[s] + f[stages + s] + f[2 * stages + s]) * pmlp_schedule_microbatches(schedule);
     }
-    const pmlp_costs costs = {.f = f, .i = i, .w = w};
     if (pmlp_schedule_lower(schedule, &lists, &error) == PMLP_OK)
         pmlp_schedule_simulate(lists, &costs, NULL, &simulation, &error);
     pmlp_schedule_destroy(lists);
+    free(f);
     if (error.result != PMLP_OK)
         return fail(FAILED, "the schedule cannot be simulated: %s", error.text);
     *by_cut = all / simulation.busiest;
@@ -883,6 +884,9 @@ static int verify(job *j) {
     desc.gradient_norm = true;
     if (pmlp_verify(*model, &desc, &data, (int)j->opt.verify, &report, &error) != PMLP_OK)
         return fail(FAILED, "--verify: %s", error.text);
+    if (!report.identical && report.layer < 0)
+        return fail(FAILED, "--verify: in step %d the %s differs: pipelined %.17g, serial %.17g",
+                    report.steps, report.what, report.pipeline, report.serial);
     if (!report.identical)
         return fail(FAILED, "--verify: in step %d the %s of layer %d differs at [%lu][%lu]: "
                     "pipelined %.9g, serial %.9g", report.steps, report.what, report.layer,

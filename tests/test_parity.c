@@ -8,7 +8,7 @@
 #include "../pipemlp.h"
 #include "test.h"
 
-enum { MAX_LAYERS = 8, ROWS = 53, BATCH = 16, MAX_WIDTH = 65 };
+enum { MAX_LAYERS = 8, ROWS = 53, BATCH = 16, MAX_WIDTH = 104 };
 
 /* --- networks and data ----------------------------------------------------------------------- */
 
@@ -40,6 +40,7 @@ static pmlp_data make_data(const network *net) {
     pmlp_data data = {0};
     uint64_t rng = 11;
     const size_t n_in = (size_t)net->sizes[0], n_out = (size_t)net->sizes[net->layers];
+    if (!CHECK(n_in <= MAX_WIDTH && n_out <= MAX_WIDTH, "%s is too wide", net->name)) return data;
     for (size_t i = 0; i < ROWS * n_in; i++) data_x[i] = (float)test_uniform(&rng, -1, 1);
     for (size_t i = 0; i < ROWS * n_out; i++) data_targets[i] = (float)test_uniform(&rng, 0, 1);
     for (size_t r = 0; r < ROWS; r++) data_labels[r] = (int)(test_random(&rng) % n_out);
