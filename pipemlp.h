@@ -808,7 +808,7 @@ typedef enum pmlp_tensor {
 typedef struct pmlp_loss_args {
     pmlp_loss loss;
     size_t rows;
-    const float *y;         /* buffer [rows][row_floats(n_out, activation)] */
+    const float *y;         /* buffer [rows][row_floats(row_outs, activation)] */
     const pmlp_data *data;  /* host: labels or targets */
     const uint32_t *index;  /* host [rows]: which rows of data; NULL: first, first + 1, ... */
     size_t first;           /* used if index is NULL */

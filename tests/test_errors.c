@@ -1252,6 +1252,81 @@ static void bad_custom(const char *text, pmlp_result want, const char *thing) {
     pmlp_schedule_destroy(schedule);
 }
 
+/* What schedules, edges of a back end, images and simulated costs may not be. */
+TEST(bad_odds_and_ends) {
+    const double negative[] = {1, -1}, not_a_number[] = {1, NAN}, fine[] = {1, 2};
+    const double *bad[] = {negative, not_a_number};
+    pmlp_schedule_desc plan = {.workers = 2, .microbatches = 3};
+    pmlp_schedule *schedule = NULL, *lowered = NULL, *twice = NULL;
+    pmlp_edges edges = *pmlp_thread_edges();
+    pmlp_backend backend = *pmlp_cpu_backend();
+    pmlp_allocator half = {no_alloc, NULL, NULL};
+    pmlp_images images;
+    pmlp_error error = {0};
+    if (!CHECK(pmlp_schedule_create(&plan, &schedule, &error) == PMLP_OK, "%s", error.text)) return;
+    CHECK(pmlp_schedule_lower(schedule, &lowered, &error) == PMLP_OK, "%s", error.text);
+    refused("lowered twice", pmlp_schedule_lower(lowered, &twice, &error), PMLP_ERROR_SCHEDULE, &error,
+            "lowered");
+    for (int b = 0; b < 2; b++)
+        for (int which = 0; which < 4; which++) {
+            pmlp_costs costs = {fine, fine, fine, fine, 0};
+            const double **of_stage[] = {&costs.f, &costs.i, &costs.w, &costs.u};
+            *of_stage[which] = bad[b];
+            refused("a bad cost", pmlp_schedule_simulate(schedule, &costs, NULL, NULL, &error),
+                    PMLP_ERROR_ARGUMENT, &error, "costs");
+        }
+    pmlp_costs slow = {NULL, NULL, NULL, NULL, -1};
+    refused("a bad transfer", pmlp_schedule_simulate(schedule, &slow, NULL, NULL, &error),
+            PMLP_ERROR_ARGUMENT, &error, "costs");
+    pmlp_schedule_destroy(lowered);
+    pmlp_schedule_destroy(schedule);
+    refused("half an allocator", pmlp_images_parse("x", 1, "y", 1, 0, &half, &images, &error),
+            PMLP_ERROR_ARGUMENT, &error, "allocator");
+    refused("half an allocator", pmlp_images_load("x", "y", 0, &half, &images, &error),
+            PMLP_ERROR_ARGUMENT, &error, "allocator");
+    edges.abi = 99, backend.edges = &edges;
+    BAD_TRAINER(desc.backend = &backend, PMLP_ERROR_ARGUMENT, "edges");
+    edges.abi = PMLP_EDGES_ABI, edges.send = NULL;
+    BAD_TRAINER(desc.backend = &backend, PMLP_ERROR_ARGUMENT, "edges");
+    backend.edges = NULL, backend.update = NULL;
+    BAD_TRAINER(desc.backend = &backend, PMLP_ERROR_ARGUMENT, "backend");
+    SAY("lowered twice, bad costs, half allocators, tables with holes: refused");
+}
+
+static pmlp_result failing_update(void *context, void *layer, const pmlp_update_args *args) {
+    (void)context, (void)layer, (void)args;
+    return PMLP_ERROR_BACKEND;
+}
+
+/* A failure amid the updates leaves neither the old weights nor the new: nobody may be given them. */
+TEST(mixed_weights) {
+    for (int no_threads = 0; no_threads <= 1; no_threads++) {
+        pmlp_backend backend = *pmlp_cpu_backend();
+        pmlp_model_desc model_desc = net_desc(NULL);
+        pmlp_trainer_desc desc = net_how(2, no_threads != 0);
+        pmlp_model *model = NULL;
+        pmlp_trainer *trainer = NULL;
+        pmlp_data batch = net_batch(0);
+        pmlp_error error = {0};
+        uint64_t word;
+        backend.update = failing_update, desc.backend = &backend;
+        if (!CHECK(pmlp_model_create(&model_desc, &model, &error) == PMLP_OK &&
+                       pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK,
+                   "%s", error.text))
+            return;
+        CHECK(pmlp_trainer_step(trainer, &batch, NULL) == PMLP_ERROR_BACKEND, "the update failed");
+        const pmlp_error *said = pmlp_trainer_error(trainer);
+        CHECK(said && strcmp(said->op, "U") == 0, "op %s", said ? said->op : "?");
+        CHECK(pmlp_trainer_sync(trainer) == PMLP_ERROR_STATE, "sync gives mixed weights");
+        CHECK(said && strstr(said->text, "lost"), "%s", said ? said->text : "?");
+        pmlp_trainer_destroy(trainer);
+        CHECK(pmlp_model_hash(model, &word, &error) == PMLP_ERROR_STATE, "destroy left mixed weights");
+        CHECK(strstr(error.text, "lost") != NULL, "%s", error.text);
+        pmlp_model_destroy(model);
+    }
+    SAY("a failure amid the updates: the weights are lost, and the model says so");
+}
+
 TEST(bad_customs) {
     bad_custom("0F0,0B0\n1F0,1B0\n2F0,2B0\n3F0,3B0\n4F0,4B0\n5F0,5B0\n", PMLP_ERROR_SHAPE, "layers");
     bad_custom("0F0,0F1,0B0\n1F0,1B0,1F1,1B1\n", PMLP_ERROR_SCHEDULE, "0I1");
@@ -1714,6 +1789,8 @@ int main(void) {
     RUN(bad_schedules);
     RUN(bad_trainers);
     RUN(bad_cuts);
+    RUN(bad_odds_and_ends);
+    RUN(mixed_weights);
     RUN(bad_tables);
     RUN(bad_customs);
     RUN(bad_batches);
