@@ -370,6 +370,38 @@ TEST(w_rows) {
     SAY("W put off until 1 to 1,000 rows are together: %s runs, equal bits", test_count(runs));
 }
 
+/* Losses are added in the order of the samples: the mean over many rows is, to the bit, that of the
+   rows' losses added one after the other. Comparing pipelines with each other could not show it. */
+TEST(loss_order) {
+    const network *nets[] = {&relu_net, &mixed_net};
+    for (int n = 0; n < 2; n++)
+        for (int workers = 1; workers <= 3; workers++) {
+            pmlp_data data = make_data(nets[n]);
+            pmlp_model *model = make_model(nets[n]);
+            pmlp_trainer_desc desc = {0};
+            pmlp_trainer *trainer = NULL;
+            pmlp_stats stats = {0};
+            pmlp_error error = {0};
+            double sum = 0;
+            desc.workers = workers, desc.microbatches = 3, desc.batch = BATCH;
+            if (!CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s",
+                       error.text))
+                return;
+            for (size_t r = 0; r < ROWS; r++) {
+                pmlp_data row = rows_of(nets[n], &data, r, 1);
+                fine(trainer, pmlp_trainer_eval(trainer, &row, &stats));
+                sum += stats.loss;
+            }
+            fine(trainer, pmlp_trainer_eval(trainer, &data, &stats));
+            sum /= ROWS;
+            CHECK(memcmp(&sum, &stats.loss, sizeof sum) == 0, "%s: mean %.17g, row by row %.17g",
+                  nets[n]->name, stats.loss, sum);
+            pmlp_trainer_destroy(trainer);
+            pmlp_model_destroy(model);
+        }
+    SAY("losses are added in the order of the samples: 6 evaluations, to the bit");
+}
+
 /* --- schedules that no builder writes -------------------------------------------------------- */
 
 static const struct {
@@ -1291,6 +1323,7 @@ int main(void) {
     RUN(cuts);
     RUN(columns);
     RUN(w_rows);
+    RUN(loss_order);
     RUN(custom);
     RUN(by_lot);
     RUN(verify_agrees);
