@@ -182,8 +182,8 @@
    ON THREADS
 
       A trainer with p workers starts p - 1 threads; the thread that calls is worker 0. Idle
-      workers spin for about a millisecond, then sleep; with more workers than cores they
-      sleep at once. One call at a time per trainer; different trainers and models are independent.
+      workers spin for about a millisecond, then sleep; with more workers than cores they sleep at
+      once. One call at a time per trainer; different trainers and models are independent.
       desc.no_threads runs the same lists on the calling thread alone, with the same bits.
 
    ON ERRORS
