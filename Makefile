@@ -2,7 +2,8 @@
 # none of this: it copies pipemlp.h.
 #
 #   make            the examples            make test       every test
-#   make demo       trains, compares        make help       the list of targets
+#   make demo       trains, compares        make pictures   draws every schedule
+#   make help       the list of targets
 
 CFLAGS ?= -O3 -std=c99 -Wall -Wextra -Wpedantic -Wconversion
 LDLIBS  = -pthread -lm
@@ -26,15 +27,25 @@ build/%: examples/%.c pipemlp.h | build
 build:
 	mkdir -p $@
 
+demo_options = --workers 2 --compare --svg build/timeline.svg --trace build/trace.json
+
 demo: build/train
 	@if bash tests/data.sh; then \
-	    echo 'build/train --data build/data --workers 2 --compare'; \
-	    build/train --data build/data --workers 2 --compare; \
+	    echo 'build/train --data build/data $(demo_options)'; \
+	    build/train --data build/data $(demo_options); \
 	else \
 	    echo 'No data set could be fetched: training on digits that the program draws itself.'; \
-	    echo 'build/train --workers 2 --compare'; \
-	    build/train --workers 2 --compare; \
+	    echo 'build/train $(demo_options)'; \
+	    build/train $(demo_options); \
 	fi
+
+# One page with the timelines of all schedules, simulated.
+pictures: build/draw
+	@mkdir -p build/pictures
+	@build/draw build/pictures
+
+build/draw: tests/pictures.c pipemlp.h | build
+	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 # One runner for all: `bash tests/run.sh --help` says what a section is.
 test check: examples
@@ -60,7 +71,9 @@ clean:
 help:
 	@printf '%-22s %s\n' \
 	    'make, make all'        'builds the examples into build/' \
-	    'make demo'             'fetches a data set, trains serially and pipelined, compares' \
+	    'make demo'             'fetches a data set, trains serially and pipelined, compares;' \
+	    ''                      'draws build/timeline.svg, writes build/trace.json' \
+	    'make pictures'         'draws every schedule; open build/pictures/index.html' \
 	    'make test, make check' 'runs every test; ends with "N passed, N failed"' \
 	    'make asan'             'the C tests under the address and undefined-behaviour sanitizers' \
 	    'make ubsan'            'the C tests under the undefined-behaviour sanitizer alone' \
@@ -70,4 +83,4 @@ help:
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
-.PHONY: all examples demo test check asan ubsan tsan valgrind install uninstall clean help
+.PHONY: all examples demo pictures test check asan ubsan tsan valgrind install uninstall clean help

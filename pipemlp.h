@@ -77,11 +77,13 @@
       >>common         results, errors, memory, log    >>platform        threads, atomics, clock
       >>model          what is trained                 >>memory          memory, errors, random
       >>schedule       who does what when              >>kernels         what the CPU computes
-      >>trainer        runs a schedule                 >>cpu-backend     the CPU's operations
-      >>images         IDX files                       >>check           proves schedules
-      >>backend        how to plug in other hardware   >>simulate        times and draws them
-                                                       >>edges >>partition >>validation
-                                                       >>stage >>worker >>verify >>io
+      >>timeline       what ran when, and pictures     >>cpu-backend     the CPU's operations
+      >>trainer        runs a schedule                 >>check           proves schedules
+      >>images         IDX files                       >>simulate        times them
+      >>backend        how to plug in other hardware   >>auto            searches for one
+                                                       >>pictures        text, SVG, traces
+                                                       >>edges >>partition >>validation >>stage
+                                                       >>worker >>verify >>ceiling >>io
 
    STEP BY STEP
 
@@ -137,14 +139,33 @@
       computes some of its outputs, the next the others, each from the input rows themselves.
 
       How much a pipeline can gain has three bounds. Balance: the slowest stage sets the pace. Fill
-      and drain: m / (m + p - 1). Hand-offs: each costs a little, so that micro-batches should not
-      get arbitrarily small. pmlp_partition() tells the first, pmlp_schedule_simulate() the first
-      two.
+      and drain: m / (m + p - 1) for 1F1B. Hand-offs: each costs a little, so that micro-batches
+      should not get arbitrarily small. pmlp_ceiling() tells all three for your network, which of
+      them binds, and what to change.
 
    ON SCHEDULES
 
-      A schedule is data: a list of actions for each worker. Builders make the known ones; you can
-      write your own as text, one row per worker, `stage op micro-batch`:
+      A schedule is data: a list of actions for each worker. Five readers share it, and none has a
+      copy of the rules of its own: the checker proves it, the simulator times it, the printer and
+      the pictures show it, the trainer runs it, the search for `auto` looks for better ones.
+      Builders write the known ones (pmlp_schedule_kind). In units of F = I = W = 1, for p = 4 and
+      m = 8, where 24 would be ideal (those with two stages per worker have half the cost each):
+
+                          makespan   most held   what is new
+         sequential          96        1         nothing overlaps
+         gpipe               33        8         all forwards, then all backwards
+         1f1b                33        4         backwards as soon as there are any
+         eager-1f1b          33        7         runs further ahead, so that hand-offs may take time
+         interleaved         28.5     11 halves  two stages per worker: the bubble is halved
+         looped-bfs          28.5     16 halves  the same as GPipe does it
+         zb-h1               27        4         W fills the bubble at the end
+         zb-h2               27        7         and, with more memory, that at the beginning
+         zb-v                25.5      8 halves  both, in the memory of 1F1B, in the shape of a V
+         dualpipe-v          25.5      9 halves  the V in eight phases
+         auto                ...                 whatever is shortest for costs and memory given
+
+      You can write your own, as text, one row per worker, `stage op micro-batch`, or action by
+      action with pmlp_schedule_append():
 
          0F0,0F1,0B0,0F2,0B1,0B2
          1F0,1B0,1F1,1B1,1F2,1B2
@@ -153,8 +174,47 @@
       it, pmlp_schedule_draw() shows it, and desc.custom trains with it. A worker may own several
       stages. The text is that of torch.distributed.pipelining's CSV files.
 
+   ON DEADLOCK
+
       The check is a proof: queues with blocking ends form a Kahn network (Kahn, 1974), in which it
       does not depend on timing whether everybody reaches the end. One replay decides for all runs.
+
+      It does depend on what lies between the workers. pmlp_schedule_replay() runs the same lists
+      over other transports. If sender and receiver have to meet (rendezvous), programs that send
+      right after and receive right before they compute get stuck with every schedule but the two
+      simplest; small messages hide that, because most transports buffer those. Posting neighbouring
+      hand-offs together (grouped) cures some schedules. One queue for all that one worker sends
+      another mixes up the V shapes, since a worker's two stages send in one direction. What always
+      works is one queue of a slot or two per boundary and direction, which the trainer has, or one
+      order of all hand-offs that everybody keeps to: pmlp_schedule_lower_in_order(). A deadlock is
+      reported as the circle that it is:
+
+         deadlock: worker 0 waits for worker 1 to take F(1) of stage 0, which waits for worker 0 to
+         take B(0) of stage 1
+
+   ON ASYNCHRONOUS TRAINING
+
+      Fill and drain go away if nobody waits for the batch to end. PipeDream (pipedream) updates a
+      stage after each micro-batch and lets the next in at once. The price: a micro-batch's gradient
+      is subtracted from weights that have been updated up to p - 1 - s times since its forward read
+      them in stage s. That is its staleness; pmlp_trainer_stage() tells it as measured. So that at
+      least forward and backward of a micro-batch agree, old versions of the weights are kept, p - s
+      of them (weight stashing); desc.no_stashing does without, and shows why one should not.
+      PipeDream-2BW (pipedream-2bw) updates every m micro-batches, always from weights one update
+      old: two versions, the same staleness everywhere, and the same bits for any number of workers.
+
+      None of them gives the bits of serial training, and pmlp_verify() says so. They are as
+      repeatable as the synchronous ones: which version is read follows from the lists, not from
+      timing. An epoch is one long pipeline, drained every 65,536 rows.
+
+   ON TIMELINES
+
+      desc.trace keeps when what ran in the last steps. pmlp_trainer_timeline() makes a timeline of
+      it, pmlp_schedule_timeline() one of a simulation; pmlp_trainer_costs() turns what was measured
+      into costs for the simulator. pmlp_timeline_worker() says where a worker's time went: busy,
+      fill, waiting and for whom, hand-offs, drain. pmlp_timeline_draw() draws it as text,
+      pmlp_timeline_write_svg() as a picture, pmlp_timeline_write_trace() for ui.perfetto.dev. Laid
+      over the simulated one, the picture says where the difference went.
 
    ON EQUAL BITS
 
@@ -176,8 +236,10 @@
 
       The activations of a whole batch lie in one piece, whatever the schedule, so that gradients
       of neighbouring micro-batches can be computed as one product: peak memory is that of GPipe
-      even for 1F1B. pmlp_check.peak says what a trainer that kept only what it must would hold.
-      Steps allocate nothing; an epoch allocates the order of its rows once.
+      even for 1F1B. pmlp_check.peak says what a trainer that kept only what it must would hold. An
+      asynchronous one keeps a few batches, used in turn, and several versions of the weights. Steps
+      allocate nothing; an epoch allocates the order of its rows once, and an asynchronous one its
+      lists when their length changes.
 
    ON THREADS
 
@@ -191,8 +253,8 @@
       Everything that can fail returns a pmlp_result, 0 being success, with a sentence in a
       pmlp_error of yours or in pmlp_trainer_error(). When a worker fails inside a step, the first
       failure is kept, all workers stop, and the call returns it with stage, micro-batch and
-      operation; nobody hangs. No update begins before every gradient of the step is there, so that
-      a step which fails earlier leaves the weights as they were.
+      operation; nobody hangs. No update of a synchronous schedule begins before every gradient of
+      the step is there, so that a step which fails earlier leaves the weights as they were.
 
    ON OTHER HARDWARE
 
@@ -290,7 +352,7 @@ typedef struct pmlp_error {
     pmlp_result result;
     int worker, stage, microbatch; /* where in the pipeline; -1 if that has no meaning */
     char op[8];                    /* "F", "I", "W", "U", "SEND_F", ... or "" */
-    char text[320];                /* one sentence, no newline, always terminated */
+    char text[512];                /* one sentence, no newline, always terminated */
 } pmlp_error;
 
 /* Where memory comes from. All-zero means malloc and free. alloc may return NULL: every function
@@ -446,36 +508,92 @@ typedef struct pmlp_action {
 } pmlp_action;
 
 typedef enum pmlp_schedule_kind {
-    PMLP_SCHEDULE_DEFAULT,    /* 1F1B */
-    PMLP_SCHEDULE_SEQUENTIAL, /* one micro-batch at a time: no overlap at all */
-    PMLP_SCHEDULE_GPIPE,      /* all forwards, then all backwards (Huang et al., 2019) */
-    PMLP_SCHEDULE_1F1B,       /* warm up, then one forward, one backward (Narayanan et al., 2019,
-                                 the flushing form of Narayanan et al., 2021) */
+    PMLP_SCHEDULE_DEFAULT,      /* 1F1B */
+    PMLP_SCHEDULE_SEQUENTIAL,   /* one micro-batch at a time: no overlap at all */
+    PMLP_SCHEDULE_GPIPE,        /* all forwards, then all backwards (Huang et al., 2019) */
+    PMLP_SCHEDULE_1F1B,         /* warm up, then one forward, one backward (Narayanan et al., 2019,
+                                   the flushing form of Narayanan et al., 2021) */
+    PMLP_SCHEDULE_EAGER_1F1B,   /* 1F1B with twice the warm-up: hides the time of hand-offs */
+    PMLP_SCHEDULE_INTERLEAVED,  /* 1F1B over v stages per worker (Narayanan et al., 2021); m must
+                                   split into m / p rounds of equal size */
+    PMLP_SCHEDULE_LOOPED_BFS,   /* GPipe over v stages per worker, one stage after the other
+                                   (Lamy-Poirier, 2023) */
+    PMLP_SCHEDULE_ZB_H1,        /* 1F1B with W put off into the bubble (Qi et al., 2024) */
+    PMLP_SCHEDULE_ZB_H2,        /* the same with twice the warm-up: no bubble between a worker's
+                                   first action and its last */
+    PMLP_SCHEDULE_ZB_V,         /* two stages per worker, in the shape of a V: the first worker also
+                                   has the last stage (Qi et al., 2024) */
+    PMLP_SCHEDULE_DUALPIPE_V,   /* the same shape, eight phases (DeepSeek-AI, 2025); m >= 2 p */
+    PMLP_SCHEDULE_AUTO,         /* found by search for given costs and memory */
+    PMLP_SCHEDULE_PIPEDREAM,    /* asynchronous: an update after every micro-batch, no flush
+                                   (Narayanan et al., 2019) */
+    PMLP_SCHEDULE_PIPEDREAM_2BW,/* asynchronous: an update after every m micro-batches, from weights
+                                   one update old; m >= p (Narayanan et al., 2021b) */
     PMLP_SCHEDULE_KIND_COUNT
 } pmlp_schedule_kind;
 
-/* "sequential", "gpipe", "1f1b"; "?" for a value that is none. Static storage. */
+/* "sequential", "gpipe", "1f1b", "eager-1f1b", "interleaved", "looped-bfs", "zb-h1", "zb-h2",
+   "zb-v", "dualpipe-v", "auto", "pipedream", "pipedream-2bw"; "?" for a value that is none. Static
+   storage. */
 PMLP_API const char *pmlp_schedule_kind_name(pmlp_schedule_kind kind);
+/* The kind of that name; PMLP_SCHEDULE_DEFAULT if there is none. */
+PMLP_API pmlp_schedule_kind pmlp_schedule_kind_of(const char *name);
+
+/* What actions cost and hold, in any units. All-zero means F = I = W = 1, U free, hand-offs free,
+   and every stage holds 1 per micro-batch. The arrays are read during a call only. */
+typedef struct pmlp_costs {
+    const double *f, *i, *w;    /* [S] each, of one micro-batch; NULL means 1 for every stage */
+    const double *u;            /* [S]; NULL means 0 */
+    double latency;             /* of a hand-off between different workers: from the end of the
+                                   producer to the earliest begin of the consumer */
+    double per_byte;            /* what each byte of the message adds to that */
+    const double *message_bytes;/* [S - 1]: one micro-batch across the boundary above stage s,
+                                   either way; NULL means 0 */
+    const double *held;         /* [S]: what a stage keeps of one micro-batch from its F to its W;
+                                   NULL means 1, so that sums count micro-batches */
+} pmlp_costs;
 
 typedef struct pmlp_schedule pmlp_schedule;
 
 typedef struct pmlp_schedule_desc {
     pmlp_schedule_kind kind;  /* default 1F1B */
     int workers;              /* p; default 1 */
+    int virtual_stages;       /* v, stages per worker; default 2 for interleaved, looped BFS, ZB-V
+                                 and DualPipeV, which fixes it, else 1. Stage c p + r is worker r's
+                                 chunk c; in the V shapes worker r has stages r and 2 p - 1 - r */
     int microbatches;         /* m; default 1 */
+    int batches;              /* asynchronous kinds: so many batches of m micro-batches follow each
+                                 other without a flush; the schedule then has m * batches
+                                 micro-batches; default 1 */
+    const pmlp_costs *costs;  /* auto: what it minimizes the makespan for; default all 1 */
+    double memory;            /* auto: most that a worker may hold at once, in the unit of
+                                 costs->held; default: no limit */
     pmlp_allocator allocator; /* default malloc and free */
 } pmlp_schedule_desc;
 
-/* Builds a schedule. *schedule is NULL on failure. Errors: ARGUMENT, MEMORY. */
+/* Builds a schedule. *schedule is NULL on failure. Errors: ARGUMENT (also: a kind that cannot have
+   this p, v, m; a memory limit below what one micro-batch in flight needs), MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_create(const pmlp_schedule_desc *desc, pmlp_schedule **schedule,
                                           pmlp_error *error);
+/* A schedule without actions, to be filled with pmlp_schedule_append(): stage_worker [stages] says
+   which worker has each stage. allocator may be NULL. Errors: ARGUMENT, MEMORY. */
+PMLP_API pmlp_result pmlp_schedule_empty(int workers, int stages, int microbatches,
+                                         const int *stage_worker, const pmlp_allocator *allocator,
+                                         pmlp_schedule **schedule, pmlp_error *error);
+/* Adds an action at the end of the list of the worker that has its stage; microbatch is ignored for
+   U, of which each stage needs one. Nothing else is looked at: that is the checker's work. With a
+   SEND or RECV the schedule becomes a lowered one, whose lists are taken as they are. Ends the life
+   of what pmlp_schedule_actions() returned for that worker. Errors: ARGUMENT, MEMORY. */
+PMLP_API pmlp_result pmlp_schedule_append(pmlp_schedule *schedule, pmlp_op op, int stage,
+                                          int microbatch, pmlp_error *error);
 /* Reads the text form: one row per worker, actions separated by commas, `0F0,0F1,1B0` being stage,
    op, micro-batch; empty cells and cells of blanks are skipped, '\r' is allowed, blank rows after
-   the last are ignored. It is the CSV that torch.distributed.pipelining reads and writes. `nU`
-   (update of stage n, no micro-batch) may be left out: it is then added at the end of the row. Any
-   mixture of B and I, W is read; whether it makes sense is for pmlp_schedule_check() to say. `text`
-   need not be terminated. allocator may be NULL. Errors: PARSE with row and cell; SCHEDULE if two
-   workers claim a stage or a stage has no worker; MEMORY. */
+   the last are ignored. It is the compute-only CSV of torch.distributed.pipelining (without
+   OVERLAP_F_B cells). `nU` (update of stage n, no micro-batch) may be left out: it is then added at
+   the end of the row. Any mixture of B and I, W is read; whether it makes sense is for
+   pmlp_schedule_check() to say. Synchronous schedules only. `text` need not be terminated.
+   allocator may be NULL. Errors: PARSE with row and cell; SCHEDULE if two workers claim a stage or
+   a stage has no worker; MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_parse(const char *text, size_t size,
                                          const pmlp_allocator *allocator, pmlp_schedule **schedule,
                                          pmlp_error *error);
@@ -484,79 +602,210 @@ PMLP_API void pmlp_schedule_destroy(pmlp_schedule *schedule);
 
 PMLP_API int pmlp_schedule_workers(const pmlp_schedule *schedule);      /* p */
 PMLP_API int pmlp_schedule_stages(const pmlp_schedule *schedule);       /* S */
-PMLP_API int pmlp_schedule_microbatches(const pmlp_schedule *schedule); /* m */
+PMLP_API int pmlp_schedule_microbatches(const pmlp_schedule *schedule); /* m, or m * batches */
+/* True unless updates come before all gradients of a batch are there (PipeDream and its kin). */
+PMLP_API bool pmlp_schedule_is_synchronous(const pmlp_schedule *schedule);
 /* The worker that owns the stage; -1 if there is no such stage. */
 PMLP_API int pmlp_schedule_stage_worker(const pmlp_schedule *schedule, int stage);
+/* Versions of a stage's weights that must be kept so that each backward finds those of its forward:
+   1 for synchronous schedules; 0 if there is no such stage. */
+PMLP_API int pmlp_schedule_versions(const pmlp_schedule *schedule, int stage);
 /* The worker's list, owned by the schedule; NULL and *count 0 if there is no such worker. */
 PMLP_API const pmlp_action *pmlp_schedule_actions(const pmlp_schedule *schedule, int worker,
                                                   int *count);
 
-/* Writes the text form that pmlp_schedule_parse() reads (of a lowered schedule, with SEND and RECV,
-   which it does not read) into buffer (terminated if size > 0, cut if
-   too small). *length, which may be NULL, becomes the full length without the terminator. An update
-   that stands at the end of its row, where parsing would add it, is left out. Errors: ARGUMENT. */
+/* Writes the text form that pmlp_schedule_parse() reads into buffer (terminated if size > 0, cut if
+   too small); lowered schedules, with SEND and RECV, and asynchronous ones, with `nUi` for the
+   update after micro-batch i, are written alike but not read. *length, which may be NULL, becomes
+   the full length without the terminator. An update that stands at the end of its row, where
+   parsing would add it, is left out. Errors: ARGUMENT. */
 PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *schedule, char *buffer, size_t size,
                                          size_t *length);
 
 /* Makes a new schedule with the hand-offs as actions of their own: B becomes I, W; each SEND stands
    right after what it sends, each RECV right before what needs it; stages of one worker hand over
-   without either. This is what the trainer runs. Errors: SCHEDULE if it is lowered already;
-   MEMORY. */
+   without either. This is what the trainer runs between threads. Errors: SCHEDULE if it is lowered
+   already; MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_lower(const pmlp_schedule *schedule, pmlp_schedule **lowered,
                                          pmlp_error *error);
+/* The same, but all hand-offs follow one order in time that all workers share: each SEND stands
+   right after what it sends, each RECV where the simulator says that its sender is done. Workers
+   that meet for each hand-off then cannot wait in a circle. costs may be NULL. Errors: as above,
+   and the simulator's. */
+PMLP_API pmlp_result pmlp_schedule_lower_in_order(const pmlp_schedule *schedule,
+                                                  const pmlp_costs *costs, pmlp_schedule **lowered,
+                                                  pmlp_error *error);
+
+/* The lists as the trainer runs them (desc.w_rows): I and W apart, W put off until `most`
+   micro-batches of a stage are together, the worker would have to wait, or an update comes. Which
+   of these is the case depends on time, hence the costs, which may be NULL. What the trainer
+   computes in one piece stands as several W here. The gain over the schedule as it was written: a
+   gradient leaves before its W, and W fills the bubble. Time grows with actions times workers.
+   Errors: ARGUMENT; the checker's; SCHEDULE if it is lowered already; MEMORY. */
+PMLP_API pmlp_result pmlp_schedule_put_off(const pmlp_schedule *schedule, const pmlp_costs *costs,
+                                           int most, pmlp_schedule **out, pmlp_error *error);
 
 typedef struct pmlp_check {
     int peak;            /* most micro-batches that any worker holds activations of at once: forward
                             done, weights' gradient not; added up over its stages */
     int slots;           /* fewest slots per edge with which the schedule runs, if asked to find
                             them, else the number given */
+    int versions;        /* most weight versions that any stage needs: 1 if synchronous */
     int *peaks;          /* [p], filled for each worker, or NULL */
     int *forward_slots;  /* [S-1], fewest for edge s -> s+1, 0 inside one worker; or NULL */
     int *backward_slots; /* [S-1], fewest for edge s+1 -> s; or NULL */
 } pmlp_check;
 
 /* Proves a schedule, or says what is wrong with it. The rules:
-   - every F exactly once; every backward exactly once, as B or as I and W; one U per stage;
+   - every F exactly once; every backward exactly once, as B or as I and W; one U per stage, or, in
+     an asynchronous schedule, one per stage and update;
    - on its worker: F before I before W, W in ascending order of micro-batches (the order is what
-     makes the bits of the gradient), U after every W;
+     makes the bits of the gradient), U after every W whose gradient it takes and before the next;
    - with bounded queues between stages and blocking ends, all workers reach the end of their lists.
      Such a pipeline is a Kahn network: whether it deadlocks does not depend on timing, so that one
-     replay proves it for all runs. U waits for the last W of every stage. slots > 0: with that many
-     slots on every edge; 0: finds the fewest. report may be NULL; set its pointers to NULL or to
-     arrays of your own. Errors: SCHEDULE or DEADLOCK, with worker, stage, micro-batch and op in
-     *error and a sentence that names the action and what it lacks; MEMORY. */
+     replay proves it for all runs. U of a synchronous schedule waits for the last W of every stage.
+   slots > 0: with that many slots on every edge; 0: finds the fewest. report may be NULL; set its
+   pointers to NULL or to arrays of your own. Errors: SCHEDULE or DEADLOCK, with worker, stage,
+   micro-batch and op in *error and a sentence that names the action and what it lacks; MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *schedule, int slots,
                                          pmlp_check *report, pmlp_error *error);
 
-/* What an action costs, in any unit of time. All-zero means F = I = W = 1 and free hand-offs. */
-typedef struct pmlp_costs {
-    const double *f, *i, *w; /* [S] each; NULL means 1 for every stage */
-    const double *u;         /* [S]; NULL means 0 */
-    double transfer;         /* from the end of the producer to the earliest begin of the consumer,
-                                between different workers */
-} pmlp_costs;
+/* How messages travel between workers, for pmlp_schedule_replay(). */
+typedef enum pmlp_transport {
+    PMLP_TRANSPORT_DEFAULT,    /* slots */
+    PMLP_TRANSPORT_SLOTS,      /* a queue of so many messages for each boundary and direction */
+    PMLP_TRANSPORT_UNBOUNDED,  /* the same without a limit */
+    PMLP_TRANSPORT_RENDEZVOUS, /* no buffer: a SEND ends when the receiver takes it, one hand-off
+                                  after the other (MPI_Ssend, NCCL without groups) */
+    PMLP_TRANSPORT_GROUPED,    /* no buffer, but hand-offs that stand together in a list begin
+                                  together and end together (ncclGroupStart, batch_isend_irecv) */
+    PMLP_TRANSPORT_PAIR,       /* one unlimited queue for each pair of workers and direction, which
+                                  all their boundaries share */
+    PMLP_TRANSPORT_COUNT
+} pmlp_transport;
+
+/* "slots", "unbounded", "rendezvous", "grouped", "pair"; "?" for a value that is none. */
+PMLP_API const char *pmlp_transport_name(pmlp_transport transport);
+
+/* Runs the lists over such a transport without computing anything: does everybody reach the end? A
+   schedule that is not lowered is taken as one would write the program by hand: each RECV right
+   before the action that needs it, each SEND right behind the one that it comes from, B in one
+   piece. slots is for PMLP_TRANSPORT_SLOTS, 0 meaning 1. done, if not NULL, is [workers]: how many
+   actions of its list each worker finished, whatever the result. Errors: DEADLOCK, with the circle
+   of who waits for whom; SCHEDULE if the rules are broken or the messages of a queue come in
+   another order than they are taken; ARGUMENT; MEMORY. */
+PMLP_API pmlp_result pmlp_schedule_replay(const pmlp_schedule *schedule, pmlp_transport transport,
+                                          int slots, int *done, pmlp_error *error);
 
 typedef struct pmlp_simulation {
     double makespan; /* from the first begin to the last end */
     double busiest;  /* the largest sum of costs on one worker: no schedule can be shorter */
     double bubble;   /* idle share of all workers, 0 .. 1 */
+    double peak;     /* most that any worker holds at once, in the unit of costs->held */
 } pmlp_simulation;
 
 /* Times a schedule under given costs with unbounded edges. begin, if not NULL, is [sum of all list
-   lengths], worker by worker: when each action begins. costs may be NULL. Errors: ARGUMENT if a
-   cost is not a finite number >= 0; Errors: as the checker's
+   lengths], worker by worker: when each action begins. costs may be NULL. Time and memory grow with
+   the number of actions. Errors: ARGUMENT if a cost is not a finite number >= 0; as the checker's
    if the schedule cannot finish; MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_simulate(const pmlp_schedule *schedule, const pmlp_costs *costs,
                                             double *begin, pmlp_simulation *simulation,
                                             pmlp_error *error);
 
-/* Draws the simulated timeline as text, one row per worker, time to the right; a cell `F3` is the
-   forward of micro-batch 3, `==` continues an action, `..` is idle; stages are named only where a
-   worker has several (`1F3`). costs may be NULL; `unit` is the time one cell stands for, 0 means 1.
-   Buffer as in pmlp_schedule_print(). Errors: as the simulator's. */
+/* The same, drawn as text: pmlp_timeline_draw() of pmlp_schedule_timeline(). costs may be NULL.
+   Errors: as the simulator's. */
 PMLP_API pmlp_result pmlp_schedule_draw(const pmlp_schedule *schedule, const pmlp_costs *costs,
                                         double unit, char *buffer, size_t size, size_t *length,
                                         pmlp_error *error);
+
+/*============================================================================================*/
+/* >>timeline: what ran when, simulated or measured                                           */
+/*                                                                                            */
+/* pmlp_schedule_timeline() computes one, pmlp_trainer_timeline() measured it; whoever reads  */
+/* or draws timelines cannot tell the difference. Times are in the unit of the costs, or in   */
+/* seconds if measured; the first action of all begins at 0.                                  */
+/*============================================================================================*/
+
+typedef struct pmlp_timeline pmlp_timeline;
+
+/* One action as it ran. */
+typedef struct pmlp_span {
+    pmlp_op op;
+    int stage, microbatch; /* as in the schedule */
+    int count;             /* micro-batches microbatch .. microbatch + count - 1 at once: W that was
+                              put off; else 1 */
+    double begin, end;
+} pmlp_span;
+
+/* Where one worker's time went. busy + fill + waiting + transfer + drain = the makespan. */
+typedef struct pmlp_worker_time {
+    double busy;          /* = f + i + w + b + u */
+    double f, i, w, b, u; /* b: backwards that were not split in I and W */
+    double fill;          /* before its first action */
+    double waiting;       /* between actions, for a worker that was still computing what it needs */
+    double transfer;      /* between actions, for what was computed already but not yet there; of a
+                             measured run also what the worker itself spent between actions */
+    double drain;         /* after its last I, W or B, less its updates: others still computed */
+    int waits_for;        /* the worker it waited for longest; -1 if it never waited */
+    double peak;          /* most that it held at once, in the unit of costs->held */
+} pmlp_worker_time;
+
+/* The simulated timeline of a schedule; of a lowered one, too. costs may be NULL. Errors: as the
+   simulator's. */
+PMLP_API pmlp_result pmlp_schedule_timeline(const pmlp_schedule *schedule, const pmlp_costs *costs,
+                                            pmlp_timeline **timeline, pmlp_error *error);
+/* NULL is allowed. */
+PMLP_API void pmlp_timeline_destroy(pmlp_timeline *timeline);
+PMLP_API int pmlp_timeline_workers(const pmlp_timeline *timeline);
+PMLP_API double pmlp_timeline_makespan(const pmlp_timeline *timeline);
+/* The worker's spans in order of time; NULL and *count 0 if there is no such worker. */
+PMLP_API const pmlp_span *pmlp_timeline_spans(const pmlp_timeline *timeline, int worker,
+                                              int *count);
+/* Errors: ARGUMENT, MEMORY. */
+PMLP_API pmlp_result pmlp_timeline_worker(const pmlp_timeline *timeline, int worker,
+                                          pmlp_worker_time *time);
+
+/* Draws a timeline as text, one row per worker, time to the right; a cell `F3` is the forward of
+   micro-batch 3, `==` continues an action, `..` is idle; stages are named only where a worker has
+   several (`1F3`). `unit` is the time that one cell stands for, 0 means 1. Buffer as in
+   pmlp_schedule_print(). Errors: ARGUMENT (more than a million cells, too). */
+PMLP_API pmlp_result pmlp_timeline_draw(const pmlp_timeline *timeline, double unit, char *buffer,
+                                        size_t size, size_t *length, pmlp_error *error);
+
+/* How pictures are labelled. All-zero means the defaults; NULL does, too. */
+typedef struct pmlp_picture {
+    const char *title;              /* UTF-8; default none */
+    const char *name, *against_name;/* of the timeline and the one it is held against; default
+                                       "measured" and "simulated" if there are two, else "" */
+    const char *unit;               /* of what is printed; default "" */
+    double scale;                   /* printed times are times * scale, > 0; default 1 */
+    int width;                      /* of the picture in pixels, 640 .. 100000; default 1200 */
+} pmlp_picture;
+
+/* A self-contained SVG: a row per worker, a colour per op (told apart without colour vision, too),
+   micro-batch numbers, idle time hatched, each worker's shares and the reasons beside it; light or
+   dark as the reader's system is. With `against` not NULL, each worker has two rows on one scale of
+   time, and a table says where the difference between the two makespans went. Buffer as in
+   pmlp_schedule_print(). Errors: ARGUMENT (also: `against` has other workers), MEMORY. */
+PMLP_API pmlp_result pmlp_timeline_svg(const pmlp_timeline *timeline, const pmlp_timeline *against,
+                                       const pmlp_picture *picture, char *buffer, size_t size,
+                                       size_t *length, pmlp_error *error);
+/* A trace in Chrome's JSON form, for ui.perfetto.dev: a process per timeline, a thread per worker,
+   arrows for hand-offs. scale turns times into what the viewer takes for milliseconds: 1000 for
+   measured ones, 1 for unit costs. */
+PMLP_API pmlp_result pmlp_timeline_trace(const pmlp_timeline *timeline,
+                                         const pmlp_timeline *against, const pmlp_picture *picture,
+                                         char *buffer, size_t size, size_t *length,
+                                         pmlp_error *error);
+/* The same into files. Errors: FILE, too. */
+PMLP_API pmlp_result pmlp_timeline_write_svg(const pmlp_timeline *timeline,
+                                             const pmlp_timeline *against,
+                                             const pmlp_picture *picture, const char *path,
+                                             pmlp_error *error);
+PMLP_API pmlp_result pmlp_timeline_write_trace(const pmlp_timeline *timeline,
+                                               const pmlp_timeline *against,
+                                               const pmlp_picture *picture, const char *path,
+                                               pmlp_error *error);
 
 /*============================================================================================*/
 /* >>trainer: runs a schedule                                                                 */
@@ -615,11 +864,20 @@ typedef struct pmlp_cut {
 
 typedef struct pmlp_trainer_desc {
     int workers;                   /* p; default 1 */
-    int microbatches;              /* m; default 1 for one worker, else 4; may be less than p */
+    int virtual_stages;            /* v, stages per worker; default as in pmlp_schedule_desc */
+    int microbatches;              /* m; default 1 for one worker, else 2 p, at least 4; may be less
+                                      than p if the schedule permits */
     size_t batch;                  /* rows of a batch, the most that a step may have; default 128 */
     pmlp_schedule_kind schedule;   /* default 1F1B */
-    const pmlp_schedule *custom;   /* a schedule of your own instead of workers, microbatches and
-                                      schedule; copied */
+    const pmlp_schedule *custom;   /* a schedule of your own, synchronous and not lowered, instead
+                                      of workers, virtual_stages, microbatches and schedule;
+                                      copied */
+    const pmlp_costs *costs;       /* auto: what it goes by; default: measured on a copy of the
+                                      model, in a few steps on zeros */
+    double memory;                 /* auto: most that a worker may hold at once, in the unit of
+                                      costs->held, bytes if measured; default: no limit */
+    bool no_stashing;              /* asynchronous schedules: keep one version of the weights, so
+                                      that a backward may see others than its forward did */
     const pmlp_cut *cuts;          /* [S - 1]: where stages 1, 2, ... begin; default
                                       pmlp_partition(); copied */
     bool whole_layers;             /* do not cut inside layer 0 */
@@ -637,7 +895,10 @@ typedef struct pmlp_trainer_desc {
     uint64_t seed;                 /* of the shuffling */
     bool no_shuffle;               /* epochs take the rows in the order given */
     bool no_threads;               /* run all workers' lists on the calling thread */
-    bool gradient_norm;            /* compute it even if clip_norm is 0 */
+    bool gradient_norm;            /* compute it even if clip_norm is 0; asynchronous schedules
+                                      never have all of a gradient at once: 0 */
+    int trace;                     /* keep what ran when of so many steps, the last ones; default
+                                      0: none. See pmlp_trainer_timeline() */
 
     const pmlp_backend *backend;   /* default pmlp_cpu_backend() */
     const pmlp_edges *edges;       /* hand-off between stages; default the back end's */
@@ -668,7 +929,9 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *trainer, const pmlp_data *batch,
                                        pmlp_stats *stats);
 /* One pass over the data in batches of desc.batch rows, the last one smaller if need be, in an
-   order drawn from desc.seed and the number of the epoch. */
+   order drawn from desc.seed and the number of the epoch. With an asynchronous schedule the
+   pipeline does not drain between batches, but every 65,536 rows, when the progress callback is
+   called. */
 PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *trainer, const pmlp_data *data,
                                         pmlp_stats *stats);
 /* Loss and accuracy on the data with the present weights; changes nothing. Runs through the
@@ -687,14 +950,34 @@ PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *trainer, int layer, flo
 PMLP_API const pmlp_error *pmlp_trainer_error(const pmlp_trainer *trainer);
 /* The desc with every default resolved; its pointers point into the trainer. */
 PMLP_API pmlp_trainer_desc pmlp_trainer_query_desc(const pmlp_trainer *trainer);
-/* The schedule that the trainer runs, before lowering; owned by the trainer. */
+/* The schedule that the trainer runs on one batch, before lowering; owned by the trainer. */
 PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *trainer);
+
+/* What ran when, measured on the workers' clocks; needs desc.trace > 0. steps > 0: the last so many
+   of the steps that are kept, one behind the other; 0: the one whose length is the median of those
+   kept. Of an asynchronous epoch, whose steps overlap, the first 4 batches since the pipeline was
+   empty count as one step. Destroy it with pmlp_timeline_destroy(); it may outlive the trainer.
+   Errors: ARGUMENT; STATE if nothing was traced; MEMORY. */
+PMLP_API pmlp_result pmlp_trainer_timeline(pmlp_trainer *trainer, int steps,
+                                           pmlp_timeline **timeline);
+/* What actions cost in the steps that are kept, in seconds and bytes: medians of each stage's F, I,
+   W and U per micro-batch, of the time from the end of a producer to the begin of a consumer that
+   waited for it, and the sizes of messages and activations. The arrays live in the trainer until
+   the next call. Errors: as above. */
+PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *trainer, pmlp_costs *costs);
 
 typedef struct pmlp_stage_info {
     int worker;
     int first_layer, layers;
     size_t first_column, columns; /* of its first layer: all, unless that is layer 0, cut inside */
     double cost;                  /* share of the whole network's training arithmetic, 0 .. 1 */
+    int versions;                 /* of its weights that are kept: 1 unless asynchronous */
+    double staleness;             /* updates of this stage between the weights that a micro-batch's
+                                     forward read and those that its gradient changed: mean of all
+                                     micro-batches so far, measured; 0 if synchronous */
+    int most_stale;               /* the largest of them */
+    double torn;                  /* share of the micro-batches whose backward saw other weights
+                                     than their forward: 0 with weight stashing */
 } pmlp_stage_info;
 
 /* What a stage consists of. Errors: ARGUMENT. */
@@ -712,23 +995,50 @@ PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool wh
 
 typedef struct pmlp_verify_report {
     bool identical;
-    int steps;           /* steps trained; the last one, from 1, is where a difference showed */
+    int steps;           /* steps trained */
+    int at_step;         /* the one, from 1, in which the first difference showed; 0: none did */
     const char *what;    /* "loss", "gradient norm", "weight", "bias"; "" if identical */
     int layer;           /* of the first difference; -1 for the loss and the norm */
     size_t row, column;  /* of it: w[row][column], b[row] */
     double pipeline, serial; /* the two values */
     uint64_t hash;       /* the weights word of the pipeline's weights */
+    double staleness;    /* the largest of the stages' mean staleness: 0 if synchronous */
+    char text[512];      /* all of it in a sentence; of an asynchronous schedule also the measured
+                            staleness of each stage */
 } pmlp_verify_report;
 
 /* The promise, tested on your own network: trains two copies of the model from its present weights
    for `steps` steps, one as desc says, one serially (one worker, the whole batch at once, no
    threads, same optimizer and back end), and compares every bit of losses, gradient norm, weights
    and biases after each step. Takes batches in order from data, beginning again at its end. The
-   model itself is not changed. Returns PMLP_OK when the comparison was
-   made: see report->identical. Errors: those of the trainer. */
+   model itself is not changed. Stops at the first difference; with an asynchronous schedule, which
+   is bound to differ, it goes on to the last step, to measure the staleness. Returns PMLP_OK when
+   the comparison was made: see report->identical. Errors: those of the trainer. */
 PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                  const pmlp_data *data, int steps, pmlp_verify_report *report,
                                  pmlp_error *error);
+
+/* What bounds the speedup of a network on some workers, against one worker that does the same
+   arithmetic. Each bound is a speedup; the ideal is the number of workers. */
+typedef struct pmlp_ceiling_report {
+    int workers;
+    double balance;      /* if only the cut counted: all work / that of the busiest worker */
+    double whole_layers; /* the same for the best cut between whole layers; 0 if there is none */
+    double fill;         /* if only the schedule counted: equal stages, free hand-offs */
+    double schedule;     /* cut and schedule together, free hand-offs */
+    double speedup;      /* with hand-offs: the ceiling */
+    const char *binds;   /* what costs most: "balance", "fill and drain", "hand-offs", or "nothing"
+                            if less than 1 % is lost. Static storage */
+    char advice[320];    /* what to change, in a sentence */
+} pmlp_ceiling_report;
+
+/* costs [S] may be measured ones, pmlp_trainer_costs(); NULL: multiply-adds are counted and
+   hand-offs are free. The schedule is timed as it runs, pmlp_schedule_put_off().
+   Of an asynchronous one 16 batches are looked at. Errors: ARGUMENT, SHAPE, SCHEDULE, DEADLOCK,
+   MEMORY. */
+PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_desc *desc,
+                                  const pmlp_costs *costs, pmlp_ceiling_report *report,
+                                  pmlp_error *error);
 
 /*============================================================================================*/
 /* >>images: IDX files                                                                        */
@@ -773,6 +1083,9 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /*    accumulating, makes the gradient 0; no other operation is called without rows.          */
 /*  - rows of activations and gradients lie row_floats() apart; a micro-batch is a range of   */
 /*    rows, and a call may be given the rows of several neighbouring micro-batches.           */
+/*  - a layer keeps `versions` versions of its weights, numbered from 0; forward and           */
+/*    backward_input are told which to read, update which to read and which to write. write   */
+/*    and read of the parameters mean the one that was last written.                          */
 /*  - for equal bits, each element's sum must not depend on how rows are cut into calls:      */
 /*    backward_weight continues its sums in row order.                                        */
 /*  - functions return PMLP_OK or an error, never PMLP_BUSY; after an error the trainer stops */
@@ -780,7 +1093,7 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /*  - the table is not copied: it must outlive the trainer.                                   */
 /*============================================================================================*/
 
-#define PMLP_BACKEND_ABI 1
+#define PMLP_BACKEND_ABI 2
 
 typedef struct pmlp_backend_desc {
     int worker, workers;
@@ -795,6 +1108,7 @@ typedef struct pmlp_layer_desc {
     pmlp_activation below;      /* of the layer that feeds it; linear for layer 0 */
     pmlp_optimizer optimizer;   /* decides which moments are needed */
     bool needs_input_gradient;  /* false for layer 0: backward_input is never called */
+    int versions;               /* of the weights, kept at once: 1 unless asynchronous */
 } pmlp_layer_desc;
 
 typedef enum pmlp_tensor {
@@ -823,6 +1137,8 @@ typedef struct pmlp_update_args {
     float learning_rate, momentum, beta1, beta2, epsilon, weight_decay;
     float gradient_scale; /* from clipping, else 1 */
     uint64_t step;        /* from 1 */
+    int from, to;         /* versions of the weights: to = from - what the gradient says; equal if
+                             there is only one */
 } pmlp_update_args;
 
 struct pmlp_backend {
@@ -855,10 +1171,11 @@ struct pmlp_backend {
     pmlp_result (*input)(void *context, size_t rows, size_t n, const float *data,
                          const uint32_t *index, size_t first, float *x);
     /* y = f(x W^T + b) */
-    pmlp_result (*forward)(void *context, void *layer, size_t rows, const float *x, float *y);
+    pmlp_result (*forward)(void *context, void *layer, int version, size_t rows, const float *x,
+                           float *y);
     /* dz_below = (dz W) * f'(x), x being the outputs of the layer below */
-    pmlp_result (*backward_input)(void *context, void *layer, size_t rows, const float *dz,
-                                  const float *x, float *dz_below);
+    pmlp_result (*backward_input)(void *context, void *layer, int version, size_t rows,
+                                  const float *dz, const float *x, float *dz_below);
     /* dW (+)= dz^T x, db (+)= column sums of dz; begins anew unless accumulate */
     pmlp_result (*backward_weight)(void *context, void *layer, size_t rows, const float *x,
                                    const float *dz, bool accumulate);
@@ -886,7 +1203,7 @@ PMLP_API const pmlp_backend *pmlp_cpu_backend_isa(const char *isa);
    connect(), reset() and disconnect() are called by the thread that calls the trainer; no
    wake() after disconnect(). The table is not copied: it must outlive the trainer. */
 
-#  define PMLP_EDGES_ABI 1
+#define PMLP_EDGES_ABI 2
 
 typedef struct pmlp_edge_desc {
     int from_stage, to_stage, from_worker, to_worker;
@@ -906,6 +1223,9 @@ struct pmlp_edges {
     const char *name;
     const void *user;
     bool shared;   /* both ends see one buffer: the same pointer, and nothing is copied */
+    pmlp_transport transport; /* what the trainer has to reckon with: SLOTS (default), or
+                                 RENDEZVOUS, which makes it lower the schedule in one order of all
+                                 hand-offs */
     pmlp_result (*connect)(const pmlp_edges *self, const pmlp_edge_desc *desc, void **edge,
                            pmlp_error *error);
     void (*disconnect)(void *edge);
@@ -931,6 +1251,7 @@ PMLP_API const pmlp_edges *pmlp_thread_edges(void);
 #if defined(PIPEMLP_IMPLEMENTATION) && !defined(PIPEMLP_IMPLEMENTATION_DONE)
 #define PIPEMLP_IMPLEMENTATION_DONE
 
+#include <errno.h>
 #include <float.h>
 #include <limits.h>
 #include <math.h>
@@ -1049,9 +1370,17 @@ static int pmlp__cores(void) {
     return (int)info.dwNumberOfProcessors;
 }
 
+/* False for devices and folders, which nobody wants removed. */
+static bool pmlp__is_file(const char *path) {
+    const DWORD attributes = GetFileAttributesA(path);
+    return attributes != INVALID_FILE_ATTRIBUTES &&
+           !(attributes & (FILE_ATTRIBUTE_DIRECTORY | FILE_ATTRIBUTE_DEVICE));
+}
+
 #else
 #include <pthread.h>
 #include <sched.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
@@ -1112,6 +1441,11 @@ static int pmlp__cores(void) {
 #else
     return 1;
 #endif
+}
+
+static bool pmlp__is_file(const char *path) {
+    struct stat status;
+    return stat(path, &status) == 0 && S_ISREG(status.st_mode);
 }
 #endif
 
@@ -1233,6 +1567,12 @@ PMLP_API uint64_t pmlp_hash(uint64_t hash, const void *bytes, size_t size) {
     return hash;
 }
 
+/* The end of a path that is too long for a sentence. */
+static const char *pmlp__path_end(const char *path) {
+    const size_t length = strlen(path), shown = 100;
+    return length > shown ? path + length - shown : path;
+}
+
 /* Text into a caller's buffer as snprintf would: counts on past its end. */
 typedef struct pmlp__text {
     char *buffer;
@@ -1316,11 +1656,6 @@ PMLP_API const char *pmlp_op_name(pmlp_op op) {
     static const char *const names[] = {"?", "F", "I", "W", "B", "U",
                                         "SEND_F", "RECV_F", "SEND_B", "RECV_B"};
     return pmlp__name(names, PMLP_OP_COUNT, (int)op);
-}
-
-PMLP_API const char *pmlp_schedule_kind_name(pmlp_schedule_kind kind) {
-    static const char *const names[] = {"default", "sequential", "gpipe", "1f1b"};
-    return pmlp__name(names, PMLP_SCHEDULE_KIND_COUNT, (int)kind);
 }
 
 PMLP_API const char *pmlp_optimizer_name(pmlp_optimizer optimizer) {
@@ -1743,12 +2078,23 @@ typedef struct pmlp__cpu {
 typedef struct pmlp__cpu_layer {
     pmlp_layer_desc desc;
     size_t pad_out, count;                  /* n_out rounded up to the width; floats of w */
-    float *w[PMLP_TENSOR_COUNT];            /* [pad_out / width][n_in][width]; NULL if not needed */
-    float *b[PMLP_TENSOR_COUNT];            /* [pad_out] */
+    float *w[PMLP_TENSOR_COUNT];            /* [pad_out / width][n_in][width]; NULL if not needed;
+                                               of the parameters one such tensor per version */
+    float *b[PMLP_TENSOR_COUNT];            /* [pad_out]; alike */
+    size_t transposed_count;                /* floats of one version of: */
     float *transposed;                      /* [pad_in / width][n_out][width]; NULL for layer 0 */
+    bool *is_current;                       /* [versions]: transposed is that of w */
+    int latest;                             /* version that was written last */
     float *scratch;                         /* [row_outs], for the loss without a gradient */
-    bool transposed_is_current;
 } pmlp__cpu_layer;
+
+static float *pmlp__cpu_w(const pmlp__cpu_layer *layer, int version) {
+    return layer->w[PMLP_TENSOR_PARAMS] + (size_t)version * layer->count;
+}
+
+static float *pmlp__cpu_b(const pmlp__cpu_layer *layer, int version) {
+    return layer->b[PMLP_TENSOR_PARAMS] + (size_t)version * layer->pad_out;
+}
 
 static size_t pmlp__pad(size_t n, size_t width) { return (n + width - 1) / width * width; }
 
@@ -1800,6 +2146,7 @@ static void pmlp__cpu_layer_destroy(void *context, void *layer_) {
         pmlp__delete(&cpu->allocator, layer->b[t]);
     }
     pmlp__delete(&cpu->allocator, layer->transposed);
+    pmlp__delete(&cpu->allocator, layer->is_current);
     pmlp__delete(&cpu->allocator, layer->scratch);
     pmlp__delete(&cpu->allocator, layer);
 }
@@ -1825,15 +2172,21 @@ static pmlp_result pmlp__cpu_layer_create(void *context, const pmlp_layer_desc *
     layer->pad_out = pmlp__pad(desc->n_out, width);
     layer->count = layer->pad_out * desc->n_in;
     layer->scratch = (float *)pmlp__new(allocator, desc->row_outs, sizeof(float));
-    if (!layer->scratch) goto no_memory;
+    layer->is_current = (bool *)pmlp__new(allocator, (size_t)desc->versions, sizeof(bool));
+    if (!layer->scratch || !layer->is_current) goto no_memory;
     for (t = 0; t < tensors; t++) {
-        layer->w[t] = (float *)pmlp__new(allocator, layer->count, sizeof(float));
-        layer->b[t] = (float *)pmlp__new(allocator, layer->pad_out, sizeof(float));
+        const size_t versions = t == PMLP_TENSOR_PARAMS ? (size_t)desc->versions : 1;
+        if (pmlp__mul_overflows(versions, layer->count)) goto no_memory;
+        layer->w[t] = (float *)pmlp__new(allocator, versions * layer->count, sizeof(float));
+        layer->b[t] = (float *)pmlp__new(allocator, versions * layer->pad_out, sizeof(float));
         if (!layer->w[t] || !layer->b[t]) goto no_memory;
     }
     if (desc->needs_input_gradient) {
-        const size_t count = pmlp__pad(desc->n_in, width) * desc->n_out;
-        layer->transposed = (float *)pmlp__new(allocator, count, sizeof(float));
+        const size_t versions = (size_t)desc->versions;
+        layer->transposed_count = pmlp__pad(desc->n_in, width) * desc->n_out;
+        if (pmlp__mul_overflows(versions, layer->transposed_count)) goto no_memory;
+        layer->transposed =
+            (float *)pmlp__new(allocator, versions * layer->transposed_count, sizeof(float));
         if (!layer->transposed) goto no_memory;
     }
     *out = layer;
@@ -1853,13 +2206,16 @@ static pmlp_result pmlp__cpu_write(void *context, void *layer_, pmlp_tensor tens
     const size_t width = ((pmlp__cpu *)context)->isa->width;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, n_out = layer->desc.n_out;
+    const bool params = tensor == PMLP_TENSOR_PARAMS;
+    float *to = params ? pmlp__cpu_w(layer, layer->latest) : layer->w[tensor];
     size_t o, i;
     if (!layer->w[tensor]) return PMLP_OK;
-    if (b) memcpy(layer->b[tensor], b, n_out * sizeof *b);
+    if (b)
+        memcpy(params ? pmlp__cpu_b(layer, layer->latest) : layer->b[tensor], b,
+               n_out * sizeof *b);
     for (o = 0; w && o < n_out; o++)
-        for (i = 0; i < n_in; i++)
-            layer->w[tensor][pmlp__panel_at(n_in, width, o, i)] = w[o * n_in + i];
-    if (tensor == PMLP_TENSOR_PARAMS) layer->transposed_is_current = false;
+        for (i = 0; i < n_in; i++) to[pmlp__panel_at(n_in, width, o, i)] = w[o * n_in + i];
+    if (params) layer->is_current[layer->latest] = false;
     return PMLP_OK;
 }
 
@@ -1868,9 +2224,12 @@ static pmlp_result pmlp__cpu_read(void *context, void *layer_, pmlp_tensor tenso
     const size_t width = ((pmlp__cpu *)context)->isa->width;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, n_out = layer->desc.n_out;
-    const float *from = layer->w[tensor];
+    const bool params = tensor == PMLP_TENSOR_PARAMS;
+    const float *from = params ? pmlp__cpu_w(layer, layer->latest) : layer->w[tensor];
     size_t o, i;
-    if (b && from) memcpy(b, layer->b[tensor], n_out * sizeof *b);
+    if (b && from)
+        memcpy(b, params ? pmlp__cpu_b(layer, layer->latest) : layer->b[tensor],
+               n_out * sizeof *b);
     if (b && !from) memset(b, 0, n_out * sizeof *b);
     for (o = 0; w && o < n_out; o++)
         for (i = 0; i < n_in; i++)
@@ -1889,8 +2248,8 @@ static pmlp_result pmlp__cpu_input(void *context, size_t rows, size_t n, const f
     return PMLP_OK;
 }
 
-static pmlp_result pmlp__cpu_forward(void *context, void *layer_, size_t rows, const float *x,
-                                     float *y) {
+static pmlp_result pmlp__cpu_forward(void *context, void *layer_, int version, size_t rows,
+                                     const float *x, float *y) {
     const pmlp__isa *isa = ((pmlp__cpu *)context)->isa;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, width = isa->width;
@@ -1898,37 +2257,37 @@ static pmlp_result pmlp__cpu_forward(void *context, void *layer_, size_t rows, c
     const size_t y_row =
         pmlp__cpu_row_floats(context, layer->desc.row_outs, layer->desc.activation);
     const size_t keep = pmlp__pad(layer->desc.row_outs, width);
+    const float *w = pmlp__cpu_w(layer, version), *b = pmlp__cpu_b(layer, version);
     size_t j;
     y += layer->desc.first_out;
     for (j = 0; j < layer->pad_out; j += width) {
-        pmlp__gemm_blocks(isa, rows, n_in, x, x_row, layer->w[PMLP_TENSOR_PARAMS] + j * n_in, y + j,
-                          y_row);
-        pmlp__activate(layer->desc.activation, rows, width, layer->b[PMLP_TENSOR_PARAMS] + j, y + j,
-                       y_row, keep);
+        pmlp__gemm_blocks(isa, rows, n_in, x, x_row, w + j * n_in, y + j, y_row);
+        pmlp__activate(layer->desc.activation, rows, width, b + j, y + j, y_row, keep);
     }
     return PMLP_OK;
 }
 
 /* transposed [pad_in / width][n_out][width] from w [pad_out / width][n_in][width], a square of
    width x width at a time, so that neither side is walked across cache lines for long. */
-static void pmlp__cpu_transpose(pmlp__cpu_layer *layer, size_t width) {
+static void pmlp__cpu_transpose(pmlp__cpu_layer *layer, int version, float *transposed,
+                                size_t width) {
     const size_t n_in = layer->desc.n_in, n_out = layer->desc.n_out;
-    const float *w = layer->w[PMLP_TENSOR_PARAMS];
+    const float *w = pmlp__cpu_w(layer, version);
     size_t i0, o0, i, o;
     for (i0 = 0; i0 < n_in; i0 += width) {
         const size_t ni = n_in - i0 < width ? n_in - i0 : width;
         for (o0 = 0; o0 < n_out; o0 += width) {
             const size_t no = n_out - o0 < width ? n_out - o0 : width;
             const float *from = w + (o0 * n_in + i0 * width);
-            float *to = layer->transposed + (i0 * n_out + o0 * width);
+            float *to = transposed + (i0 * n_out + o0 * width);
             for (i = 0; i < ni; i++)
                 for (o = 0; o < no; o++) to[o * width + i] = from[i * width + o];
         }
     }
-    layer->transposed_is_current = true;
+    layer->is_current[version] = true;
 }
 
-static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, size_t rows,
+static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, int version, size_t rows,
                                             const float *dz, const float *x, float *dz_below) {
     const pmlp__isa *isa = ((pmlp__cpu *)context)->isa;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
@@ -1936,11 +2295,13 @@ static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, size_t 
     const size_t dz_row = pmlp__cpu_row_floats(context, n_out, layer->desc.activation);
     const size_t x_row = pmlp__cpu_row_floats(context, n_in, layer->desc.below);
     const size_t pad_in = pmlp__pad(n_in, width);
+    float *transposed;
     size_t i;
     if (!layer->transposed) return PMLP_ERROR_ARGUMENT;
-    if (!layer->transposed_is_current) pmlp__cpu_transpose(layer, width);
+    transposed = layer->transposed + (size_t)version * layer->transposed_count;
+    if (!layer->is_current[version]) pmlp__cpu_transpose(layer, version, transposed, width);
     for (i = 0; i < pad_in; i += width) {
-        pmlp__gemm_blocks(isa, rows, n_out, dz, dz_row, layer->transposed + i * n_out, dz_below + i,
+        pmlp__gemm_blocks(isa, rows, n_out, dz, dz_row, transposed + i * n_out, dz_below + i,
                           x_row);
         pmlp__derive(layer->desc.below, rows, width, x + i, x_row, pad_in, dz_below + i);
     }
@@ -2021,11 +2382,17 @@ static pmlp_result pmlp__cpu_update(void *context, void *layer_, const pmlp_upda
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const pmlp__update_fn update = ((pmlp__cpu *)context)->isa->update;
     float **w = layer->w, **b = layer->b;
-    update(args, args->weight_decay, layer->count, w[PMLP_TENSOR_PARAMS],
-           w[PMLP_TENSOR_GRADIENTS], w[PMLP_TENSOR_MOMENT1], w[PMLP_TENSOR_MOMENT2]);
-    update(args, 0.0f, layer->pad_out, b[PMLP_TENSOR_PARAMS], b[PMLP_TENSOR_GRADIENTS],
-           b[PMLP_TENSOR_MOMENT1], b[PMLP_TENSOR_MOMENT2]);
-    layer->transposed_is_current = false;
+    float *to_w = pmlp__cpu_w(layer, args->to), *to_b = pmlp__cpu_b(layer, args->to);
+    if (args->to != args->from) {
+        memcpy(to_w, pmlp__cpu_w(layer, args->from), layer->count * sizeof *to_w);
+        memcpy(to_b, pmlp__cpu_b(layer, args->from), layer->pad_out * sizeof *to_b);
+    }
+    update(args, args->weight_decay, layer->count, to_w, w[PMLP_TENSOR_GRADIENTS],
+           w[PMLP_TENSOR_MOMENT1], w[PMLP_TENSOR_MOMENT2]);
+    update(args, 0.0f, layer->pad_out, to_b, b[PMLP_TENSOR_GRADIENTS], b[PMLP_TENSOR_MOMENT1],
+           b[PMLP_TENSOR_MOMENT2]);
+    layer->latest = args->to;
+    layer->is_current[args->to] = false;
     return PMLP_OK;
 }
 
@@ -2076,13 +2443,21 @@ PMLP_API const pmlp_backend *pmlp_cpu_backend(void) {
 /* >>schedule                                                                                 */
 /*============================================================================================*/
 
+/* One worker's actions, growing at the end. */
+typedef struct pmlp__list {
+    pmlp_action *at;
+    int count, capacity;
+} pmlp__list;
+
 struct pmlp_schedule {
     pmlp_allocator allocator;
     int workers, stages, microbatches;
-    int *stage_worker;    /* [stages] */
-    pmlp_action *actions; /* worker 0's list, worker 1's, ... */
-    size_t *first;        /* [workers + 1]: where each worker's list begins */
-    size_t capacity;      /* of actions, while the schedule is being written */
+    int *stage_worker; /* [stages] */
+    pmlp__list *lists; /* [workers] */
+    bool lowered;      /* hand-offs are actions of their own */
+    int per_update;    /* micro-batches whose gradients an update takes; 0: synchronous, all */
+    int delay;         /* asynchronous: updates between the weights that a micro-batch reads and
+                          the newest possible; -1: it reads what is newest at its worker */
 };
 
 #define PMLP__MAX_WORKERS 16384
@@ -2090,15 +2465,17 @@ struct pmlp_schedule {
 
 PMLP_API void pmlp_schedule_destroy(pmlp_schedule *schedule) {
     pmlp_allocator allocator;
+    int worker;
     if (!schedule) return;
     allocator = schedule->allocator;
+    for (worker = 0; schedule->lists && worker < schedule->workers; worker++)
+        pmlp__delete(&allocator, schedule->lists[worker].at);
+    pmlp__delete(&allocator, schedule->lists);
     pmlp__delete(&allocator, schedule->stage_worker);
-    pmlp__delete(&allocator, schedule->actions);
-    pmlp__delete(&allocator, schedule->first);
     pmlp__delete(&allocator, schedule);
 }
 
-/* An empty schedule; its lists are then written worker by worker with pmlp__emit(). */
+/* A schedule whose lists are empty; all stages are worker 0's until somebody says otherwise. */
 static pmlp_schedule *pmlp__schedule_new(const pmlp_allocator *allocator, int workers, int stages,
                                          int microbatches) {
     pmlp_schedule *s = (pmlp_schedule *)pmlp__new(allocator, 1, sizeof *s);
@@ -2108,34 +2485,82 @@ static pmlp_schedule *pmlp__schedule_new(const pmlp_allocator *allocator, int wo
     s->stages = stages;
     s->microbatches = microbatches;
     s->stage_worker = (int *)pmlp__new(allocator, (size_t)stages, sizeof *s->stage_worker);
-    s->first = (size_t *)pmlp__new(allocator, (size_t)workers + 1, sizeof *s->first);
-    if (s->stage_worker && s->first) return s;
+    s->lists = (pmlp__list *)pmlp__new(allocator, (size_t)workers, sizeof *s->lists);
+    if (s->stage_worker && s->lists) return s;
     pmlp_schedule_destroy(s);
     return NULL;
 }
 
-/* Appends to the list of `worker`, which must be the last one written to. False: no memory. */
-static bool pmlp__emit(pmlp_schedule *s, int worker, pmlp_op op, int stage, int microbatch) {
-    const size_t count = s->first[worker + 1] ? s->first[worker + 1] : s->first[worker];
-    if (count == s->capacity) {
-        const size_t capacity = s->capacity ? 2 * s->capacity : 64;
-        pmlp_action *grown = (pmlp_action *)pmlp__new(&s->allocator, capacity, sizeof *grown);
-        if (!grown) return false;
-        if (count) memcpy(grown, s->actions, count * sizeof *grown);
-        pmlp__delete(&s->allocator, s->actions);
-        s->actions = grown;
-        s->capacity = capacity;
-    }
-    s->actions[count].op = op;
-    s->actions[count].stage = stage;
-    s->actions[count].microbatch = microbatch;
-    s->first[worker + 1] = count + 1;
+/* The same sizes, owners and rules as another schedule, without its actions. */
+static pmlp_schedule *pmlp__schedule_like(const pmlp_schedule *s, const pmlp_allocator *allocator) {
+    pmlp_schedule *out = pmlp__schedule_new(allocator, s->workers, s->stages, s->microbatches);
+    if (!out) return NULL;
+    memcpy(out->stage_worker, s->stage_worker, (size_t)s->stages * sizeof *s->stage_worker);
+    out->lowered = s->lowered;
+    out->per_update = s->per_update;
+    out->delay = s->delay;
+    return out;
+}
+
+/* Room for `capacity` actions of a worker; false if there is no memory. */
+static bool pmlp__reserve(pmlp_schedule *s, int worker, int capacity) {
+    pmlp__list *list = &s->lists[worker];
+    pmlp_action *grown;
+    if (capacity <= list->capacity) return true;
+    grown = (pmlp_action *)pmlp__new(&s->allocator, (size_t)capacity, sizeof *grown);
+    if (!grown) return false;
+    if (list->count) memcpy(grown, list->at, (size_t)list->count * sizeof *grown);
+    pmlp__delete(&s->allocator, list->at);
+    list->at = grown;
+    list->capacity = capacity;
     return true;
+}
+
+/* Appends to the list of `worker`; false if there is no memory. */
+static bool pmlp__emit(pmlp_schedule *s, int worker, pmlp_op op, int stage, int microbatch) {
+    pmlp__list *list = &s->lists[worker];
+    pmlp_action *a;
+    if (list->count == list->capacity) {
+        if (list->capacity > INT_MAX / 2) return false;
+        if (!pmlp__reserve(s, worker, list->capacity ? 2 * list->capacity : 16)) return false;
+    }
+    a = &list->at[list->count++];
+    a->op = op;
+    a->stage = stage;
+    a->microbatch = microbatch;
+    return true;
+}
+
+static pmlp_schedule *pmlp__schedule_copy(const pmlp_schedule *s, const pmlp_allocator *allocator) {
+    pmlp_schedule *out = pmlp__schedule_like(s, allocator);
+    int worker;
+    for (worker = 0; out && worker < s->workers; worker++) {
+        const pmlp__list *from = &s->lists[worker];
+        if (!pmlp__reserve(out, worker, from->count)) {
+            pmlp_schedule_destroy(out);
+            return NULL;
+        }
+        out->lists[worker].count = from->count;
+        if (from->count)
+            memcpy(out->lists[worker].at, from->at, (size_t)from->count * sizeof *from->at);
+    }
+    return out;
+}
+
+static size_t pmlp__action_count(const pmlp_schedule *s) {
+    size_t count = 0;
+    int worker;
+    for (worker = 0; worker < s->workers; worker++) count += (size_t)s->lists[worker].count;
+    return count;
 }
 
 PMLP_API int pmlp_schedule_workers(const pmlp_schedule *s) { return s ? s->workers : 0; }
 PMLP_API int pmlp_schedule_stages(const pmlp_schedule *s) { return s ? s->stages : 0; }
 PMLP_API int pmlp_schedule_microbatches(const pmlp_schedule *s) { return s ? s->microbatches : 0; }
+
+PMLP_API bool pmlp_schedule_is_synchronous(const pmlp_schedule *s) {
+    return s && s->per_update == 0;
+}
 
 PMLP_API int pmlp_schedule_stage_worker(const pmlp_schedule *s, int stage) {
     return s && stage >= 0 && stage < s->stages ? s->stage_worker[stage] : -1;
@@ -2143,70 +2568,463 @@ PMLP_API int pmlp_schedule_stage_worker(const pmlp_schedule *s, int stage) {
 
 PMLP_API const pmlp_action *pmlp_schedule_actions(const pmlp_schedule *s, int worker, int *count) {
     const bool exists = s && worker >= 0 && worker < s->workers;
-    if (count) *count = exists ? (int)(s->first[worker + 1] - s->first[worker]) : 0;
-    return exists ? s->actions + s->first[worker] : NULL;
+    if (count) *count = exists ? s->lists[worker].count : 0;
+    return exists ? s->lists[worker].at : NULL;
+}
+
+/* What has been seen of micro-batch i in stage s: bits in seen[s * m + i]. */
+#define PMLP__SEEN_F 1u
+#define PMLP__SEEN_I 2u
+#define PMLP__SEEN_W 4u
+#define PMLP__SEEN_RECV_F 8u
+#define PMLP__SEEN_RECV_B 16u
+#define PMLP__SEEN_SEND_F 32u
+#define PMLP__SEEN_SEND_B 64u
+
+static unsigned pmlp__seen_by(pmlp_op op) {
+    switch (op) {
+    case PMLP_OP_F: return PMLP__SEEN_F;
+    case PMLP_OP_I: return PMLP__SEEN_I;
+    case PMLP_OP_W: return PMLP__SEEN_W;
+    case PMLP_OP_B: return PMLP__SEEN_I | PMLP__SEEN_W;
+    case PMLP_OP_RECV_F: return PMLP__SEEN_RECV_F;
+    case PMLP_OP_RECV_B: return PMLP__SEEN_RECV_B;
+    case PMLP_OP_SEND_F: return PMLP__SEEN_SEND_F;
+    case PMLP_OP_SEND_B: return PMLP__SEEN_SEND_B;
+    default: return 0;
+    }
+}
+
+static bool pmlp__is_send(pmlp_op op) { return op == PMLP_OP_SEND_F || op == PMLP_OP_SEND_B; }
+
+/* --- weight versions -------------------------------------------------------------------------- */
+
+/* Version n of a stage's weights is what its n-th update left behind, 0 what it began with. Which
+   one a micro-batch reads, in its forward and in its backward: the newest, or, with a delay, the
+   one that lies `delay` updates before the first that could be there at every stage. `before` are
+   the updates of earlier passes, `now` those of this pass as well. */
+static uint64_t pmlp__version_read(const pmlp_schedule *s, uint64_t before, uint64_t now,
+                                   int microbatch) {
+    uint64_t group;
+    if (s->per_update == 0 || s->delay < 0) return now;
+    group = before + (uint64_t)(microbatch / s->per_update);
+    return group > (uint64_t)s->delay ? group - (uint64_t)s->delay : 0;
+}
+
+/* The most versions between the oldest that a backward still needs and the newest. Micro-batches
+   enter and leave in ascending order, so that two walks over the list do: one at the present, one
+   at the forward of the oldest micro-batch that has not had its backward. */
+PMLP_API int pmlp_schedule_versions(const pmlp_schedule *s, int stage) {
+    const pmlp__list *list;
+    uint64_t updates = 0, updates_then = 0, oldest, most = 1;
+    int backwards = 0, now, then = 0;
+    if (!s || stage < 0 || stage >= s->stages) return 0;
+    if (s->per_update == 0) return 1;
+    list = &s->lists[s->stage_worker[stage]];
+    for (now = 0; now < list->count; now++) {
+        const pmlp_action a = list->at[now];
+        if (a.stage != stage) continue;
+        backwards += (pmlp__seen_by(a.op) & PMLP__SEEN_I) != 0;
+        updates += a.op == PMLP_OP_U;
+        for (; then <= now; then++) {
+            const pmlp_action old = list->at[then];
+            if (old.stage != stage) continue;
+            if (old.op == PMLP_OP_F && old.microbatch >= backwards) break;
+            updates_then += old.op == PMLP_OP_U;
+        }
+        oldest = pmlp__version_read(s, 0, updates_then, backwards);
+        if (oldest <= updates && updates - oldest + 1 > most) most = updates - oldest + 1;
+    }
+    return (int)most;
 }
 
 /* --- builders --------------------------------------------------------------------------------- */
 
-/* A builder writes one worker's list, knowing p, m and the worker's index r. What it writes is not
-   trusted: the checker proves every schedule before the trainer runs it. */
+/* A builder writes one worker's list, knowing p, v, m and the worker's index r. What it writes is
+   not trusted: the checker proves every schedule before the trainer runs it. All counters only
+   ascend, so that gradients accumulate in the order of the samples. */
 
-/* How many forwards worker r runs ahead of its first backward: all in which these schedules
-   differ. */
+static const char *const pmlp__kind_names[PMLP_SCHEDULE_KIND_COUNT] = {
+    "default",   "sequential", "gpipe", "1f1b", "eager-1f1b", "interleaved", "looped-bfs",
+    "zb-h1",  "zb-h2",      "zb-v",  "dualpipe-v", "auto", "pipedream",   "pipedream-2bw"};
+
+PMLP_API const char *pmlp_schedule_kind_name(pmlp_schedule_kind kind) {
+    return pmlp__name(pmlp__kind_names, PMLP_SCHEDULE_KIND_COUNT, (int)kind);
+}
+
+PMLP_API pmlp_schedule_kind pmlp_schedule_kind_of(const char *name) {
+    int kind;
+    for (kind = PMLP_SCHEDULE_SEQUENTIAL; name && kind < PMLP_SCHEDULE_KIND_COUNT; kind++)
+        if (strcmp(name, pmlp__kind_names[kind]) == 0) return (pmlp_schedule_kind)kind;
+    return PMLP_SCHEDULE_DEFAULT;
+}
+
+static int pmlp__least(int a, int b) { return a < b ? a : b; }
+
+/* One stage per worker. How many forwards worker r runs ahead of its first backward, and by how
+   many micro-batches its W stay behind its I, is all in which these schedules differ. */
 static int pmlp__warm_up(pmlp_schedule_kind kind, int p, int r, int m) {
     switch (kind) {
     case PMLP_SCHEDULE_SEQUENTIAL: return 0;
     case PMLP_SCHEDULE_GPIPE: return m;
-    default: return m < p - 1 - r ? m : p - 1 - r;
+    case PMLP_SCHEDULE_EAGER_1F1B:
+    case PMLP_SCHEDULE_ZB_H2: return pmlp__least(m, 2 * (p - 1 - r));
+    default: return pmlp__least(m, p - 1 - r);
     }
 }
 
-/* Warm-up forwards, then one forward and one backward in turn, then the backwards that are left.
-   Both counters only ascend, so that gradients accumulate in the order of the samples. */
+static int pmlp__w_delay(pmlp_schedule_kind kind, int r) {
+    return kind == PMLP_SCHEDULE_ZB_H1 ? r : kind == PMLP_SCHEDULE_ZB_H2 ? 2 * r : 0;
+}
+
+static bool pmlp__is_zero_bubble(pmlp_schedule_kind kind) {
+    return kind == PMLP_SCHEDULE_ZB_H1 || kind == PMLP_SCHEDULE_ZB_H2;
+}
+
+/* The backward of one micro-batch, and what follows from it: W that was put off, an update. */
+static bool pmlp__emit_backward(pmlp_schedule *s, pmlp_schedule_kind kind, int r, int b) {
+    const int w = b - pmlp__w_delay(kind, r);
+    if (pmlp__is_zero_bubble(kind))
+        return pmlp__emit(s, r, PMLP_OP_I, r, b) && (w < 0 || pmlp__emit(s, r, PMLP_OP_W, r, w));
+    return pmlp__emit(s, r, PMLP_OP_B, r, b) &&
+           (s->per_update == 0 || (b + 1) % s->per_update != 0 ||
+            pmlp__emit(s, r, PMLP_OP_U, r, b));
+}
+
+/* Warm-up forwards, then one forward and one backward in turn, then the backwards that are left,
+   then the W that are left. */
 static bool pmlp__build_one_stage(pmlp_schedule *s, pmlp_schedule_kind kind, int r) {
     const int m = s->microbatches, ahead = pmlp__warm_up(kind, s->workers, r, m);
-    int f = 0, b = 0;
-    bool ok = true;
-    s->stage_worker[r] = r;
+    const int delay = pmlp__least(m, pmlp__w_delay(kind, r));
+    int f = 0, b = 0, w;
+    bool ok = pmlp__reserve(s, r, 2 * m + 1);
     while (ok && f < ahead) ok = pmlp__emit(s, r, PMLP_OP_F, r, f++);
     while (ok && b < m) {
         if (f < m) ok = pmlp__emit(s, r, PMLP_OP_F, r, f++);
-        ok = ok && pmlp__emit(s, r, PMLP_OP_B, r, b++);
+        ok = ok && pmlp__emit_backward(s, kind, r, b++);
     }
-    return ok && pmlp__emit(s, r, PMLP_OP_U, r, -1);
+    for (w = m - delay; ok && w < m; w++) ok = pmlp__emit(s, r, PMLP_OP_W, r, w);
+    return ok;
 }
+
+/* The k-th forward or backward of a worker with v chunks, of which each does g micro-batches before
+   it is the next one's turn: forwards from the lowest chunk up, backwards from the highest down. */
+static bool pmlp__emit_looped(pmlp_schedule *s, int r, pmlp_op op, int k, int g) {
+    const int p = s->workers, v = s->stages / p, turn = k / g % v;
+    const int chunk = op == PMLP_OP_F ? turn : v - 1 - turn;
+    return pmlp__emit(s, r, op, chunk * p + r, k / (g * v) * g + k % g);
+}
+
+/* 1F1B over v stages per worker. */
+static bool pmlp__build_interleaved(pmlp_schedule *s, int r) {
+    const int p = s->workers, m = s->microbatches, v = s->stages / p, n = m * v;
+    const int g = m / (m / p > 1 ? m / p : 1);
+    const int ahead = pmlp__least((v - 1) * g + 2 * (p - 1 - r), n);
+    int f = 0, b = 0;
+    bool ok = true;
+    while (ok && f < ahead) ok = pmlp__emit_looped(s, r, PMLP_OP_F, f++, g);
+    while (ok && b < n) {
+        if (f < n) ok = pmlp__emit_looped(s, r, PMLP_OP_F, f++, g);
+        ok = ok && pmlp__emit_looped(s, r, PMLP_OP_B, b++, g);
+    }
+    return ok;
+}
+
+/* GPipe, one stage after the other: breadth first. */
+static bool pmlp__build_looped(pmlp_schedule *s, int r) {
+    const int p = s->workers, m = s->microbatches, v = s->stages / p;
+    int chunk, i;
+    bool ok = true;
+    for (chunk = 0; chunk < v; chunk++)
+        for (i = 0; ok && i < m; i++) ok = pmlp__emit(s, r, PMLP_OP_F, chunk * p + r, i);
+    for (chunk = v - 1; chunk >= 0; chunk--)
+        for (i = 0; ok && i < m; i++) ok = pmlp__emit(s, r, PMLP_OP_B, chunk * p + r, i);
+    return ok;
+}
+
+/* A V: chunk 0 of worker r is stage r, chunk 1 is stage 2 p - 1 - r. The writer counts each chunk's
+   micro-batches and drops what lies beyond the last one, so that the phases below can be written as
+   if there were always enough of them. */
+typedef struct pmlp__v_writer {
+    pmlp_schedule *s;
+    int r, next[2][PMLP_OP_COUNT]; /* micro-batch of the next F, I and W of each chunk */
+    bool ok;
+} pmlp__v_writer;
+
+static void pmlp__v_emit(pmlp__v_writer *v, pmlp_op op, int chunk) {
+    const int stage = chunk == 0 ? v->r : 2 * v->s->workers - 1 - v->r;
+    const int i = v->next[chunk][op]++;
+    if (v->ok && i < v->s->microbatches) v->ok = pmlp__emit(v->s, v->r, op, stage, i);
+}
+
+/* F and I of a chunk; W of it. */
+static void pmlp__v_times(pmlp__v_writer *v, int times, pmlp_op first, int chunk, pmlp_op second,
+                          int second_chunk) {
+    for (; times > 0; times--) {
+        pmlp__v_emit(v, first, chunk);
+        if (second != PMLP_OP_NONE) pmlp__v_emit(v, second, second_chunk);
+    }
+}
+
+/* ZB-V: forwards until the first comes back, then F I W of both chunks in turn, then the I, and W
+   last. */
+static bool pmlp__build_zb_v(pmlp_schedule *s, int r) {
+    const int p = s->workers, m = s->microbatches, n = m > 2 * p - 1 ? m : 2 * p - 1;
+    pmlp__v_writer v;
+    int i;
+    memset(&v, 0, sizeof v);
+    v.s = s;
+    v.r = r;
+    v.ok = true;
+    pmlp__v_times(&v, 2 * (p - r) - 1, PMLP_OP_F, 0, PMLP_OP_NONE, 0);
+    pmlp__v_times(&v, r, PMLP_OP_F, 1, PMLP_OP_F, 0);
+    for (i = 0; i < p - r; i++) {
+        pmlp__v_emit(&v, PMLP_OP_F, 1);
+        pmlp__v_times(&v, 1, PMLP_OP_I, 1, PMLP_OP_W, 1);
+    }
+    while (v.next[1][PMLP_OP_F] < v.next[0][PMLP_OP_F] || v.next[0][PMLP_OP_F] < n) {
+        if (v.next[0][PMLP_OP_F] < n) pmlp__v_emit(&v, PMLP_OP_F, 0);
+        pmlp__v_times(&v, 1, PMLP_OP_I, 0, PMLP_OP_W, 0);
+        pmlp__v_emit(&v, PMLP_OP_F, 1);
+        pmlp__v_times(&v, 1, PMLP_OP_I, 1, PMLP_OP_W, 1);
+    }
+    pmlp__v_times(&v, r, PMLP_OP_I, 0, PMLP_OP_I, 1);
+    pmlp__v_times(&v, p - r, PMLP_OP_I, 0, PMLP_OP_W, 0);
+    while (v.next[1][PMLP_OP_W] < v.next[1][PMLP_OP_I]) pmlp__v_emit(&v, PMLP_OP_W, 1);
+    while (v.next[0][PMLP_OP_W] < v.next[0][PMLP_OP_I]) pmlp__v_emit(&v, PMLP_OP_W, 0);
+    return v.ok;
+}
+
+/* A backward of DualPipeV: whole, or I with its W put off into a queue of both chunks. */
+typedef struct pmlp__dual_writer {
+    pmlp__v_writer v;
+    int put_off, done; /* W so far */
+} pmlp__dual_writer;
+
+static void pmlp__dual_backward(pmlp__dual_writer *d, int chunk, bool split, char *queue) {
+    pmlp__v_emit(&d->v, PMLP_OP_I, chunk);
+    if (split) queue[d->put_off++] = (char)chunk;
+    else pmlp__v_emit(&d->v, PMLP_OP_W, chunk);
+}
+
+static void pmlp__dual_w(pmlp__dual_writer *d, const char *queue) {
+    if (d->done < d->put_off) pmlp__v_emit(&d->v, PMLP_OP_W, queue[d->done++]);
+}
+
+/* The eight phases. Where the paper computes a forward and a backward at once, they stand one after
+   the other. queue [2 m]. */
+static bool pmlp__build_dualpipe(pmlp_schedule *s, int r, char *queue) {
+    const int p = s->workers, m = s->microbatches;
+    pmlp__dual_writer d;
+    int i;
+    memset(&d, 0, sizeof d);
+    d.v.s = s;
+    d.v.r = r;
+    d.v.ok = true;
+    pmlp__v_times(&d.v, 2 * (p - r - 1), PMLP_OP_F, 0, PMLP_OP_NONE, 0);
+    pmlp__v_times(&d.v, r + 1, PMLP_OP_F, 0, PMLP_OP_F, 1);
+    for (i = 0; i < p - r - 1; i++) {
+        pmlp__dual_backward(&d, 1, true, queue);
+        pmlp__dual_w(&d, queue);
+        pmlp__v_emit(&d.v, PMLP_OP_F, 1);
+    }
+    for (i = 0; i < m - 2 * p + r + 1; i++) {
+        pmlp__v_emit(&d.v, PMLP_OP_F, 0);
+        pmlp__dual_backward(&d, 1, false, queue);
+        pmlp__v_emit(&d.v, PMLP_OP_F, 1);
+        pmlp__dual_backward(&d, 0, false, queue);
+    }
+    for (i = 0; i < p - r - 1; i++) {
+        pmlp__dual_backward(&d, 1, false, queue);
+        pmlp__v_emit(&d.v, PMLP_OP_F, 1);
+        pmlp__dual_backward(&d, 0, false, queue);
+    }
+    for (i = 0; i < 2 * (r + 1); i++)
+        pmlp__dual_backward(&d, i % 2 == 0, i >= r + 1, queue);
+    for (i = 0; i < p - r - 1; i++) {
+        pmlp__dual_w(&d, queue);
+        pmlp__dual_backward(&d, 0, true, queue);
+    }
+    while (d.done < d.put_off) pmlp__dual_w(&d, queue);
+    return d.v.ok;
+}
+
+static bool pmlp__is_asynchronous(pmlp_schedule_kind kind) {
+    return kind == PMLP_SCHEDULE_PIPEDREAM || kind == PMLP_SCHEDULE_PIPEDREAM_2BW;
+}
+
+/* What a kind demands of p, v, m. */
+static pmlp_result pmlp__check_sizes(pmlp_schedule_kind kind, int p, int v, int m, int batches,
+                                     pmlp_error *error) {
+    const char *name = pmlp_schedule_kind_name(kind);
+    const bool is_v = kind == PMLP_SCHEDULE_ZB_V || kind == PMLP_SCHEDULE_DUALPIPE_V;
+    const bool loops = kind == PMLP_SCHEDULE_INTERLEAVED || kind == PMLP_SCHEDULE_LOOPED_BFS;
+    const int rounds = m / p > 1 ? m / p : 1;
+    if (is_v && v != 2)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "virtual_stages: %s has 2 stages per worker, not %d", name, v);
+    if (!is_v && !loops && kind != PMLP_SCHEDULE_AUTO && v != 1)
+        return pmlp__fail(
+            error, PMLP_ERROR_ARGUMENT,
+            "virtual_stages: %s has 1 stage per worker, not %d; interleaved takes more", name, v);
+    if (kind == PMLP_SCHEDULE_INTERLEAVED && m % rounds != 0)
+        return pmlp__fail(
+            error, PMLP_ERROR_ARGUMENT,
+            "microbatches: %d cannot be split into %d equal rounds for %d interleaved "
+            "workers; %d can",
+            m, rounds, p, m / rounds * rounds);
+    if (kind == PMLP_SCHEDULE_DUALPIPE_V && m < 2 * p)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "microbatches: dualpipe-v with %d workers needs at least %d, not %d", p,
+                          2 * p, m);
+    if (kind == PMLP_SCHEDULE_PIPEDREAM_2BW && m < p)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "microbatches: pipedream-2bw with %d workers needs at least %d, not %d",
+                          p, p, m);
+    if (batches != 1 && !pmlp__is_asynchronous(kind))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "batches: %s ends with every batch; only asynchronous kinds go on", name);
+    return PMLP_OK;
+}
+
+static int pmlp__default_virtual(pmlp_schedule_kind kind) {
+    switch (kind) {
+    case PMLP_SCHEDULE_INTERLEAVED:
+    case PMLP_SCHEDULE_LOOPED_BFS:
+    case PMLP_SCHEDULE_ZB_V:
+    case PMLP_SCHEDULE_DUALPIPE_V: return 2;
+    default: return 1;
+    }
+}
+
+static pmlp_result pmlp__check_schedule_desc(const pmlp_schedule_desc *d, pmlp_error *error) {
+    if (d->workers < 1 || d->workers > PMLP__MAX_WORKERS)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "workers: %d is not in 1 .. %d", d->workers,
+                          PMLP__MAX_WORKERS);
+    if (d->virtual_stages < 1 || d->virtual_stages > PMLP__MAX_WORKERS / d->workers)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "virtual_stages: %d is not in 1 .. %d",
+                          d->virtual_stages, PMLP__MAX_WORKERS / d->workers);
+    if (d->microbatches < 1 || d->microbatches > PMLP__MAX_MICROBATCHES)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "microbatches: %d is not in 1 .. %d",
+                          d->microbatches, PMLP__MAX_MICROBATCHES);
+    if (d->batches < 1 || d->batches > PMLP__MAX_MICROBATCHES / d->microbatches)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "batches: %d is not in 1 .. %d", d->batches,
+                          PMLP__MAX_MICROBATCHES / d->microbatches);
+    if (pmlp__is_half(&d->allocator))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
+    if ((int)d->kind < 0 || d->kind >= PMLP_SCHEDULE_KIND_COUNT)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "kind: %d is no schedule", (int)d->kind);
+    return pmlp__check_sizes(d->kind, d->workers, d->virtual_stages, d->microbatches, d->batches,
+                             error);
+}
+
+/* One worker's list without the updates of a synchronous schedule. */
+static bool pmlp__build_worker(pmlp_schedule *s, pmlp_schedule_kind kind, int r, char *queue) {
+    switch (kind) {
+    case PMLP_SCHEDULE_INTERLEAVED: return pmlp__build_interleaved(s, r);
+    case PMLP_SCHEDULE_LOOPED_BFS: return pmlp__build_looped(s, r);
+    case PMLP_SCHEDULE_ZB_V: return pmlp__build_zb_v(s, r);
+    case PMLP_SCHEDULE_DUALPIPE_V: return pmlp__build_dualpipe(s, r, queue);
+    default: return pmlp__build_one_stage(s, kind, r);
+    }
+}
+
+static bool pmlp__add_updates(pmlp_schedule *s, int worker);
+
+static pmlp_schedule *pmlp__build(const pmlp_schedule_desc *d) {
+    const int p = d->workers, stages = p * d->virtual_stages;
+    const bool is_v = d->kind == PMLP_SCHEDULE_ZB_V || d->kind == PMLP_SCHEDULE_DUALPIPE_V;
+    pmlp_schedule *s =
+        pmlp__schedule_new(&d->allocator, p, stages, d->microbatches * d->batches);
+    char *queue = (char *)pmlp__new(&d->allocator, 2 * (size_t)d->microbatches, 1);
+    bool ok = s && queue;
+    int i;
+    if (ok && d->kind == PMLP_SCHEDULE_PIPEDREAM) {
+        s->per_update = 1;
+        s->delay = -1;
+    }
+    if (ok && d->kind == PMLP_SCHEDULE_PIPEDREAM_2BW) {
+        s->per_update = d->microbatches;
+        s->delay = 1;
+    }
+    for (i = 0; ok && i < stages; i++)
+        s->stage_worker[i] = is_v && i >= p ? 2 * p - 1 - i : i % p;
+    for (i = 0; ok && i < p; i++)
+        ok = pmlp__build_worker(s, d->kind, i, queue) && pmlp__add_updates(s, i);
+    pmlp__delete(&d->allocator, queue);
+    if (ok) return s;
+    pmlp_schedule_destroy(s);
+    return NULL;
+}
+
+static pmlp_result pmlp__build_auto(const pmlp_schedule_desc *desc, pmlp_schedule **schedule,
+                                    pmlp_error *error);
 
 PMLP_API pmlp_result pmlp_schedule_create(const pmlp_schedule_desc *desc, pmlp_schedule **schedule,
                                           pmlp_error *error) {
-    pmlp_schedule *s;
-    pmlp_schedule_kind kind;
-    int p, m, r;
+    pmlp_schedule_desc d;
+    pmlp_result result;
     if (!schedule) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     *schedule = NULL;
     if (!desc) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "desc: is NULL");
-    p = desc->workers ? desc->workers : 1;
-    m = desc->microbatches ? desc->microbatches : 1;
-    kind = desc->kind ? desc->kind : PMLP_SCHEDULE_1F1B;
-    if (p < 1 || p > PMLP__MAX_WORKERS)
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "workers: %d is not in 1 .. %d", p,
-                          PMLP__MAX_WORKERS);
-    if (m < 1 || m > PMLP__MAX_MICROBATCHES)
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "microbatches: %d is not in 1 .. %d", m,
-                          PMLP__MAX_MICROBATCHES);
-    if (pmlp__is_half(&desc->allocator))
+    d = *desc;
+    if (!d.kind) d.kind = PMLP_SCHEDULE_1F1B;
+    if (!d.workers) d.workers = 1;
+    if (!d.virtual_stages) d.virtual_stages = pmlp__default_virtual(d.kind);
+    if (!d.microbatches) d.microbatches = 1;
+    if (!d.batches) d.batches = 1;
+    result = pmlp__check_schedule_desc(&d, error);
+    if (result != PMLP_OK) return result;
+    if (d.kind == PMLP_SCHEDULE_AUTO) return pmlp__build_auto(&d, schedule, error);
+    *schedule = pmlp__build(&d);
+    return *schedule ? PMLP_OK : pmlp__no_memory(error, "a schedule");
+}
+
+PMLP_API pmlp_result pmlp_schedule_empty(int workers, int stages, int microbatches,
+                                         const int *stage_worker, const pmlp_allocator *allocator,
+                                         pmlp_schedule **schedule, pmlp_error *error) {
+    const pmlp_allocator memory = pmlp__allocator_or_default(allocator);
+    int stage;
+    if (!schedule) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
+    *schedule = NULL;
+    if (workers < 1 || workers > PMLP__MAX_WORKERS || stages < 1 || stages > PMLP__MAX_WORKERS ||
+        microbatches < 1 || microbatches > PMLP__MAX_MICROBATCHES)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "%d workers, %d stages, %d micro-batches: one of them is out of range",
+                          workers, stages, microbatches);
+    if (!stage_worker) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stage_worker: is NULL");
+    for (stage = 0; stage < stages; stage++)
+        if (stage_worker[stage] < 0 || stage_worker[stage] >= workers)
+            return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                              "stage_worker: stage %d is on worker %d, which is not in 0 .. %d",
+                              stage, stage_worker[stage], workers - 1);
+    if (pmlp__is_half(&memory))
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
-    if ((int)kind < 0 || kind >= PMLP_SCHEDULE_KIND_COUNT)
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "kind: %d is no schedule", (int)kind);
-    s = pmlp__schedule_new(&desc->allocator, p, p, m);
-    if (!s) return pmlp__no_memory(error, "a schedule");
-    for (r = 0; r < p; r++) {
-        if (!pmlp__build_one_stage(s, kind, r)) {
-            pmlp_schedule_destroy(s);
-            return pmlp__no_memory(error, "a schedule's actions");
-        }
-    }
-    *schedule = s;
+    *schedule = pmlp__schedule_new(&memory, workers, stages, microbatches);
+    if (!*schedule) return pmlp__no_memory(error, "a schedule");
+    memcpy((*schedule)->stage_worker, stage_worker, (size_t)stages * sizeof *stage_worker);
+    return PMLP_OK;
+}
+
+PMLP_API pmlp_result pmlp_schedule_append(pmlp_schedule *s, pmlp_op op, int stage, int microbatch,
+                                          pmlp_error *error) {
+    if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
+    if (op <= PMLP_OP_NONE || op >= PMLP_OP_COUNT)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "op: %d is none", (int)op);
+    if (stage < 0 || stage >= s->stages)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stage: %d is not in 0 .. %d", stage,
+                          s->stages - 1);
+    if (op != PMLP_OP_U && (microbatch < 0 || microbatch >= s->microbatches))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "microbatch: %d is not in 0 .. %d",
+                          microbatch, s->microbatches - 1);
+    if (((op == PMLP_OP_SEND_F || op == PMLP_OP_RECV_B) && stage == s->stages - 1) ||
+        ((op == PMLP_OP_RECV_F || op == PMLP_OP_SEND_B) && stage == 0))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stage: stage %d has nobody for a %s", stage,
+                          pmlp_op_name(op));
+    if (op == PMLP_OP_U && s->per_update == 0) microbatch = -1;
+    if (!pmlp__emit(s, s->stage_worker[stage], op, stage, microbatch))
+        return pmlp__no_memory(error, "a schedule's actions");
+    if (op >= PMLP_OP_SEND_F) s->lowered = true;
     return PMLP_OK;
 }
 
@@ -2259,12 +3077,15 @@ static pmlp_result pmlp__parse_cell(pmlp__parser *p, const char *from, const cha
     case 'U': action->op = PMLP_OP_U; break;
     case 'S':
     case 'R':
-        return pmlp__parse_fail(p, from, to, "is a hand-off; leave those out, they are derived");
+        return pmlp__parse_fail(p, from, to, "is a hand-off or the like; leave those out");
     default: return pmlp__parse_fail(p, from, to, "has no op F, I, W, B or U after the stage");
     }
     if (action->op != PMLP_OP_U &&
         !pmlp__parse_number(&at, to, PMLP__MAX_MICROBATCHES, &action->microbatch))
         return pmlp__parse_fail(p, from, to, "does not end with a micro-batch, as 0F1 does");
+    if (action->op == PMLP_OP_U && at < to && *at >= '0' && *at <= '9')
+        return pmlp__parse_fail(p, from, to,
+                                "updates amid a batch; asynchronous schedules are built, not read");
     return at == to ? PMLP_OK : pmlp__parse_fail(p, from, to, "has something behind the action");
 }
 
@@ -2321,12 +3142,12 @@ static pmlp_result pmlp__parse_sizes(pmlp__parser p, int *workers, int *stages, 
 
 /* Updates that the text left out, in ascending order at the end of the row. */
 static bool pmlp__add_updates(pmlp_schedule *s, int worker) {
-    int stage;
-    size_t i;
-    for (stage = 0; stage < s->stages; stage++) {
+    const pmlp__list *list = &s->lists[worker];
+    int stage, i;
+    for (stage = 0; s->per_update == 0 && stage < s->stages; stage++) {
         bool present = s->stage_worker[stage] != worker;
-        for (i = s->first[worker]; !present && i < s->first[worker + 1]; i++)
-            present = s->actions[i].op == PMLP_OP_U && s->actions[i].stage == stage;
+        for (i = 0; !present && i < list->count; i++)
+            present = list->at[i].op == PMLP_OP_U && list->at[i].stage == stage;
         if (!present && !pmlp__emit(s, worker, PMLP_OP_U, stage, -1)) return false;
     }
     return true;
@@ -2390,12 +3211,12 @@ PMLP_API pmlp_result pmlp_schedule_parse(const char *text, size_t size,
 }
 
 /* End of a list without the updates that parsing would add again. */
-static size_t pmlp__end_without_updates(const pmlp_schedule *s, int worker) {
-    size_t end = s->first[worker + 1];
-    int above = INT_MAX;
-    while (end > s->first[worker] && s->actions[end - 1].op == PMLP_OP_U &&
-           s->actions[end - 1].stage < above)
-        above = s->actions[--end].stage;
+static int pmlp__end_without_updates(const pmlp_schedule *s, int worker) {
+    const pmlp__list *list = &s->lists[worker];
+    int end = list->count, above = INT_MAX;
+    while (s->per_update == 0 && end > 0 && list->at[end - 1].op == PMLP_OP_U &&
+           list->at[end - 1].stage < above)
+        above = list->at[--end].stage;
     return end;
 }
 
@@ -2408,17 +3229,16 @@ static void pmlp__put_action(pmlp__text *text, pmlp_action a, bool with_stage) {
 PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *s, char *buffer, size_t size,
                                          size_t *length) {
     pmlp__text text;
-    int worker;
-    size_t i;
+    int worker, i;
     if (!s || (!buffer && size > 0)) return PMLP_ERROR_ARGUMENT;
     text.buffer = buffer;
     text.size = size;
     text.length = 0;
     for (worker = 0; worker < s->workers; worker++) {
-        const size_t end = pmlp__end_without_updates(s, worker);
-        for (i = s->first[worker]; i < end; i++) {
-            if (i > s->first[worker]) pmlp__put(&text, ",");
-            pmlp__put_action(&text, s->actions[i], true);
+        const int end = pmlp__end_without_updates(s, worker);
+        for (i = 0; i < end; i++) {
+            if (i > 0) pmlp__put(&text, ",");
+            pmlp__put_action(&text, s->lists[worker].at[i], true);
         }
         pmlp__put(&text, "\n");
     }
@@ -2434,91 +3254,77 @@ PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *s, char *buffer, s
 
    The gradient for the stage below leaves between I and W: nobody waits for W. Each SEND stands
    right behind its producer, each RECV right before its consumer. Whether that can deadlock, and
-   how many slots each queue needs, is for the checker to say; GPipe and 1F1B need one. */
+   how many slots each queue needs, is for the checker to say. */
+
 /* True if a stage and its neighbour (stage + 1 or stage - 1) both exist, on different workers. */
 static bool pmlp__crosses(const pmlp_schedule *s, int stage, int neighbour) {
     return neighbour >= 0 && neighbour < s->stages &&
            s->stage_worker[stage] != s->stage_worker[neighbour];
 }
 
-static bool pmlp__lower_action(const pmlp_schedule *s, pmlp_schedule *out, int worker,
-                               pmlp_action a) {
-    const bool below = a.op != PMLP_OP_U && pmlp__crosses(s, a.stage, a.stage - 1);
-    const bool above = a.op != PMLP_OP_U && pmlp__crosses(s, a.stage, a.stage + 1);
-    const int stage = a.stage, i = a.microbatch;
-    switch (a.op) {
-    case PMLP_OP_F:
-        return (!below || pmlp__emit(out, worker, PMLP_OP_RECV_F, stage, i)) &&
-               pmlp__emit(out, worker, PMLP_OP_F, stage, i) &&
-               (!above || pmlp__emit(out, worker, PMLP_OP_SEND_F, stage, i));
-    case PMLP_OP_I:
-    case PMLP_OP_B:
-        return (!above || pmlp__emit(out, worker, PMLP_OP_RECV_B, stage, i)) &&
-               pmlp__emit(out, worker, PMLP_OP_I, stage, i) &&
-               (!below || pmlp__emit(out, worker, PMLP_OP_SEND_B, stage, i)) &&
-               (a.op == PMLP_OP_I || pmlp__emit(out, worker, PMLP_OP_W, stage, i));
-    default: return pmlp__emit(out, worker, a.op, stage, i);
+/* Writes what an action becomes, four actions at most, and returns how many; with `whole` a B stays
+   one. The lists of a lowered schedule are taken as they are. Every reader that needs hand-offs
+   goes through here. */
+static int pmlp__expand(const pmlp_schedule *s, pmlp_action a, bool whole, pmlp_action out[4]) {
+    const bool forward = a.op == PMLP_OP_F, backward = a.op == PMLP_OP_I || a.op == PMLP_OP_B;
+    int n = 0, i;
+    for (i = 0; i < 4; i++) out[i] = a;
+    if (s->lowered || (!forward && !backward)) return 1;
+    if (forward && pmlp__crosses(s, a.stage, a.stage - 1)) out[n++].op = PMLP_OP_RECV_F;
+    if (backward && pmlp__crosses(s, a.stage, a.stage + 1)) out[n++].op = PMLP_OP_RECV_B;
+    out[n++].op = a.op == PMLP_OP_B && !whole ? PMLP_OP_I : a.op;
+    if (forward && pmlp__crosses(s, a.stage, a.stage + 1)) out[n++].op = PMLP_OP_SEND_F;
+    if (backward && pmlp__crosses(s, a.stage, a.stage - 1)) out[n++].op = PMLP_OP_SEND_B;
+    if (a.op == PMLP_OP_B && !whole) out[n++].op = PMLP_OP_W;
+    return n;
+}
+
+static bool pmlp__emit_expanded(const pmlp_schedule *s, pmlp_schedule *out, int worker,
+                                pmlp_action a) {
+    pmlp_action parts[4];
+    const int n = pmlp__expand(s, a, false, parts);
+    int i;
+    for (i = 0; i < n; i++)
+        if (!pmlp__emit(out, worker, parts[i].op, parts[i].stage, parts[i].microbatch))
+            return false;
+    return true;
+}
+
+/* All actions lowered, or only the forwards, in the order that training has them: what evaluation
+   runs. NULL: no memory. */
+static pmlp_schedule *pmlp__lowered(const pmlp_schedule *s, bool only_forwards) {
+    pmlp_schedule *out = pmlp__schedule_like(s, &s->allocator);
+    bool ok = out != NULL;
+    int worker, i;
+    for (worker = 0; ok && worker < s->workers; worker++)
+        for (i = 0; ok && i < s->lists[worker].count; i++) {
+            const pmlp_action a = s->lists[worker].at[i];
+            const bool forward =
+                a.op == PMLP_OP_F || a.op == PMLP_OP_SEND_F || a.op == PMLP_OP_RECV_F;
+            if (forward || !only_forwards) ok = pmlp__emit_expanded(s, out, worker, a);
+        }
+    if (ok) {
+        out->lowered = true;
+        return out;
     }
+    pmlp_schedule_destroy(out);
+    return NULL;
 }
 
 PMLP_API pmlp_result pmlp_schedule_lower(const pmlp_schedule *s, pmlp_schedule **lowered,
                                          pmlp_error *error) {
-    pmlp_schedule *out;
-    int worker;
-    size_t i;
     if (!lowered) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "lowered: is NULL");
     *lowered = NULL;
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
-    for (i = 0; i < s->first[s->workers]; i++)
-        if (s->actions[i].op >= PMLP_OP_SEND_F)
-            return pmlp__fail(error, PMLP_ERROR_SCHEDULE, "the schedule has been lowered already");
-    out = pmlp__schedule_new(&s->allocator, s->workers, s->stages, s->microbatches);
-    if (!out) return pmlp__no_memory(error, "a schedule");
-    memcpy(out->stage_worker, s->stage_worker, (size_t)s->stages * sizeof *s->stage_worker);
-    for (worker = 0; worker < s->workers; worker++)
-        for (i = s->first[worker]; i < s->first[worker + 1]; i++)
-            if (!pmlp__lower_action(s, out, worker, s->actions[i])) {
-                pmlp_schedule_destroy(out);
-                return pmlp__no_memory(error, "a lowered schedule");
-            }
-    *lowered = out;
-    return PMLP_OK;
-}
-
-/* Only the forwards, in the order that training has them, lowered: what evaluation runs. */
-static pmlp_schedule *pmlp__schedule_forward(const pmlp_schedule *s) {
-    pmlp_schedule *out = pmlp__schedule_new(&s->allocator, s->workers, s->stages, s->microbatches);
-    bool ok = out != NULL;
-    int worker;
-    size_t i;
-    if (ok) memcpy(out->stage_worker, s->stage_worker, (size_t)s->stages * sizeof *s->stage_worker);
-    for (worker = 0; ok && worker < s->workers; worker++)
-        for (i = s->first[worker]; ok && i < s->first[worker + 1]; i++)
-            if (s->actions[i].op == PMLP_OP_F)
-                ok = pmlp__lower_action(s, out, worker, s->actions[i]);
-    if (ok) return out;
-    pmlp_schedule_destroy(out);
-    return NULL;
+    if (s->lowered)
+        return pmlp__fail(error, PMLP_ERROR_SCHEDULE, "the schedule has been lowered already");
+    *lowered = pmlp__lowered(s, false);
+    return *lowered ? PMLP_OK : pmlp__no_memory(error, "a lowered schedule");
 }
 
 /*============================================================================================*/
 /* >>check: a proof that a schedule is right and cannot deadlock                              */
 /*============================================================================================*/
-
-/* What has been seen of micro-batch i in stage s: bits in seen[s * m + i]. */
-#define PMLP__SEEN_F 1u
-#define PMLP__SEEN_I 2u
-#define PMLP__SEEN_W 4u
-
-static unsigned pmlp__seen_by(pmlp_op op) {
-    switch (op) {
-    case PMLP_OP_F: return PMLP__SEEN_F;
-    case PMLP_OP_I: return PMLP__SEEN_I;
-    case PMLP_OP_W: return PMLP__SEEN_W;
-    case PMLP_OP_B: return PMLP__SEEN_I | PMLP__SEEN_W;
-    default: return 0;
-    }
-}
 
 static size_t pmlp__cell(const pmlp_schedule *s, int stage, int microbatch) {
     return (size_t)stage * (size_t)s->microbatches + (size_t)microbatch;
@@ -2560,44 +3366,52 @@ static pmlp_result pmlp__check_fail(pmlp_error *error, pmlp_result result, int w
    them would be out of proportion to the text that it came from. */
 static bool pmlp__is_sparse(const pmlp_schedule *s, pmlp_error *error) {
     const double cells = (double)s->stages * (double)s->microbatches;
-    if (cells <= 4.0 * (double)s->first[s->workers] + 4096.0) return false;
+    const double actions = (double)pmlp__action_count(s);
+    if (cells <= 4.0 * actions + 4096.0) return false;
     pmlp__fail(error, PMLP_ERROR_SCHEDULE,
                "%.0f actions are far too few for %d stages and %d micro-batches: a stage needs "
                "every micro-batch from 0 on",
-               (double)s->first[s->workers], s->stages, s->microbatches);
+               actions, s->stages, s->microbatches);
     return true;
 }
 
-/* Rule 1: every action is of a stage of its worker and stands there exactly once. */
-static pmlp_result pmlp__check_complete(const pmlp_schedule *s, unsigned char *seen, int *updates,
-                                        pmlp_error *error) {
-    static const pmlp_op needed[] = {PMLP_OP_F, PMLP_OP_I, PMLP_OP_W};
-    int worker, stage, i, n;
-    size_t at;
+static pmlp_result pmlp__does_twice(pmlp_error *error, int worker, pmlp_action a) {
+    return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a, "worker %d does %s twice",
+                            worker, pmlp__action_label(a).text);
+}
+
+/* How many updates a stage has to do. */
+static int pmlp__updates_due(const pmlp_schedule *s) {
+    return s->per_update ? s->microbatches / s->per_update : 1;
+}
+
+/* Rule 1: nothing stands there twice. */
+static pmlp_result pmlp__check_once(const pmlp_schedule *s, unsigned char *seen, int *updates,
+                                    pmlp_error *error) {
+    int worker, i;
     for (worker = 0; worker < s->workers; worker++)
-        for (at = s->first[worker]; at < s->first[worker + 1]; at++) {
-            const pmlp_action a = s->actions[at];
+        for (i = 0; i < s->lists[worker].count; i++) {
+            const pmlp_action a = s->lists[worker].at[i];
             const unsigned bits = pmlp__seen_by(a.op);
-            if (a.op == PMLP_OP_U) {
-                if (updates[a.stage]++)
-                    return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                            "worker %d does %s twice", worker,
-                                            pmlp__action_label(a).text);
-                continue;
-            }
-            if (!bits)
-                return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                        "worker %d: %s is no action of a schedule before lowering",
-                                        worker, pmlp__action_label(a).text);
-            if (seen[pmlp__cell(s, a.stage, a.microbatch)] & bits)
-                return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                        "worker %d does %s twice", worker,
-                                        pmlp__action_label(a).text);
-            seen[pmlp__cell(s, a.stage, a.microbatch)] |= (unsigned char)bits;
+            unsigned char *cell;
+            if (a.op == PMLP_OP_U && ++updates[a.stage] > pmlp__updates_due(s))
+                return pmlp__does_twice(error, worker, a);
+            if (a.op == PMLP_OP_U) continue;
+            cell = &seen[pmlp__cell(s, a.stage, a.microbatch)];
+            if (*cell & bits) return pmlp__does_twice(error, worker, a);
+            *cell |= (unsigned char)bits;
         }
+    return PMLP_OK;
+}
+
+/* Rule 1: everything stands there. */
+static pmlp_result pmlp__check_complete(const pmlp_schedule *s, const unsigned char *seen,
+                                        const int *updates, pmlp_error *error) {
+    static const pmlp_op needed[] = {PMLP_OP_F, PMLP_OP_I, PMLP_OP_W};
+    int stage, i, n;
     for (stage = 0; stage < s->stages; stage++) {
         pmlp_action a = {PMLP_OP_U, stage, -1};
-        worker = s->stage_worker[stage];
+        const int worker = s->stage_worker[stage];
         for (i = 0; i < s->microbatches; i++)
             for (n = 0; n < 3; n++)
                 if (!(seen[pmlp__cell(s, stage, i)] & pmlp__seen_by(needed[n]))) {
@@ -2609,69 +3423,130 @@ static pmlp_result pmlp__check_complete(const pmlp_schedule *s, unsigned char *s
                         worker, pmlp__action_label(a).text, n ? ", nor the whole backward " : "",
                         n ? whole.text : "");
                 }
-        if (!updates[stage])
+        if (updates[stage] < pmlp__updates_due(s))
             return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                    "worker %d never does %dU, the update of stage %d", worker,
-                                    stage, stage);
+                                    "worker %d never does %dU, %s update of stage %d", worker,
+                                    stage, s->per_update ? "every" : "the", stage);
     }
     return PMLP_OK;
 }
 
-/* Rule 2: each worker's own order. seen is all zero at first; next_w [stages] too. */
-static pmlp_result pmlp__check_order(const pmlp_schedule *s, unsigned char *seen, int *next_w,
-                                     pmlp_error *error) {
-    int worker, updated;
-    size_t at;
+/* What a stage has done so far, in the walk over its worker's list. */
+typedef struct pmlp__progress {
+    int next_w;   /* micro-batch of the next W */
+    int updates;
+} pmlp__progress;
+
+/* Rule 2 for one F, I, W or B. */
+static pmlp_result pmlp__check_action(const pmlp_schedule *s, int worker, pmlp_action a,
+                                      unsigned char *cell, pmlp__progress *p, pmlp_error *error) {
+    const unsigned bits = pmlp__seen_by(a.op);
+    const uint64_t version = pmlp__version_read(s, 0, (uint64_t)p->updates, a.microbatch);
+    if ((bits & PMLP__SEEN_I) && !(*cell & PMLP__SEEN_F))
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s before %s", worker, pmlp__action_label(a).text,
+                                pmlp__label_of(PMLP_OP_F, a.stage, a.microbatch).text);
+    if (a.op == PMLP_OP_W && !(*cell & PMLP__SEEN_I))
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s before %s", worker, pmlp__action_label(a).text,
+                                pmlp__label_of(PMLP_OP_I, a.stage, a.microbatch).text);
+    if (a.op == PMLP_OP_F && version > (uint64_t)p->updates)
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s, which reads the weights of update %d, after %d",
+                                worker, pmlp__action_label(a).text, (int)version, p->updates);
+    if ((bits & PMLP__SEEN_W) && a.microbatch != p->next_w)
+        return pmlp__check_fail(
+            error, PMLP_ERROR_SCHEDULE, worker, a,
+            "worker %d does %s before %s: gradients accumulate in ascending order", worker,
+            pmlp__action_label(a).text, pmlp__label_of(a.op, a.stage, p->next_w).text);
+    if ((bits & PMLP__SEEN_W) && s->per_update && a.microbatch / s->per_update > p->updates)
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s before the update that ends at micro-batch %d",
+                                worker, pmlp__action_label(a).text,
+                                (p->updates + 1) * s->per_update - 1);
+    if (bits & PMLP__SEEN_W) p->next_w++;
+    *cell |= (unsigned char)bits;
+    return PMLP_OK;
+}
+
+/* Rule 2 for one U: it has the gradients that it takes. */
+static pmlp_result pmlp__check_update(const pmlp_schedule *s, int worker, pmlp_action a,
+                                      pmlp__progress *p, pmlp_error *error) {
+    const int needed = s->per_update ? (p->updates + 1) * s->per_update : s->microbatches;
+    if (p->next_w < needed)
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s before it has the gradient of micro-batch %d "
+                                "(%s)", worker, pmlp__action_label(a).text, p->next_w,
+                                pmlp__label_of(PMLP_OP_W, a.stage, p->next_w).text);
+    if (s->per_update && a.microbatch != needed - 1)
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s where the update after micro-batch %d is due",
+                                worker, pmlp__action_label(a).text, needed - 1);
+    p->updates++;
+    return PMLP_OK;
+}
+
+/* Rule 2: each worker's own order. seen and progress [stages] are all zero at first. */
+static pmlp_result pmlp__check_order(const pmlp_schedule *s, unsigned char *seen,
+                                     pmlp__progress *progress, pmlp_error *error) {
+    int worker, updated, i;
     for (worker = 0; worker < s->workers; worker++)
-        for (updated = -1, at = s->first[worker]; at < s->first[worker + 1]; at++) {
-            const pmlp_action a = s->actions[at];
-            const unsigned bits = pmlp__seen_by(a.op);
-            unsigned char *cell;
+        for (updated = -1, i = 0; i < s->lists[worker].count; i++) {
+            const pmlp_action a = s->lists[worker].at[i];
+            pmlp_result result;
             if (a.op == PMLP_OP_U) {
                 updated = a.stage;
-                if (next_w[a.stage] < s->microbatches)
-                    return pmlp__check_fail(
-                        error, PMLP_ERROR_SCHEDULE, worker, a,
-                        "worker %d does %s before it has the gradient of micro-batch %d (%s)",
-                        worker, pmlp__action_label(a).text, next_w[a.stage],
-                        pmlp__label_of(PMLP_OP_W, a.stage, next_w[a.stage]).text);
-                continue;
-            }
-            if ((bits & PMLP__SEEN_W) && updated >= 0)
-                return pmlp__check_fail(
+                result = pmlp__check_update(s, worker, a, &progress[a.stage], error);
+            } else if (a.op >= PMLP_OP_SEND_F) {
+                continue; /* the replay looks at these */
+            } else if ((pmlp__seen_by(a.op) & PMLP__SEEN_W) && updated >= 0 && !s->per_update) {
+                result = pmlp__check_fail(
                     error, PMLP_ERROR_SCHEDULE, worker, a,
                     "worker %d does %dU before %s: updates wait for the gradients of every stage",
                     worker, updated, pmlp__action_label(a).text);
-            cell = &seen[pmlp__cell(s, a.stage, a.microbatch)];
-            if ((bits & PMLP__SEEN_I) && !(*cell & PMLP__SEEN_F))
-                return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                        "worker %d does %s before %s", worker,
-                                        pmlp__action_label(a).text,
-                                        pmlp__label_of(PMLP_OP_F, a.stage, a.microbatch).text);
-            if (a.op == PMLP_OP_W && !(*cell & PMLP__SEEN_I))
-                return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                        "worker %d does %s before %s", worker,
-                                        pmlp__action_label(a).text,
-                                        pmlp__label_of(PMLP_OP_I, a.stage, a.microbatch).text);
-            if ((bits & PMLP__SEEN_W) && a.microbatch != next_w[a.stage]++)
-                return pmlp__check_fail(
-                    error, PMLP_ERROR_SCHEDULE, worker, a,
-                    "worker %d does %s before %s: gradients accumulate in ascending order", worker,
-                    pmlp__action_label(a).text,
-                    pmlp__label_of(a.op, a.stage, next_w[a.stage] - 1).text);
-            *cell |= (unsigned char)bits;
+            } else {
+                result = pmlp__check_action(s, worker, a,
+                                            &seen[pmlp__cell(s, a.stage, a.microbatch)],
+                                            &progress[a.stage], error);
+            }
+            if (result != PMLP_OK) return result;
         }
     return PMLP_OK;
 }
 
+/* Rules 1 and 2, and the room that both need. */
+static pmlp_result pmlp__check_lists(const pmlp_schedule *s, pmlp_error *error) {
+    const size_t cells = (size_t)s->stages * (size_t)s->microbatches;
+    unsigned char *seen;
+    pmlp__progress *progress;
+    int *updates;
+    pmlp_result result;
+    if (pmlp__is_sparse(s, error)) return PMLP_ERROR_SCHEDULE;
+    seen = (unsigned char *)pmlp__new(&s->allocator, cells, 1);
+    progress =
+        (pmlp__progress *)pmlp__new(&s->allocator, (size_t)s->stages, sizeof *progress);
+    updates = (int *)pmlp__new(&s->allocator, (size_t)s->stages, sizeof *updates);
+    if (seen && progress && updates) {
+        result = pmlp__check_once(s, seen, updates, error);
+        if (result == PMLP_OK) result = pmlp__check_complete(s, seen, updates, error);
+        memset(seen, 0, cells);
+        if (result == PMLP_OK) result = pmlp__check_order(s, seen, progress, error);
+    } else {
+        result = pmlp__no_memory(error, "checking a schedule");
+    }
+    pmlp__delete(&s->allocator, seen);
+    pmlp__delete(&s->allocator, progress);
+    pmlp__delete(&s->allocator, updates);
+    return result;
+}
+
 /* Most micro-batches whose activations the worker holds at once. */
 static int pmlp__peak(const pmlp_schedule *s, int worker) {
-    int held = 0, peak = 0;
-    size_t at;
-    for (at = s->first[worker]; at < s->first[worker + 1]; at++) {
-        const pmlp_op op = s->actions[at].op;
-        if (op == PMLP_OP_F && ++held > peak) peak = held;
-        if (op == PMLP_OP_B || op == PMLP_OP_W) held--;
+    const pmlp__list *list = &s->lists[worker];
+    int held = 0, peak = 0, i;
+    for (i = 0; i < list->count; i++) {
+        if (list->at[i].op == PMLP_OP_F && ++held > peak) peak = held;
+        held -= (pmlp__seen_by(list->at[i].op) & PMLP__SEEN_W) != 0;
     }
     return peak;
 }
@@ -2687,9 +3562,16 @@ typedef struct pmlp__ready {
 } pmlp__ready;
 
 static void pmlp__ready_add(pmlp__ready *r, int worker) {
+    int at;
     if (r->queued[worker]) return;
     r->queued[worker] = true;
-    r->queue[(r->head + r->count++) % r->workers] = worker;
+    at = r->head + r->count++;
+    r->queue[at < r->workers ? at : at - r->workers] = worker;
+}
+
+static void pmlp__ready_add_all(pmlp__ready *r) {
+    int i;
+    for (i = 0; i < r->workers; i++) pmlp__ready_add(r, i);
 }
 
 static int pmlp__ready_take(pmlp__ready *r) {
@@ -2701,12 +3583,11 @@ static int pmlp__ready_take(pmlp__ready *r) {
 }
 
 static bool pmlp__ready_init(pmlp__ready *r, const pmlp_allocator *allocator, int workers) {
-    int i;
     memset(r, 0, sizeof *r);
     r->workers = workers;
     r->queue = (int *)pmlp__new(allocator, (size_t)workers, sizeof *r->queue);
     r->queued = (bool *)pmlp__new(allocator, (size_t)workers, sizeof *r->queued);
-    for (i = 0; r->queue && r->queued && i < workers; i++) pmlp__ready_add(r, i);
+    if (r->queue && r->queued) pmlp__ready_add_all(r);
     return r->queue && r->queued;
 }
 
@@ -2715,10 +3596,10 @@ static void pmlp__ready_done(pmlp__ready *r, const pmlp_allocator *allocator) {
     pmlp__delete(allocator, r->queued);
 }
 
-/* --- replay: runs the lowered lists without computing ----------------------------------------- */
+/* --- replay: runs the lists without computing ------------------------------------------------- */
 
-/* Edge number of the message that an action sends or receives: 2 s for activations from stage s to
-   s + 1, 2 s + 1 for gradients from stage s + 1 to s. */
+/* Channel number of the message that an action sends or receives: 2 s for activations from stage s
+   to s + 1, 2 s + 1 for gradients from stage s + 1 to s. */
 static int pmlp__edge_of(pmlp_action a) {
     switch (a.op) {
     case PMLP_OP_SEND_F: return 2 * a.stage;
@@ -2729,49 +3610,77 @@ static int pmlp__edge_of(pmlp_action a) {
     }
 }
 
-static bool pmlp__is_send(pmlp_op op) { return op == PMLP_OP_SEND_F || op == PMLP_OP_SEND_B; }
+/* One walk over a worker's list, hand-offs written out: action `next`, part `part` of what it
+   becomes. */
+typedef struct pmlp__cursor {
+    int next, part;
+} pmlp__cursor;
 
+/* A transport is three things: how many messages a queue holds that nobody has asked for yet (none
+   at all makes sender and receiver meet), whether hand-offs that stand together begin together, and
+   which channels share a queue. Everything else is the same: a worker asks for all hand-offs of a
+   group, of one if they are not grouped, then goes on when each of them is done. A SEND is done
+   when no more than `slots` messages are ahead of what its receiver has asked for; a RECV when as
+   many messages were offered as it has asked for. */
 typedef struct pmlp__replay {
-    const pmlp_schedule *s; /* lowered */
-    const int *slots;       /* [2 stages] */
-    size_t *next;           /* [workers]: the action that each is at */
-    int *sent, *received;   /* [2 stages]: messages so far */
-    int *order;             /* [2 stages][m]: micro-batches in the order sent */
-    unsigned char *seen;    /* [stages][m] */
-    int weights_left;       /* W still to come, of all stages: U waits for 0 */
+    const pmlp_schedule *s;
+    const int *slots;          /* [2 stages], by queue */
+    bool grouped, whole;       /* whole: a B is not split */
+    const int *queue_of;       /* [2 stages]: by channel; NULL: each has its own */
+    pmlp__cursor *at;          /* [workers]: the next part */
+    int *asked;                /* [workers]: hand-offs asked for that begin there */
+    int *offered, *wanted;     /* [2 stages]: SENDs and RECVs asked for so far, by queue */
+    size_t *first;             /* [2 stages]: where a queue's messages are in `message` */
+    uint32_t *message;         /* who was first to ask, sender or receiver, writes which it is */
+    unsigned char *seen;       /* [stages][m] */
+    int64_t weights_left;      /* W still to come, of all stages: a synchronous U waits for 0 */
     pmlp__ready ready;
 } pmlp__replay;
 
-static void pmlp__replay_done(pmlp__replay *p, const pmlp_allocator *allocator) {
-    pmlp__delete(allocator, p->next);
-    pmlp__delete(allocator, p->sent);
-    pmlp__delete(allocator, p->received);
-    pmlp__delete(allocator, p->order);
+static void pmlp__replay_done(pmlp__replay *p) {
+    const pmlp_allocator *allocator = &p->s->allocator;
+    pmlp__delete(allocator, p->at);
+    pmlp__delete(allocator, p->asked);
+    pmlp__delete(allocator, p->offered);
+    pmlp__delete(allocator, p->wanted);
+    pmlp__delete(allocator, p->first);
+    pmlp__delete(allocator, p->message);
     pmlp__delete(allocator, p->seen);
     pmlp__ready_done(&p->ready, allocator);
 }
 
-static bool pmlp__replay_init(pmlp__replay *p, const pmlp_schedule *s, const int *slots,
-                              bool with_updates) {
+static int pmlp__queue_of(const pmlp__replay *p, pmlp_action a) {
+    const int edge = pmlp__edge_of(a);
+    return p->queue_of ? p->queue_of[edge] : edge;
+}
+
+/* p->s, slots, grouped, queue_of are set. */
+static bool pmlp__replay_init(pmlp__replay *p, bool with_updates) {
+    const pmlp_schedule *s = p->s;
     const pmlp_allocator *allocator = &s->allocator;
     const size_t edges = 2 * (size_t)s->stages, m = (size_t)s->microbatches;
-    int worker;
-    memset(p, 0, sizeof *p);
-    p->s = s;
-    p->slots = slots;
-    p->weights_left = with_updates ? s->stages * s->microbatches : 0;
-    p->next = (size_t *)pmlp__new(allocator, (size_t)s->workers, sizeof *p->next);
-    p->sent = (int *)pmlp__new(allocator, edges, sizeof *p->sent);
-    p->received = (int *)pmlp__new(allocator, edges, sizeof *p->received);
-    p->order = (int *)pmlp__new(allocator, edges * m, sizeof *p->order);
+    const size_t workers = (size_t)s->workers;
+    size_t total = 0;
+    int i, edge;
+    p->weights_left = with_updates && !s->per_update ? (int64_t)s->stages * s->microbatches : 0;
+    p->at = (pmlp__cursor *)pmlp__new(allocator, workers, sizeof *p->at);
+    p->asked = (int *)pmlp__new(allocator, workers, sizeof *p->asked);
+    p->offered = (int *)pmlp__new(allocator, edges, sizeof *p->offered);
+    p->wanted = (int *)pmlp__new(allocator, edges, sizeof *p->wanted);
+    p->first = (size_t *)pmlp__new(allocator, edges, sizeof *p->first);
+    p->message = edges * m > UINT32_MAX
+                     ? NULL
+                     : (uint32_t *)pmlp__new(allocator, edges * m, sizeof *p->message);
     p->seen = (unsigned char *)pmlp__new(allocator, (size_t)s->stages * m, 1);
-    if (pmlp__ready_init(&p->ready, allocator, s->workers) && p->next && p->sent && p->received &&
-        p->order && p->seen) {
-        for (worker = 0; worker < s->workers; worker++) p->next[worker] = s->first[worker];
-        return true;
+    if (!pmlp__ready_init(&p->ready, allocator, s->workers) || !p->at || !p->asked ||
+        !p->offered || !p->wanted || !p->first || !p->message || !p->seen) {
+        pmlp__replay_done(p);
+        return false;
     }
-    pmlp__replay_done(p, allocator);
-    return false;
+    for (i = 0; i < 2 * s->stages; i++) /* a queue gets room for all channels that share it */
+        for (p->first[i] = total, edge = 0; edge < (p->queue_of ? 2 * s->stages : 1); edge++)
+            if (!p->queue_of || p->queue_of[edge] == i) total += m;
+    return true;
 }
 
 /* The worker at the other end of a SEND's or RECV's edge. */
@@ -2780,78 +3689,176 @@ static int pmlp__peer(const pmlp_schedule *s, pmlp_action a) {
     return s->stage_worker[up ? a.stage + 1 : a.stage - 1];
 }
 
-/* Does the worker's next action if it can. PMLP_BUSY: it must wait. */
-static pmlp_result pmlp__replay_action(pmlp__replay *p, int worker, pmlp_action a,
-                                       pmlp_error *error) {
-    const pmlp_schedule *s = p->s;
-    const int edge = pmlp__edge_of(a), m = s->microbatches;
-    int i;
-    if (a.op == PMLP_OP_U) return p->weights_left > 0 ? PMLP_BUSY : PMLP_OK;
-    if (edge >= 0 && pmlp__is_send(a.op)) {
-        if (p->sent[edge] - p->received[edge] >= p->slots[edge]) return PMLP_BUSY;
-        p->order[(size_t)edge * (size_t)m + (size_t)p->sent[edge]++] = a.microbatch;
-        pmlp__ready_add(&p->ready, pmlp__peer(s, a));
-        return PMLP_OK;
-    }
-    if (edge >= 0) {
-        if (p->sent[edge] == p->received[edge]) return PMLP_BUSY;
-        i = p->order[(size_t)edge * (size_t)m + (size_t)p->received[edge]++];
-        if (i != a.microbatch)
-            return pmlp__check_fail(
-                error, PMLP_ERROR_SCHEDULE, worker, a,
-                "worker %d expects micro-batch %d in %s, but stage %d hands over %d first",
-                worker, a.microbatch, pmlp__action_label(a).text,
-                a.op == PMLP_OP_RECV_F ? a.stage - 1 : a.stage + 1, i);
-        pmlp__ready_add(&p->ready, pmlp__peer(s, a));
-        return PMLP_OK;
-    }
-    /* a neighbour stage on the same worker hands over through memory: it must have come before */
-    if (a.op == PMLP_OP_F && a.stage > 0 && !pmlp__crosses(s, a.stage, a.stage - 1) &&
-        !(p->seen[pmlp__cell(s, a.stage - 1, a.microbatch)] & PMLP__SEEN_F))
+/* The part at a cursor; false at the end of the list. */
+static bool pmlp__cursor_get(const pmlp__replay *p, int worker, pmlp__cursor c, pmlp_action *a) {
+    pmlp_action parts[4];
+    if (c.next >= p->s->lists[worker].count) return false;
+    pmlp__expand(p->s, p->s->lists[worker].at[c.next], p->whole, parts);
+    *a = parts[c.part];
+    return true;
+}
+
+static void pmlp__cursor_step(const pmlp__replay *p, int worker, pmlp__cursor *c) {
+    pmlp_action parts[4];
+    if (++c->part < pmlp__expand(p->s, p->s->lists[worker].at[c->next], p->whole, parts)) return;
+    c->part = 0;
+    c->next++;
+}
+
+/* The other end found another message at this place of the queue than it wants. */
+static pmlp_result pmlp__mixed_up(const pmlp__replay *p, int worker, pmlp_action a, uint32_t other,
+                                  pmlp_error *error) {
+    const uint32_t m = (uint32_t)p->s->microbatches;
+    const int edge = (int)(other / m), stage = edge % 2 ? edge / 2 + 1 : edge / 2;
+    const bool sends = pmlp__is_send(a.op);
+    return pmlp__check_fail(
+        error, PMLP_ERROR_SCHEDULE, worker, a,
+        "worker %d %s micro-batch %d in %s, but worker %d %s %s(%d) of stage %d "
+        "first",
+        worker, sends ? "offers" : "expects", a.microbatch, pmlp__action_label(a).text,
+        pmlp__peer(p->s, a), sends ? "expects" : "hands over", edge % 2 ? "B" : "F",
+        (int)(other % m), stage);
+}
+
+/* Asks for one hand-off. */
+static pmlp_result pmlp__ask(pmlp__replay *p, int worker, pmlp_action a, pmlp_error *error) {
+    const int queue = pmlp__queue_of(p, a);
+    const bool sends = pmlp__is_send(a.op);
+    int *mine = sends ? &p->offered[queue] : &p->wanted[queue];
+    const int theirs = sends ? p->wanted[queue] : p->offered[queue];
+    const uint32_t self =
+        (uint32_t)pmlp__edge_of(a) * (uint32_t)p->s->microbatches + (uint32_t)a.microbatch;
+    uint32_t *message = &p->message[p->first[queue] + (size_t)*mine];
+    if (sends && !(p->seen[pmlp__cell(p->s, a.stage, a.microbatch)] &
+                   (a.op == PMLP_OP_SEND_F ? PMLP__SEEN_F : PMLP__SEEN_I)))
         return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                "worker %d does %s before %s", worker,
-                                pmlp__action_label(a).text,
-                                pmlp__label_of(a.op, a.stage - 1, a.microbatch).text);
-    if (a.op == PMLP_OP_I && a.stage + 1 < s->stages && !pmlp__crosses(s, a.stage, a.stage + 1) &&
-        !(p->seen[pmlp__cell(s, a.stage + 1, a.microbatch)] & PMLP__SEEN_I))
-        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
-                                "worker %d does the backward of %s before that of %s", worker,
-                                pmlp__label_of(PMLP_OP_B, a.stage, a.microbatch).text,
-                                pmlp__label_of(PMLP_OP_B, a.stage + 1, a.microbatch).text);
-    p->seen[pmlp__cell(s, a.stage, a.microbatch)] |= (unsigned char)pmlp__seen_by(a.op);
-    if (a.op == PMLP_OP_W && --p->weights_left == 0)
-        for (i = 0; i < s->workers; i++) pmlp__ready_add(&p->ready, i);
+                                "worker %d does %s before it has computed that", worker,
+                                pmlp__action_label(a).text);
+    if (*mine >= theirs) *message = self;
+    else if (*message != self) return pmlp__mixed_up(p, worker, a, *message, error);
+    ++*mine;
+    pmlp__ready_add(&p->ready, pmlp__peer(p->s, a));
     return PMLP_OK;
 }
 
-/* Whom a stuck worker waits for, and why, as a clause: "worker 1 waits at 1RECV_F0 for ...". */
+static bool pmlp__is_done(const pmlp__replay *p, pmlp_action a) {
+    const int queue = pmlp__queue_of(p, a);
+    return pmlp__is_send(a.op) ? p->offered[queue] - p->wanted[queue] <= p->slots[queue]
+                               : p->offered[queue] >= p->wanted[queue];
+}
+
+/* Asks for the hand-off at the worker's cursor, and for those that stand behind it if they are
+   grouped. */
+static pmlp_result pmlp__ask_group(pmlp__replay *p, int worker, pmlp_action a, pmlp_error *error) {
+    pmlp__cursor c = p->at[worker];
+    pmlp_result result;
+    do {
+        result = pmlp__ask(p, worker, a, error);
+        p->asked[worker]++;
+        if (result != PMLP_OK || !p->grouped) return result;
+        pmlp__cursor_step(p, worker, &c);
+    } while (pmlp__cursor_get(p, worker, c, &a) && a.op >= PMLP_OP_SEND_F);
+    return PMLP_OK;
+}
+
+/* A hand-off. That all of a group are done is the same as that one after the other is. PMLP_BUSY:
+   this one is not. */
+static pmlp_result pmlp__replay_handoff(pmlp__replay *p, int worker, pmlp_action a,
+                                        pmlp_error *error) {
+    if (p->asked[worker] == 0) {
+        const pmlp_result result = pmlp__ask_group(p, worker, a, error);
+        if (result != PMLP_OK) return result;
+    }
+    if (!pmlp__is_done(p, a)) return PMLP_BUSY;
+    p->asked[worker]--;
+    p->seen[pmlp__cell(p->s, a.stage, a.microbatch)] |= (unsigned char)pmlp__seen_by(a.op);
+    return PMLP_OK;
+}
+
+/* What F and I need from the neighbour stage: on another worker it must have been received, on the
+   same one it must have been computed. */
+static pmlp_result pmlp__replay_needs(const pmlp__replay *p, int worker, pmlp_action a,
+                                      pmlp_error *error) {
+    const pmlp_schedule *s = p->s;
+    const bool forward = a.op == PMLP_OP_F;
+    const int from = forward ? a.stage - 1 : a.stage + 1;
+    if ((!forward && !(pmlp__seen_by(a.op) & PMLP__SEEN_I)) || from < 0 || from >= s->stages)
+        return PMLP_OK;
+    if (pmlp__crosses(s, a.stage, from)) {
+        if (p->seen[pmlp__cell(s, a.stage, a.microbatch)] &
+            (forward ? PMLP__SEEN_RECV_F : PMLP__SEEN_RECV_B))
+            return PMLP_OK;
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s before %d%s%d", worker,
+                                pmlp__action_label(a).text, a.stage,
+                                forward ? "RECV_F" : "RECV_B", a.microbatch);
+    }
+    if (p->seen[pmlp__cell(s, from, a.microbatch)] & (forward ? PMLP__SEEN_F : PMLP__SEEN_I))
+        return PMLP_OK;
+    if (forward)
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                                "worker %d does %s before %s", worker, pmlp__action_label(a).text,
+                                pmlp__label_of(a.op, from, a.microbatch).text);
+    return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, worker, a,
+                            "worker %d does the backward of %s before that of %s", worker,
+                            pmlp__label_of(PMLP_OP_B, a.stage, a.microbatch).text,
+                            pmlp__label_of(PMLP_OP_B, from, a.microbatch).text);
+}
+
+/* F, I, W, B or U, if it can be done. PMLP_BUSY: it must wait. */
+static pmlp_result pmlp__replay_compute(pmlp__replay *p, int worker, pmlp_action a,
+                                        pmlp_error *error) {
+    pmlp_result result;
+    if (a.op == PMLP_OP_U) return p->weights_left > 0 ? PMLP_BUSY : PMLP_OK;
+    result = pmlp__replay_needs(p, worker, a, error);
+    if (result != PMLP_OK) return result;
+    p->seen[pmlp__cell(p->s, a.stage, a.microbatch)] |= (unsigned char)pmlp__seen_by(a.op);
+    if ((pmlp__seen_by(a.op) & PMLP__SEEN_W) && --p->weights_left == 0)
+        pmlp__ready_add_all(&p->ready);
+    return PMLP_OK;
+}
+
+/* One worker until it has to wait (PMLP_BUSY) or is at the end of its list. */
+static pmlp_result pmlp__replay_worker(pmlp__replay *p, int worker, pmlp_error *error) {
+    const pmlp__list *list = &p->s->lists[worker];
+    pmlp__cursor *at = &p->at[worker];
+    pmlp_action parts[4];
+    for (; at->next < list->count; at->next++, at->part = 0) {
+        const int n = pmlp__expand(p->s, list->at[at->next], p->whole, parts);
+        for (; at->part < n; at->part++) {
+            const pmlp_action a = parts[at->part];
+            const pmlp_result result = a.op >= PMLP_OP_SEND_F
+                                           ? pmlp__replay_handoff(p, worker, a, error)
+                                           : pmlp__replay_compute(p, worker, a, error);
+            if (result != PMLP_OK) return result;
+        }
+    }
+    return PMLP_OK;
+}
+
+/* Which worker a stuck one waits for, and why, as a clause that follows "waits ". */
 static int pmlp__waits_for(const pmlp__replay *p, int worker, pmlp__text *text) {
     const pmlp_schedule *s = p->s;
-    const pmlp_action a = s->actions[p->next[worker]];
+    pmlp_action a = {PMLP_OP_NONE, 0, 0}, next;
     int other = 0;
-    if (a.op == PMLP_OP_U) {
+    bool sends;
+    pmlp__cursor_get(p, worker, p->at[worker], &a);
+    if (a.op == PMLP_OP_U) { /* anybody who has not come to an update either */
         while (other < s->workers - 1 &&
-               (other == worker || p->next[other] == s->first[other + 1] ||
-                s->actions[p->next[other]].op == PMLP_OP_U))
+               (other == worker || !pmlp__cursor_get(p, other, p->at[other], &next) ||
+                next.op == PMLP_OP_U))
             other++;
-        pmlp__put(text, "worker %d waits with %dU for all gradients", worker, a.stage);
+        pmlp__put(text, "with %dU for the gradients of worker %d", a.stage, other);
         return other;
     }
     other = pmlp__peer(s, a);
-    if (pmlp__is_send(a.op)) {
-        pmlp__put(text, "worker %d waits with ", worker);
-        pmlp__put_action(text, a, true);
-        pmlp__put(text, " for a free slot of %d towards worker %d", p->slots[pmlp__edge_of(a)],
-                  other);
-    } else {
-        pmlp_action need = a;
-        need.op = a.op == PMLP_OP_RECV_F ? PMLP_OP_F : PMLP_OP_I;
-        need.stage = a.op == PMLP_OP_RECV_F ? a.stage - 1 : a.stage + 1;
-        pmlp__put(text, "worker %d waits before %d%s%d for ", worker, a.stage,
-                  a.op == PMLP_OP_RECV_F ? "F" : "B", a.microbatch);
-        pmlp__put_action(text, need, true);
-        pmlp__put(text, " of worker %d", other);
-    }
+    sends = pmlp__is_send(a.op);
+    if (sends) pmlp__put(text, "for worker %d to take ", other);
+    else pmlp__put(text, "for ");
+    pmlp__put(text, "%s(%d) of stage %d",
+              a.op == PMLP_OP_SEND_F || a.op == PMLP_OP_RECV_F ? "F" : "B", a.microbatch,
+              sends ? a.stage : a.op == PMLP_OP_RECV_F ? a.stage - 1 : a.stage + 1);
+    if (!sends) pmlp__put(text, " from worker %d", other);
     return other;
 }
 
@@ -2861,68 +3868,88 @@ static pmlp_result pmlp__report_deadlock(const pmlp__replay *p, pmlp_error *erro
     const pmlp_schedule *s = p->s;
     char message[sizeof error->text];
     pmlp__text text, nowhere;
+    pmlp_action a = {PMLP_OP_NONE, -1, -1};
     int worker = 0, first, i;
     memset(&nowhere, 0, sizeof nowhere);
-    while (worker < s->workers && p->next[worker] == s->first[worker + 1]) worker++;
-    for (i = 0; i < s->workers; i++) worker = pmlp__waits_for(p, worker, &nowhere);
+    while (worker < s->workers && p->at[worker].next == s->lists[worker].count) worker++;
+    for (i = 0; i < s->workers; i++) {
+        /* whoever is waited for and has finished never does what is missing: no circle, but a
+           lack */
+        const int other = pmlp__waits_for(p, worker, &nowhere);
+        if (p->at[other].next == s->lists[other].count) break;
+        worker = other;
+    }
     text.buffer = message;
     text.size = sizeof message;
     text.length = 0;
-    pmlp__put(&text, "deadlock: ");
     first = worker;
+    pmlp__put(&text, "deadlock: worker %d waits ", worker);
     do {
+        if (worker != first) pmlp__put(&text, ", which waits ");
         worker = pmlp__waits_for(p, worker, &text);
-        pmlp__put(&text, worker == first ? "" : ", ");
-    } while (worker != first && text.length < text.size);
+    } while (worker != first && p->at[worker].next < s->lists[worker].count &&
+             text.length < text.size);
+    if (worker != first && text.length < text.size) pmlp__put(&text, ", which has finished");
     pmlp__text_end(&text, NULL);
-    return pmlp__check_fail(error, PMLP_ERROR_DEADLOCK, first, s->actions[p->next[first]], "%s",
-                            message);
+    pmlp__cursor_get(p, first, p->at[first], &a);
+    return pmlp__check_fail(error, PMLP_ERROR_DEADLOCK, first, a, "%s", message);
 }
 
-/* Rule 3: with these slots per edge, everybody reaches the end of the list. */
-static pmlp_result pmlp__replay_run(const pmlp_schedule *lowered, const int *slots,
-                                    bool with_updates, pmlp_error *error) {
-    pmlp__replay p;
+/* Rule 3: with this transport everybody reaches the end of the list. p->s, slots, grouped and
+   queue_of are set, everything else is 0. done [workers] may be NULL. */
+static pmlp_result pmlp__replay_run(pmlp__replay *p, bool with_updates, int *done,
+                                    pmlp_error *error) {
+    const pmlp_schedule *s = p->s;
     pmlp_result result = PMLP_OK;
     int worker, stuck = 0;
-    if (!pmlp__replay_init(&p, lowered, slots, with_updates))
-        return pmlp__no_memory(error, "checking a schedule");
-    while (p.ready.count > 0 && (result == PMLP_OK || result == PMLP_BUSY)) {
-        worker = pmlp__ready_take(&p.ready);
-        result = PMLP_OK;
-        while (p.next[worker] < lowered->first[worker + 1]) {
-            result = pmlp__replay_action(&p, worker, lowered->actions[p.next[worker]], error);
-            if (result != PMLP_OK) break;
-            p.next[worker]++;
-        }
-    }
+    if (!pmlp__replay_init(p, with_updates)) return pmlp__no_memory(error, "checking a schedule");
+    while (p->ready.count > 0 && (result == PMLP_OK || result == PMLP_BUSY))
+        result = pmlp__replay_worker(p, pmlp__ready_take(&p->ready), error);
     if (result == PMLP_BUSY) result = PMLP_OK;
-    for (worker = 0; worker < lowered->workers; worker++)
-        stuck += p.next[worker] < lowered->first[worker + 1];
-    if (result == PMLP_OK && stuck > 0) result = pmlp__report_deadlock(&p, error);
-    pmlp__replay_done(&p, &lowered->allocator);
+    for (worker = 0; worker < s->workers; worker++) {
+        stuck += p->at[worker].next < s->lists[worker].count;
+        if (done) done[worker] = p->at[worker].next;
+    }
+    if (result == PMLP_OK && stuck > 0) result = pmlp__report_deadlock(p, error);
+    pmlp__replay_done(p);
     return result;
 }
 
+/* With queues of the given lengths. */
+static pmlp_result pmlp__replay_slots(const pmlp_schedule *s, const int *slots, bool with_updates,
+                                      pmlp_error *error) {
+    pmlp__replay p;
+    memset(&p, 0, sizeof p);
+    p.s = s;
+    p.slots = slots;
+    return pmlp__replay_run(&p, with_updates, NULL, error);
+}
+
 /* The same with one number of slots for all edges. */
-static pmlp_result pmlp__replay_with(const pmlp_schedule *lowered, int *slots, int number,
-                                     pmlp_error *error) {
+static pmlp_result pmlp__replay_with(const pmlp_schedule *s, int *slots, int number,
+                                     bool with_updates, pmlp_error *error) {
     int edge;
-    for (edge = 0; edge < 2 * lowered->stages; edge++) slots[edge] = number;
-    return pmlp__replay_run(lowered, slots, true, error);
+    for (edge = 0; edge < 2 * s->stages; edge++) slots[edge] = number;
+    return pmlp__replay_slots(s, slots, with_updates, error);
 }
 
 /* Fewest slots per edge: the smallest number that serves all edges, then each edge by itself as few
-   as the others, already lowered, allow. slots is [2 stages]; on success it holds the result. */
-static pmlp_result pmlp__fewest_slots(const pmlp_schedule *lowered, bool each, int *slots,
+   as the others, already lowered, allow. Most schedules need one, so that is tried first. slots is
+   [2 stages]; on success it holds the result. */
+static pmlp_result pmlp__fewest_slots(const pmlp_schedule *s, bool each, int *slots,
                                       pmlp_error *error) {
-    const int edges = 2 * (lowered->stages - 1);
-    int low = 1, high = lowered->microbatches, edge;
-    pmlp_result result = pmlp__replay_with(lowered, slots, high, error);
-    if (result != PMLP_OK) return result; /* not even with room for everything */
+    const int edges = 2 * (s->stages - 1);
+    int low = 2, high = 1, edge;
+    pmlp_result result = pmlp__replay_with(s, slots, 1, true, NULL);
+    if (result == PMLP_ERROR_MEMORY) return pmlp__no_memory(error, "checking a schedule");
+    if (result != PMLP_OK) {
+        high = s->microbatches;
+        result = pmlp__replay_with(s, slots, high, true, error);
+        if (result != PMLP_OK) return result; /* not even with room for everything */
+    }
     while (low < high) {
         const int middle = low + (high - low) / 2;
-        result = pmlp__replay_with(lowered, slots, middle, NULL);
+        result = pmlp__replay_with(s, slots, middle, true, NULL);
         if (result == PMLP_OK) high = middle;
         else if (result == PMLP_ERROR_DEADLOCK) low = middle + 1;
         else return pmlp__no_memory(error, "checking a schedule");
@@ -2931,7 +3958,7 @@ static pmlp_result pmlp__fewest_slots(const pmlp_schedule *lowered, bool each, i
     for (edge = 0; each && edge < edges; edge++)
         while (slots[edge] > 1) {
             slots[edge]--;
-            result = pmlp__replay_run(lowered, slots, true, NULL);
+            result = pmlp__replay_slots(s, slots, true, NULL);
             if (result == PMLP_OK) continue;
             slots[edge]++;
             if (result != PMLP_ERROR_DEADLOCK) return pmlp__no_memory(error, "checking a schedule");
@@ -2940,35 +3967,18 @@ static pmlp_result pmlp__fewest_slots(const pmlp_schedule *lowered, bool each, i
     return PMLP_OK;
 }
 
-/* Rules 1 and 2, and the room that both need. */
-static pmlp_result pmlp__check_lists(const pmlp_schedule *s, pmlp_error *error) {
-    const size_t cells = (size_t)s->stages * (size_t)s->microbatches;
-    unsigned char *seen;
-    int *counters;
-    pmlp_result result;
-    if (pmlp__is_sparse(s, error)) return PMLP_ERROR_SCHEDULE;
-    seen = (unsigned char *)pmlp__new(&s->allocator, cells, 1);
-    counters = (int *)pmlp__new(&s->allocator, (size_t)s->stages, sizeof *counters);
-    if (!seen || !counters) {
-        result = pmlp__no_memory(error, "checking a schedule");
-    } else {
-        result = pmlp__check_complete(s, seen, counters, error);
-        memset(seen, 0, cells);
-        memset(counters, 0, (size_t)s->stages * sizeof *counters);
-        if (result == PMLP_OK) result = pmlp__check_order(s, seen, counters, error);
-    }
-    pmlp__delete(&s->allocator, seen);
-    pmlp__delete(&s->allocator, counters);
-    return result;
-}
-
 static void pmlp__fill_report(const pmlp_schedule *s, const int *slots, pmlp_check *report) {
     int i;
     report->peak = report->slots = 0;
+    report->versions = 1;
     for (i = 0; i < s->workers; i++) {
         const int peak = pmlp__peak(s, i);
         if (peak > report->peak) report->peak = peak;
         if (report->peaks) report->peaks[i] = peak;
+    }
+    for (i = 0; i < s->stages; i++) {
+        const int versions = pmlp_schedule_versions(s, i);
+        if (versions > report->versions) report->versions = versions;
     }
     for (i = 0; i + 1 < s->stages; i++) {
         const bool crosses = pmlp__crosses(s, i, i + 1);
@@ -2983,31 +3993,83 @@ static void pmlp__fill_report(const pmlp_schedule *s, const int *slots, pmlp_che
 PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *s, int slots, pmlp_check *report,
                                          pmlp_error *error) {
     const bool each = report && (report->forward_slots || report->backward_slots);
-    pmlp_schedule *lowered = NULL;
-    int *per_edge = NULL;
+    int *per_edge;
     pmlp_result result;
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     if (slots < 0) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "slots: %d is negative", slots);
     result = pmlp__check_lists(s, error);
     if (result != PMLP_OK) return result;
-    result = pmlp_schedule_lower(s, &lowered, error);
-    if (result != PMLP_OK) return result;
     per_edge = (int *)pmlp__new(&s->allocator, 2 * (size_t)s->stages, sizeof *per_edge);
-    if (!per_edge) {
-        result = pmlp__no_memory(error, "checking a schedule");
-    } else if (slots == 0) {
-        result = pmlp__fewest_slots(lowered, each, per_edge, error);
-    } else {
-        result = pmlp__replay_with(lowered, per_edge, slots, error);
-    }
+    if (!per_edge) return pmlp__no_memory(error, "checking a schedule");
+    result = slots == 0 ? pmlp__fewest_slots(s, each, per_edge, error)
+                        : pmlp__replay_with(s, per_edge, slots, true, error);
     if (result == PMLP_OK && report) pmlp__fill_report(s, per_edge, report);
     pmlp__delete(&s->allocator, per_edge);
-    pmlp_schedule_destroy(lowered);
+    return result;
+}
+
+PMLP_API const char *pmlp_transport_name(pmlp_transport transport) {
+    static const char *const names[] = {"default", "slots", "unbounded", "rendezvous", "grouped",
+                                        "pair"};
+    return pmlp__name(names, PMLP_TRANSPORT_COUNT, (int)transport);
+}
+
+/* queue_of [2 stages]: all channels from one worker to another share the first one's queue. */
+static void pmlp__share_queues(const pmlp_schedule *s, int *queue_of) {
+    int i, j;
+    for (i = 0; i < 2 * s->stages; i++) {
+        const int low = i / 2, high = low + 1 < s->stages ? low + 1 : low;
+        const int from = s->stage_worker[i % 2 ? high : low];
+        const int to = s->stage_worker[i % 2 ? low : high];
+        queue_of[i] = i;
+        for (j = i - 1; j >= 0; j--) {
+            const int l = j / 2, h = l + 1;
+            if (s->stage_worker[j % 2 ? h : l] == from && s->stage_worker[j % 2 ? l : h] == to)
+                queue_of[i] = j;
+        }
+    }
+}
+
+PMLP_API pmlp_result pmlp_schedule_replay(const pmlp_schedule *s, pmlp_transport transport,
+                                          int slots, int *done, pmlp_error *error) {
+    pmlp__replay p;
+    int *per_edge, *queue_of, i;
+    pmlp_result result;
+    if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
+    for (i = 0; done && i < s->workers; i++) done[i] = 0;
+    if ((int)transport < 0 || transport >= PMLP_TRANSPORT_COUNT)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "transport: %d is none", (int)transport);
+    if (slots < 0) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "slots: %d is negative", slots);
+    if (!transport) transport = PMLP_TRANSPORT_SLOTS;
+    result = pmlp__check_lists(s, error);
+    if (result != PMLP_OK) return result;
+    per_edge = (int *)pmlp__new(&s->allocator, 2 * (size_t)s->stages, sizeof *per_edge);
+    queue_of = (int *)pmlp__new(&s->allocator, 2 * (size_t)s->stages, sizeof *queue_of);
+    if (per_edge && queue_of) {
+        memset(&p, 0, sizeof p);
+        p.s = s;
+        p.slots = per_edge;
+        p.grouped = transport == PMLP_TRANSPORT_GROUPED;
+        p.whole = true;
+        for (i = 0; i < 2 * s->stages; i++)
+            per_edge[i] = transport == PMLP_TRANSPORT_SLOTS ? (slots ? slots : 1)
+                          : transport == PMLP_TRANSPORT_RENDEZVOUS || p.grouped ? 0
+                                                                                 : INT_MAX;
+        if (transport == PMLP_TRANSPORT_PAIR) {
+            pmlp__share_queues(s, queue_of);
+            p.queue_of = queue_of;
+        }
+        result = pmlp__replay_run(&p, true, done, error);
+    } else {
+        result = pmlp__no_memory(error, "checking a schedule");
+    }
+    pmlp__delete(&s->allocator, per_edge);
+    pmlp__delete(&s->allocator, queue_of);
     return result;
 }
 
 /*============================================================================================*/
-/* >>simulate: how long a schedule takes, and how it looks                                    */
+/* >>simulate: how long a schedule takes                                                      */
 /*============================================================================================*/
 
 /* Time in a simulation: an action begins when its worker is free and what it needs is there,
@@ -3017,26 +4079,31 @@ typedef struct pmlp__simulator {
     pmlp_costs costs;
     double *clock;         /* [workers] */
     double *f_end, *i_end; /* [stages][m]: when the result is there, -1 while it is not */
-    double *begin, *end;   /* [actions] */
-    size_t *next;          /* [workers] */
-    int weights_left;
-    double weights_end; /* when the last W so far ended: updates begin no earlier */
+    double *begin;         /* [actions], worker by worker */
+    size_t *first;         /* [workers]: where a worker's are */
+    int *next;             /* [workers] */
+    size_t *rank, ranked;  /* [actions]: in which order they were simulated, after all that they
+                              need; NULL if nobody wants to know */
+    int64_t weights_left;
+    double weights_end; /* when the last W so far ended: synchronous updates begin no earlier */
     pmlp__ready ready;
 } pmlp__simulator;
 
 static bool pmlp__bad_cost(double cost) { return !(cost >= 0.0 && cost <= DBL_MAX); }
 
-static bool pmlp__bad_costs(const pmlp_schedule *s, const pmlp_costs *c) {
-    const double *of_stages[4];
+static bool pmlp__bad_costs(int stages, const pmlp_costs *c) {
+    const double *of_stages[6];
     int n, stage;
     of_stages[0] = c->f;
     of_stages[1] = c->i;
     of_stages[2] = c->w;
     of_stages[3] = c->u;
-    for (n = 0; n < 4; n++)
-        for (stage = 0; of_stages[n] && stage < s->stages; stage++)
+    of_stages[4] = c->held;
+    of_stages[5] = c->message_bytes;
+    for (n = 0; n < 6; n++)
+        for (stage = 0; of_stages[n] && stage < (n < 5 ? stages : stages - 1); stage++)
             if (pmlp__bad_cost(of_stages[n][stage])) return true;
-    return pmlp__bad_cost(c->transfer);
+    return pmlp__bad_cost(c->latency) || pmlp__bad_cost(c->per_byte);
 }
 
 static void pmlp__simulator_done(pmlp__simulator *p) {
@@ -3045,8 +4112,9 @@ static void pmlp__simulator_done(pmlp__simulator *p) {
     pmlp__delete(allocator, p->f_end);
     pmlp__delete(allocator, p->i_end);
     pmlp__delete(allocator, p->begin);
-    pmlp__delete(allocator, p->end);
+    pmlp__delete(allocator, p->first);
     pmlp__delete(allocator, p->next);
+    pmlp__delete(allocator, p->rank);
     pmlp__ready_done(&p->ready, allocator);
 }
 
@@ -3054,25 +4122,30 @@ static bool pmlp__simulator_init(pmlp__simulator *p, const pmlp_schedule *s,
                                  const pmlp_costs *costs) {
     const pmlp_allocator *allocator = &s->allocator;
     const size_t cells = (size_t)s->stages * (size_t)s->microbatches;
-    const size_t actions = s->first[s->workers];
+    const size_t workers = (size_t)s->workers;
     size_t i;
+    int worker, at;
     p->s = s;
     if (costs) p->costs = *costs;
-    p->clock = (double *)pmlp__new(allocator, (size_t)s->workers, sizeof *p->clock);
+    p->clock = (double *)pmlp__new(allocator, workers, sizeof *p->clock);
     p->f_end = (double *)pmlp__new(allocator, cells, sizeof *p->f_end);
     p->i_end = (double *)pmlp__new(allocator, cells, sizeof *p->i_end);
-    p->begin = (double *)pmlp__new(allocator, actions, sizeof *p->begin);
-    p->end = (double *)pmlp__new(allocator, actions, sizeof *p->end);
-    p->next = (size_t *)pmlp__new(allocator, (size_t)s->workers, sizeof *p->next);
+    p->begin = (double *)pmlp__new(allocator, pmlp__action_count(s), sizeof *p->begin);
+    p->first = (size_t *)pmlp__new(allocator, workers, sizeof *p->first);
+    p->next = (int *)pmlp__new(allocator, workers, sizeof *p->next);
     if (!pmlp__ready_init(&p->ready, allocator, s->workers) || !p->clock || !p->f_end ||
-        !p->i_end || !p->begin || !p->end || !p->next) {
+        !p->i_end || !p->begin || !p->first || !p->next) {
         pmlp__simulator_done(p);
         return false;
     }
     for (i = 0; i < cells; i++) p->f_end[i] = p->i_end[i] = -1.0;
-    for (i = 0; i < (size_t)s->workers; i++) p->next[i] = s->first[i];
-    for (i = 0; i < actions; i++)
-        p->weights_left += (pmlp__seen_by(s->actions[i].op) & PMLP__SEEN_W) != 0;
+    for (worker = 0, i = 0; worker < s->workers; worker++) {
+        p->first[worker] = i;
+        i += (size_t)s->lists[worker].count;
+        for (at = 0; at < s->lists[worker].count; at++)
+            p->weights_left += (pmlp__seen_by(s->lists[worker].at[at].op) & PMLP__SEEN_W) != 0;
+    }
+    if (s->per_update) p->weights_left = 0; /* nobody waits for all of them */
     return true;
 }
 
@@ -3091,6 +4164,13 @@ static double pmlp__action_cost(const pmlp_costs *c, pmlp_action a) {
     }
 }
 
+/* A hand-off between two stages, of which one is `stage` and the other `from`. */
+static double pmlp__transfer_cost(const pmlp_schedule *s, const pmlp_costs *c, int stage,
+                                  int from) {
+    if (!pmlp__crosses(s, stage, from)) return 0.0;
+    return c->latency + c->per_byte * pmlp__cost(c->message_bytes, pmlp__least(stage, from), 0.0);
+}
+
 /* When what the action needs from another stage is there; -1 if that has not happened yet. */
 static double pmlp__available(const pmlp__simulator *p, pmlp_action a) {
     const pmlp_schedule *s = p->s;
@@ -3098,25 +4178,25 @@ static double pmlp__available(const pmlp__simulator *p, pmlp_action a) {
     const bool backward = a.op == PMLP_OP_I || a.op == PMLP_OP_B;
     const int from = forward ? a.stage - 1 : a.stage + 1;
     double end;
-    if (a.op == PMLP_OP_U) return p->weights_left > 0 ? -1.0 : p->weights_end;
+    if (a.op == PMLP_OP_U) return p->weights_left > 0 ? -1.0 : s->per_update ? 0.0 : p->weights_end;
     if ((!forward && !backward) || from < 0 || from >= s->stages) return 0.0;
     end = (forward ? p->f_end : p->i_end)[pmlp__cell(s, from, a.microbatch)];
-    return end < 0.0 ? end : end + (pmlp__crosses(s, a.stage, from) ? p->costs.transfer : 0.0);
+    return end < 0.0 ? end : end + pmlp__transfer_cost(s, &p->costs, a.stage, from);
 }
 
 /* One worker until it has to wait. */
 static void pmlp__simulate_worker(pmlp__simulator *p, int worker) {
     const pmlp_schedule *s = p->s;
-    int i;
-    for (; p->next[worker] < s->first[worker + 1]; p->next[worker]++) {
-        const size_t at = p->next[worker];
-        const pmlp_action a = s->actions[at];
+    const pmlp__list *list = &s->lists[worker];
+    for (; p->next[worker] < list->count; p->next[worker]++) {
+        const pmlp_action a = list->at[p->next[worker]];
         const double available = pmlp__available(p, a);
         const double begin = available > p->clock[worker] ? available : p->clock[worker];
         const double end = begin + pmlp__action_cost(&p->costs, a);
         if (available < 0.0) return;
-        p->begin[at] = begin;
-        p->end[at] = p->clock[worker] = end;
+        p->begin[p->first[worker] + (size_t)p->next[worker]] = begin;
+        if (p->rank) p->rank[p->first[worker] + (size_t)p->next[worker]] = p->ranked++;
+        p->clock[worker] = end;
         if (a.op == PMLP_OP_F) {
             p->f_end[pmlp__cell(s, a.stage, a.microbatch)] = end;
             if (a.stage + 1 < s->stages) pmlp__ready_add(&p->ready, s->stage_worker[a.stage + 1]);
@@ -3127,26 +4207,32 @@ static void pmlp__simulate_worker(pmlp__simulator *p, int worker) {
         }
         if (pmlp__seen_by(a.op) & PMLP__SEEN_W) {
             if (end > p->weights_end) p->weights_end = end;
-            if (--p->weights_left == 0)
-                for (i = 0; i < s->workers; i++) pmlp__ready_add(&p->ready, i);
+            if (--p->weights_left == 0) pmlp__ready_add_all(&p->ready);
         }
     }
 }
 
-/* Fills the simulator; on failure there is nothing to free. */
+/* Fills the simulator, with ranks if wanted; on failure there is nothing to free. */
 static pmlp_result pmlp__simulator_run(pmlp__simulator *p, const pmlp_schedule *s,
-                                       const pmlp_costs *costs, pmlp_error *error) {
+                                       const pmlp_costs *costs, bool ranked, pmlp_error *error) {
     int worker;
     memset(p, 0, sizeof *p);
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     if (pmlp__is_sparse(s, error)) return PMLP_ERROR_SCHEDULE;
-    if (costs && pmlp__bad_costs(s, costs))
+    if (costs && pmlp__bad_costs(s->stages, costs))
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "costs: are not finite numbers >= 0");
     if (!pmlp__simulator_init(p, s, costs)) return pmlp__no_memory(error, "simulating a schedule");
+    if (ranked) {
+        p->rank = (size_t *)pmlp__new(&s->allocator, pmlp__action_count(s), sizeof *p->rank);
+        if (!p->rank) {
+            pmlp__simulator_done(p);
+            return pmlp__no_memory(error, "simulating a schedule");
+        }
+    }
     while (p->ready.count > 0) pmlp__simulate_worker(p, pmlp__ready_take(&p->ready));
     for (worker = 0; worker < s->workers; worker++)
-        if (p->next[worker] < s->first[worker + 1]) {
-            const pmlp_action a = s->actions[p->next[worker]];
+        if (p->next[worker] < s->lists[worker].count) {
+            const pmlp_action a = s->lists[worker].at[p->next[worker]];
             pmlp__simulator_done(p);
             return pmlp__check_fail(error, PMLP_ERROR_DEADLOCK, worker, a,
                                     "worker %d can never do %s: what it needs does not come",
@@ -3155,17 +4241,32 @@ static pmlp_result pmlp__simulator_run(pmlp__simulator *p, const pmlp_schedule *
     return PMLP_OK;
 }
 
+/* Most that a worker holds at once: a stage's share of a micro-batch from its F to its W. */
+static double pmlp__most_held(const pmlp_schedule *s, const double *held, int worker) {
+    const pmlp__list *list = &s->lists[worker];
+    double now = 0.0, most = 0.0;
+    int i;
+    for (i = 0; i < list->count; i++) {
+        const pmlp_action a = list->at[i];
+        if (a.op == PMLP_OP_F) now += pmlp__cost(held, a.stage, 1.0);
+        if (pmlp__seen_by(a.op) & PMLP__SEEN_W) now -= pmlp__cost(held, a.stage, 1.0);
+        if (now > most) most = now;
+    }
+    return most;
+}
+
 static pmlp_simulation pmlp__simulation_of(const pmlp__simulator *p) {
     const pmlp_schedule *s = p->s;
-    pmlp_simulation sim = {0.0, 0.0, 0.0};
+    pmlp_simulation sim = {0.0, 0.0, 0.0, 0.0};
     double work = 0.0;
-    int worker;
-    size_t i;
+    int worker, i;
     for (worker = 0; worker < s->workers; worker++) {
+        const double held = pmlp__most_held(s, p->costs.held, worker);
         double busy = 0.0;
-        for (i = s->first[worker]; i < s->first[worker + 1]; i++)
-            busy += pmlp__action_cost(&p->costs, s->actions[i]);
+        for (i = 0; i < s->lists[worker].count; i++)
+            busy += pmlp__action_cost(&p->costs, s->lists[worker].at[i]);
         if (busy > sim.busiest) sim.busiest = busy;
+        if (held > sim.peak) sim.peak = held;
         if (p->clock[worker] > sim.makespan) sim.makespan = p->clock[worker];
         work += busy;
     }
@@ -3177,44 +4278,871 @@ PMLP_API pmlp_result pmlp_schedule_simulate(const pmlp_schedule *s, const pmlp_c
                                             double *begin, pmlp_simulation *simulation,
                                             pmlp_error *error) {
     pmlp__simulator p;
-    const pmlp_result result = pmlp__simulator_run(&p, s, costs, error);
+    const pmlp_result result = pmlp__simulator_run(&p, s, costs, false, error);
     if (result != PMLP_OK) return result;
-    if (begin) memcpy(begin, p.begin, s->first[s->workers] * sizeof *begin);
+    if (begin && pmlp__action_count(s))
+        memcpy(begin, p.begin, pmlp__action_count(s) * sizeof *begin);
     if (simulation) *simulation = pmlp__simulation_of(&p);
     pmlp__simulator_done(&p);
     return PMLP_OK;
 }
 
-/* Label of an action in a drawing: without the stage if each worker has only one. */
-static int pmlp__draw_label(const pmlp_schedule *s, pmlp_action a, char *label, size_t size) {
+/* --- lowering in one order -------------------------------------------------------------------- */
+
+/* A place in the order of everything that happens: by time, and at one and the same time, which
+   costs of 0 can make long, by the order in which the simulator came to it. An action never comes
+   before what it needs. A hand-off has the place of the end of the action that it comes from. */
+typedef struct pmlp__moment {
+    double time;
+    size_t rank;
+} pmlp__moment;
+
+static bool pmlp__is_before(pmlp__moment a, pmlp__moment b) {
+    return a.time != b.time ? a.time < b.time : a.rank < b.rank;
+}
+
+/* A hand-off as one of its two workers sees it. */
+typedef struct pmlp__handoff {
+    pmlp__moment at;
+    pmlp_action action; /* SEND or RECV */
+} pmlp__handoff;
+
+static int pmlp__by_moment(const void *a_, const void *b_) {
+    const pmlp__handoff *a = (const pmlp__handoff *)a_, *b = (const pmlp__handoff *)b_;
+    return pmlp__is_before(a->at, b->at) ? -1 : pmlp__is_before(b->at, a->at);
+}
+
+/* ranks [2][stages][m]: those of F and of I, by stage and micro-batch. */
+static void pmlp__ranks_of_cells(const pmlp__simulator *p, size_t *ranks) {
+    const pmlp_schedule *s = p->s;
+    const size_t cells = (size_t)s->stages * (size_t)s->microbatches;
+    int worker, i;
+    for (worker = 0; worker < s->workers; worker++)
+        for (i = 0; i < s->lists[worker].count; i++) {
+            const pmlp_action a = s->lists[worker].at[i];
+            if (a.op == PMLP_OP_F || a.op == PMLP_OP_I)
+                ranks[(a.op == PMLP_OP_I ? cells : 0) + pmlp__cell(s, a.stage, a.microbatch)] =
+                    p->rank[p->first[worker] + (size_t)i];
+        }
+}
+
+/* The hand-offs of one worker in order; returns how many. */
+static int pmlp__handoffs_of(const pmlp__simulator *p, const size_t *ranks, int worker,
+                             pmlp__handoff *out) {
+    const pmlp_schedule *s = p->s;
+    const pmlp__list *list = &s->lists[worker];
+    const size_t cells = (size_t)s->stages * (size_t)s->microbatches;
+    pmlp_action parts[4];
+    int n = 0, i, k;
+    for (i = 0; i < list->count; i++) {
+        const int count = pmlp__expand(s, list->at[i], false, parts);
+        for (k = 0; k < count; k++) {
+            const int edge = pmlp__edge_of(parts[k]);
+            const int from = edge % 2 ? edge / 2 + 1 : edge / 2;
+            size_t cell;
+            if (edge < 0) continue;
+            cell = pmlp__cell(s, from, parts[k].microbatch);
+            out[n].at.time = (edge % 2 ? p->i_end : p->f_end)[cell];
+            out[n].at.rank = ranks[(edge % 2 ? cells : 0) + cell];
+            out[n++].action = parts[k];
+        }
+    }
+    qsort(out, (size_t)n, sizeof *out, pmlp__by_moment);
+    return n;
+}
+
+/* Merges a worker's actions with its hand-offs. */
+static bool pmlp__emit_in_order(const pmlp__simulator *p, pmlp_schedule *out, int worker,
+                                const pmlp__handoff *handoffs, int count) {
+    const pmlp__list *list = &p->s->lists[worker];
+    int h = 0, i;
+    for (i = 0; i <= list->count; i++) {
+        const size_t at = p->first[worker] + (size_t)i;
+        pmlp__moment begin = {HUGE_VAL, 0};
+        if (i < list->count) {
+            begin.time = p->begin[at];
+            begin.rank = p->rank[at];
+        }
+        for (; h < count && pmlp__is_before(handoffs[h].at, begin); h++)
+            if (!pmlp__emit(out, worker, handoffs[h].action.op, handoffs[h].action.stage,
+                            handoffs[h].action.microbatch))
+                return false;
+        if (i < list->count &&
+            !pmlp__emit(out, worker, list->at[i].op, list->at[i].stage, list->at[i].microbatch))
+            return false;
+    }
+    return true;
+}
+
+/* B as I, W, without hand-offs. NULL: no memory. */
+static pmlp_schedule *pmlp__split(const pmlp_schedule *s) {
+    pmlp_schedule *out = pmlp__schedule_like(s, &s->allocator);
+    bool ok = out != NULL;
+    int worker, i;
+    for (worker = 0; ok && worker < s->workers; worker++)
+        for (i = 0; ok && i < s->lists[worker].count; i++) {
+            const pmlp_action a = s->lists[worker].at[i];
+            const bool whole = a.op == PMLP_OP_B;
+            ok = pmlp__emit(out, worker, whole ? PMLP_OP_I : a.op, a.stage, a.microbatch) &&
+                 (!whole || pmlp__emit(out, worker, PMLP_OP_W, a.stage, a.microbatch));
+        }
+    if (ok) return out;
+    pmlp_schedule_destroy(out);
+    return NULL;
+}
+
+static pmlp_schedule *pmlp__merge_in_order(const pmlp__simulator *p) {
+    const pmlp_schedule *s = p->s;
+    const size_t cells = (size_t)s->stages * (size_t)s->microbatches;
+    pmlp_schedule *out = pmlp__schedule_like(s, &s->allocator);
+    pmlp__handoff *handoffs;
+    size_t *ranks;
+    int worker, longest = 0;
+    bool ok;
+    for (worker = 0; worker < s->workers; worker++)
+        if (s->lists[worker].count > longest) longest = s->lists[worker].count;
+    handoffs = (pmlp__handoff *)pmlp__new(&s->allocator, 2 * (size_t)longest, sizeof *handoffs);
+    ranks = (size_t *)pmlp__new(&s->allocator, 2 * cells, sizeof *ranks);
+    ok = out && handoffs && ranks;
+    if (ok) pmlp__ranks_of_cells(p, ranks);
+    for (worker = 0; ok && worker < s->workers; worker++) {
+        const int count = pmlp__handoffs_of(p, ranks, worker, handoffs);
+        ok = pmlp__emit_in_order(p, out, worker, handoffs, count);
+    }
+    pmlp__delete(&s->allocator, handoffs);
+    pmlp__delete(&s->allocator, ranks);
+    if (ok) {
+        out->lowered = true;
+        return out;
+    }
+    pmlp_schedule_destroy(out);
+    return NULL;
+}
+
+PMLP_API pmlp_result pmlp_schedule_lower_in_order(const pmlp_schedule *s, const pmlp_costs *costs,
+                                                  pmlp_schedule **lowered, pmlp_error *error) {
+    pmlp_schedule *split, *out;
+    pmlp__simulator p;
+    pmlp_result result;
+    if (!lowered) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "lowered: is NULL");
+    *lowered = NULL;
+    if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
+    if (s->lowered)
+        return pmlp__fail(error, PMLP_ERROR_SCHEDULE, "the schedule has been lowered already");
+    split = pmlp__split(s);
+    if (!split) return pmlp__no_memory(error, "a lowered schedule");
+    result = pmlp__simulator_run(&p, split, costs, true, error);
+    if (result == PMLP_OK) {
+        out = pmlp__merge_in_order(&p);
+        pmlp__simulator_done(&p);
+        if (!out) result = pmlp__no_memory(error, "a lowered schedule");
+        *lowered = out;
+    }
+    pmlp_schedule_destroy(split);
+    return result;
+}
+
+/* --- W put off, as the trainer does it -------------------------------------------------------- */
+
+/* A simulation in the order of time, because whether a worker would have to wait is a matter of
+   what has been handed over by then: of all workers the one whose next action begins first does
+   it. */
+typedef struct pmlp__runner {
+    pmlp__simulator sim; /* of the lists with I and W apart */
+    pmlp_schedule *out;
+    int most;
+    int *w_next, *w_end; /* [stages]: micro-batches whose W is put off */
+    int *pending;        /* [workers]: such W of all its stages */
+    bool *flushing;      /* [workers]: doing them, until none is left */
+} pmlp__runner;
+
+/* The stage whose W the worker has put off and should do, if `enough` or more are together. */
+static int pmlp__runner_w(const pmlp__runner *p, int worker, int enough) {
+    int stage;
+    for (stage = 0; p->pending[worker] > 0 && stage < p->sim.s->stages; stage++)
+        if (p->sim.s->stage_worker[stage] == worker &&
+            p->w_end[stage] - p->w_next[stage] >= enough)
+            return stage;
+    return -1;
+}
+
+/* What the worker does next and when it can begin; HUGE_VAL: that depends on the others. */
+static pmlp_action pmlp__runner_next(pmlp__runner *p, int worker, double *begin) {
+    const pmlp__list *list = &p->sim.s->lists[worker];
+    const double clock = p->sim.clock[worker];
+    pmlp_action a = {PMLP_OP_NONE, 0, 0};
+    double available = -1.0;
+    int *next = &p->sim.next[worker], w;
+    for (; *next < list->count && list->at[*next].op == PMLP_OP_W; ++*next) {
+        p->w_end[list->at[*next].stage]++;
+        p->pending[worker]++;
+    }
+    w = pmlp__runner_w(p, worker, p->flushing[worker] ? 1 : p->most);
+    if (w < 0 && *next < list->count) {
+        a = list->at[*next];
+        available = pmlp__available(&p->sim, a);
+    }
+    if (w < 0 && (a.op == PMLP_OP_U || available < 0.0 || available > clock))
+        w = pmlp__runner_w(p, worker, 1);
+    if (w >= 0) {
+        a.op = PMLP_OP_W;
+        a.stage = w;
+        a.microbatch = p->w_next[w];
+        available = clock;
+    }
+    *begin = available < 0.0 ? HUGE_VAL : available > clock ? available : clock;
+    return a;
+}
+
+/* Does it; false if there is no memory. */
+static bool pmlp__runner_do(pmlp__runner *p, int worker, pmlp_action a, double begin) {
+    pmlp__simulator *sim = &p->sim;
+    const double end = begin + pmlp__action_cost(&sim->costs, a);
+    sim->clock[worker] = end;
+    if (a.op == PMLP_OP_W) {
+        p->w_next[a.stage]++;
+        p->flushing[worker] = --p->pending[worker] > 0;
+        if (end > sim->weights_end) sim->weights_end = end;
+        sim->weights_left--;
+    } else {
+        sim->next[worker]++;
+        if (a.op == PMLP_OP_F) sim->f_end[pmlp__cell(sim->s, a.stage, a.microbatch)] = end;
+        if (a.op == PMLP_OP_I) sim->i_end[pmlp__cell(sim->s, a.stage, a.microbatch)] = end;
+    }
+    return pmlp__emit(p->out, worker, a.op, a.stage, a.microbatch);
+}
+
+/* p->sim, out and most are set. Every action is done once; that there is always one is the
+   checker's proof. */
+static bool pmlp__runner_run(pmlp__runner *p) {
+    const pmlp_schedule *s = p->sim.s;
+    size_t left = pmlp__action_count(s);
+    bool ok = true;
+    for (; ok && left > 0; left--) {
+        pmlp_action first = {PMLP_OP_NONE, 0, 0};
+        double earliest = HUGE_VAL, begin;
+        int worker, who = 0;
+        for (worker = 0; worker < s->workers; worker++) {
+            const pmlp_action a = pmlp__runner_next(p, worker, &begin);
+            if (a.op == PMLP_OP_NONE || begin >= earliest) continue;
+            earliest = begin;
+            first = a;
+            who = worker;
+        }
+        ok = first.op != PMLP_OP_NONE && pmlp__runner_do(p, who, first, earliest);
+    }
+    return ok;
+}
+
+PMLP_API pmlp_result pmlp_schedule_put_off(const pmlp_schedule *s, const pmlp_costs *costs,
+                                           int most, pmlp_schedule **out, pmlp_error *error) {
+    const pmlp_allocator *allocator;
+    pmlp__runner p;
+    pmlp_schedule *split;
+    pmlp_result result;
+    if (!out) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "out: is NULL");
+    *out = NULL;
+    if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
+    if (most < 1) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "most: %d is less than 1", most);
+    if (s->lowered)
+        return pmlp__fail(error, PMLP_ERROR_SCHEDULE, "the schedule has been lowered already");
+    result = pmlp_schedule_check(s, s->microbatches, NULL, error);
+    if (result != PMLP_OK) return result;
+    if (costs && pmlp__bad_costs(s->stages, costs))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "costs: are not finite numbers >= 0");
+    memset(&p, 0, sizeof p);
+    p.most = most;
+    allocator = &s->allocator;
+    split = pmlp__split(s);
+    p.out = pmlp__schedule_like(s, allocator);
+    p.w_next = (int *)pmlp__new(allocator, (size_t)s->stages, sizeof *p.w_next);
+    p.w_end = (int *)pmlp__new(allocator, (size_t)s->stages, sizeof *p.w_end);
+    p.pending = (int *)pmlp__new(allocator, (size_t)s->workers, sizeof *p.pending);
+    p.flushing = (bool *)pmlp__new(allocator, (size_t)s->workers, sizeof *p.flushing);
+    if (split && p.out && p.w_next && p.w_end && p.pending && p.flushing &&
+        pmlp__simulator_init(&p.sim, split, costs)) {
+        if (pmlp__runner_run(&p)) *out = p.out;
+        pmlp__simulator_done(&p.sim);
+    }
+    if (!*out) {
+        pmlp_schedule_destroy(p.out);
+        result = pmlp__no_memory(error, "a schedule with W put off");
+    }
+    pmlp_schedule_destroy(split);
+    pmlp__delete(allocator, p.w_next);
+    pmlp__delete(allocator, p.w_end);
+    pmlp__delete(allocator, p.pending);
+    pmlp__delete(allocator, p.flushing);
+    return result;
+}
+
+/*============================================================================================*/
+/* >>timeline                                                                                 */
+/*============================================================================================*/
+
+struct pmlp_timeline {
+    pmlp_allocator allocator;
+    int workers, stages, microbatches;
+    int *stage_worker;   /* [stages] */
+    double *held;        /* [stages]: what a stage keeps of a micro-batch from F to W */
+    pmlp_span **spans;   /* [workers]: in order of time */
+    int *counts;         /* [workers] */
+    double makespan;
+};
+
+PMLP_API void pmlp_timeline_destroy(pmlp_timeline *t) {
+    pmlp_allocator allocator;
+    int worker;
+    if (!t) return;
+    allocator = t->allocator;
+    for (worker = 0; t->spans && worker < t->workers; worker++)
+        pmlp__delete(&allocator, t->spans[worker]);
+    pmlp__delete(&allocator, t->spans);
+    pmlp__delete(&allocator, t->counts);
+    pmlp__delete(&allocator, t->held);
+    pmlp__delete(&allocator, t->stage_worker);
+    pmlp__delete(&allocator, t);
+}
+
+/* Without spans yet; held may be NULL. */
+static pmlp_timeline *pmlp__timeline_new(const pmlp_schedule *s, const pmlp_allocator *allocator,
+                                         const double *held) {
+    pmlp_timeline *t = (pmlp_timeline *)pmlp__new(allocator, 1, sizeof *t);
+    int i;
+    if (!t) return NULL;
+    t->allocator = *allocator;
+    t->workers = s->workers;
+    t->stages = s->stages;
+    t->microbatches = s->microbatches;
+    t->stage_worker = (int *)pmlp__new(allocator, (size_t)s->stages, sizeof *t->stage_worker);
+    t->held = (double *)pmlp__new(allocator, (size_t)s->stages, sizeof *t->held);
+    t->spans = (pmlp_span **)pmlp__new(allocator, (size_t)s->workers, sizeof *t->spans);
+    t->counts = (int *)pmlp__new(allocator, (size_t)s->workers, sizeof *t->counts);
+    if (!t->stage_worker || !t->held || !t->spans || !t->counts) {
+        pmlp_timeline_destroy(t);
+        return NULL;
+    }
+    for (i = 0; i < s->stages; i++) {
+        t->stage_worker[i] = s->stage_worker[i];
+        t->held[i] = pmlp__cost(held, i, 1.0);
+    }
+    return t;
+}
+
+/* Room for a worker's spans; false if there is no memory. */
+static bool pmlp__timeline_reserve(pmlp_timeline *t, int worker, int count) {
+    t->spans[worker] =
+        (pmlp_span *)pmlp__new(&t->allocator, (size_t)count, sizeof *t->spans[worker]);
+    return t->spans[worker] != NULL;
+}
+
+static void pmlp__timeline_add(pmlp_timeline *t, int worker, const pmlp_span *span) {
+    t->spans[worker][t->counts[worker]++] = *span;
+    if (span->end > t->makespan) t->makespan = span->end;
+}
+
+static bool pmlp__timeline_fill(pmlp_timeline *t, const pmlp__simulator *p) {
+    const pmlp_schedule *s = p->s;
+    int worker, i;
+    for (worker = 0; worker < s->workers; worker++) {
+        const pmlp__list *list = &s->lists[worker];
+        if (!pmlp__timeline_reserve(t, worker, list->count)) return false;
+        for (i = 0; i < list->count; i++) {
+            pmlp_span span;
+            if (list->at[i].op >= PMLP_OP_SEND_F) continue; /* takes no time of the worker's */
+            span.op = list->at[i].op;
+            span.stage = list->at[i].stage;
+            span.microbatch = list->at[i].microbatch;
+            span.count = 1;
+            span.begin = p->begin[p->first[worker] + (size_t)i];
+            span.end = span.begin + pmlp__action_cost(&p->costs, list->at[i]);
+            pmlp__timeline_add(t, worker, &span);
+        }
+    }
+    return true;
+}
+
+PMLP_API pmlp_result pmlp_schedule_timeline(const pmlp_schedule *s, const pmlp_costs *costs,
+                                            pmlp_timeline **timeline, pmlp_error *error) {
+    pmlp__simulator p;
+    pmlp_timeline *t;
+    pmlp_result result;
+    bool ok;
+    if (!timeline) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "timeline: is NULL");
+    *timeline = NULL;
+    result = pmlp__simulator_run(&p, s, costs, false, error);
+    if (result != PMLP_OK) return result;
+    t = pmlp__timeline_new(s, &s->allocator, p.costs.held);
+    ok = t && pmlp__timeline_fill(t, &p);
+    pmlp__simulator_done(&p);
+    if (ok) {
+        *timeline = t;
+        return PMLP_OK;
+    }
+    pmlp_timeline_destroy(t);
+    return pmlp__no_memory(error, "a timeline");
+}
+
+PMLP_API int pmlp_timeline_workers(const pmlp_timeline *t) { return t ? t->workers : 0; }
+PMLP_API double pmlp_timeline_makespan(const pmlp_timeline *t) { return t ? t->makespan : 0.0; }
+
+PMLP_API const pmlp_span *pmlp_timeline_spans(const pmlp_timeline *t, int worker, int *count) {
+    const bool exists = t && worker >= 0 && worker < t->workers;
+    if (count) *count = exists ? t->counts[worker] : 0;
+    return exists ? t->spans[worker] : NULL;
+}
+
+/* How many of a worker's spans begin no later than `time`. */
+static int pmlp__spans_before(const pmlp_timeline *t, int worker, double time) {
+    int low = 0, high = t->counts[worker];
+    while (low < high) {
+        const int middle = low + (high - low) / 2;
+        if (t->spans[worker][middle].begin <= time) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* When the span that this one waited for ended, and whose it was; -1 if it needs nobody else. */
+static double pmlp__needed_since(const pmlp_timeline *t, int worker, const pmlp_span *span,
+                                 int *whose) {
+    const bool forward = span->op == PMLP_OP_F;
+    const int from = forward ? span->stage - 1 : span->stage + 1;
+    int i;
+    *whose = -1;
+    if ((!forward && span->op != PMLP_OP_I && span->op != PMLP_OP_B) || from < 0 ||
+        from >= t->stages || t->stage_worker[from] == worker)
+        return -1.0;
+    *whose = t->stage_worker[from];
+    for (i = pmlp__spans_before(t, *whose, span->begin) - 1; i >= 0; i--) {
+        const pmlp_span *other = &t->spans[*whose][i];
+        const bool same = forward ? other->op == PMLP_OP_F
+                                  : other->op == PMLP_OP_I || other->op == PMLP_OP_B;
+        if (same && other->stage == from && other->microbatch == span->microbatch)
+            return other->end;
+    }
+    return -1.0;
+}
+
+static void pmlp__add_busy(pmlp_worker_time *time, const pmlp_span *span) {
+    const double busy = span->end - span->begin;
+    time->busy += busy;
+    switch (span->op) {
+    case PMLP_OP_F: time->f += busy; break;
+    case PMLP_OP_I: time->i += busy; break;
+    case PMLP_OP_W: time->w += busy; break;
+    case PMLP_OP_B: time->b += busy; break;
+    default: time->u += busy; break;
+    }
+}
+
+/* What the worker did while it did nothing, from `from` until the span began. */
+static void pmlp__add_gap(const pmlp_timeline *t, int worker, const pmlp_span *span, double from,
+                          double *waited, pmlp_worker_time *time) {
+    int whose;
+    const double since = pmlp__needed_since(t, worker, span, &whose);
+    double until = since < from ? from : since > span->begin ? span->begin : since;
+    if (span->begin <= from) return;
+    if (whose >= 0) waited[whose] += until - from;
+    time->waiting += until - from;
+    time->transfer += span->begin - until;
+}
+
+PMLP_API pmlp_result pmlp_timeline_worker(const pmlp_timeline *t, int worker,
+                                          pmlp_worker_time *time) {
+    double *waited, held = 0.0, last = 0.0;
+    int i, final;
+    if (!t || !time || worker < 0 || worker >= t->workers) return PMLP_ERROR_ARGUMENT;
+    memset(time, 0, sizeof *time);
+    time->waits_for = -1;
+    waited = (double *)pmlp__new(&t->allocator, (size_t)t->workers, sizeof *waited);
+    if (!waited) return PMLP_ERROR_MEMORY;
+    for (final = t->counts[worker]; final > 0; final--) /* what follows is updates, and drain */
+        if (t->spans[worker][final - 1].op != PMLP_OP_U) break;
+    for (i = 0; i < t->counts[worker]; i++) {
+        const pmlp_span *span = &t->spans[worker][i];
+        pmlp__add_busy(time, span);
+        if (span->op == PMLP_OP_F) held += t->held[span->stage];
+        if (held > time->peak) time->peak = held;
+        if (pmlp__seen_by(span->op) & PMLP__SEEN_W) held -= span->count * t->held[span->stage];
+        if (i == 0) time->fill = span->begin;
+        else if (i < final) pmlp__add_gap(t, worker, span, last, waited, time);
+        last = span->end;
+    }
+    time->drain = t->makespan - time->busy - time->fill - time->waiting - time->transfer;
+    if (time->drain < 0.0) time->drain = 0.0; /* rounding */
+    for (i = 0; i < t->workers; i++)
+        if (waited[i] > 0.0 && (time->waits_for < 0 || waited[i] > waited[time->waits_for]))
+            time->waits_for = i;
+    pmlp__delete(&t->allocator, waited);
+    return PMLP_OK;
+}
+
+/*============================================================================================*/
+/* >>auto: a schedule for given costs                                                         */
+/*                                                                                            */
+/* Greedy list scheduling: whoever can begin something first does so, what it prefers being a */
+/* matter of rules. A few dozen sets of rules are tried, the built-in kinds as well, and the  */
+/* shortest by simulation is kept. No optimum is promised: a schedule that is never worse.    */
+/*============================================================================================*/
+
+/* One set of rules. */
+typedef struct pmlp__rules {
+    bool f_first;   /* of F and I that are both ready, take F */
+    bool low_first; /* of several stages that are ready, take the lowest, else the highest */
+    int w;          /* 0: W right after its I; 1: in gaps that it fits into; 2: in any gap; 3: when
+                       nothing else will ever be there, or for want of memory */
+    int flight;     /* most micro-batches between a stage's F and its I, in halves of the number of
+                       stages from it to the last; 0: as many as memory allows */
+} pmlp__rules;
+
+/* What a worker would do next, and when; begin is HUGE_VAL if that depends on the others. */
+typedef struct pmlp__choice {
+    double begin;
+    pmlp_op op;
+    int stage;
+} pmlp__choice;
+
+typedef struct pmlp__search {
+    pmlp_schedule *s; /* written as the search goes on */
+    const pmlp_costs *costs;
+    double memory;
+    pmlp__rules rules;
+    int *next_f, *next_i, *next_w; /* [stages] */
+    double *f_end, *i_end;         /* [stages][m] */
+    double *reserve;               /* [stages]: what the worker's higher stages hold of each */
+    double *clock, *held;          /* [workers] */
+    pmlp__choice *choice;          /* [workers] */
+    bool *stale;                   /* [workers]: choice has to be made anew */
+} pmlp__search;
+
+static void pmlp__search_done(pmlp__search *p, const pmlp_allocator *allocator) {
+    pmlp__delete(allocator, p->next_f);
+    pmlp__delete(allocator, p->next_i);
+    pmlp__delete(allocator, p->next_w);
+    pmlp__delete(allocator, p->f_end);
+    pmlp__delete(allocator, p->i_end);
+    pmlp__delete(allocator, p->reserve);
+    pmlp__delete(allocator, p->clock);
+    pmlp__delete(allocator, p->held);
+    pmlp__delete(allocator, p->choice);
+    pmlp__delete(allocator, p->stale);
+}
+
+static bool pmlp__search_init(pmlp__search *p, const pmlp_schedule *like, const pmlp_costs *costs,
+                              double memory) {
+    const pmlp_allocator *allocator = &like->allocator;
+    const size_t stages = (size_t)like->stages, workers = (size_t)like->workers;
+    const size_t cells = stages * (size_t)like->microbatches;
+    int stage, above;
+    memset(p, 0, sizeof *p);
+    p->costs = costs;
+    p->memory = memory;
+    p->next_f = (int *)pmlp__new(allocator, stages, sizeof *p->next_f);
+    p->next_i = (int *)pmlp__new(allocator, stages, sizeof *p->next_i);
+    p->next_w = (int *)pmlp__new(allocator, stages, sizeof *p->next_w);
+    p->f_end = (double *)pmlp__new(allocator, cells, sizeof *p->f_end);
+    p->i_end = (double *)pmlp__new(allocator, cells, sizeof *p->i_end);
+    p->reserve = (double *)pmlp__new(allocator, stages, sizeof *p->reserve);
+    p->clock = (double *)pmlp__new(allocator, workers, sizeof *p->clock);
+    p->held = (double *)pmlp__new(allocator, workers, sizeof *p->held);
+    p->choice = (pmlp__choice *)pmlp__new(allocator, workers, sizeof *p->choice);
+    p->stale = (bool *)pmlp__new(allocator, workers, sizeof *p->stale);
+    if (!p->next_f || !p->next_i || !p->next_w || !p->f_end || !p->i_end || !p->reserve ||
+        !p->clock || !p->held || !p->choice || !p->stale) {
+        pmlp__search_done(p, allocator);
+        return false;
+    }
+    for (stage = 0; stage < like->stages; stage++)
+        for (above = stage + 1; above < like->stages; above++)
+            if (like->stage_worker[above] == like->stage_worker[stage])
+                p->reserve[stage] += pmlp__cost(costs->held, above, 1.0);
+    return true;
+}
+
+/* When a stage's next F can begin as far as the others are concerned; HUGE_VAL: not known, or not
+   allowed. Memory: there must be room left for each higher stage of the worker once, so that the
+   oldest micro-batch in flight can always go on; hence nothing can get stuck. */
+static double pmlp__f_from(const pmlp__search *p, int stage) {
+    const pmlp_schedule *s = p->s;
+    const int i = p->next_f[stage], worker = s->stage_worker[stage];
+    const int flight = (p->rules.flight * (s->stages - stage) + 1) / 2;
+    if (i == s->microbatches || (stage > 0 && p->next_f[stage - 1] <= i)) return HUGE_VAL;
+    if (p->rules.flight && i - p->next_i[stage] >= flight) return HUGE_VAL;
+    if (p->held[worker] + pmlp__cost(p->costs->held, stage, 1.0) + p->reserve[stage] > p->memory)
+        return HUGE_VAL;
+    return stage == 0 ? 0.0
+                      : p->f_end[pmlp__cell(s, stage - 1, i)] +
+                            pmlp__transfer_cost(s, p->costs, stage, stage - 1);
+}
+
+static double pmlp__i_from(const pmlp__search *p, int stage) {
+    const pmlp_schedule *s = p->s;
+    const int i = p->next_i[stage];
+    if (i >= p->next_f[stage]) return HUGE_VAL;
+    if (stage == s->stages - 1) return 0.0;
+    if (p->next_i[stage + 1] <= i) return HUGE_VAL;
+    return p->i_end[pmlp__cell(s, stage + 1, i)] +
+           pmlp__transfer_cost(s, p->costs, stage, stage + 1);
+}
+
+/* The better of two choices: what is ready now by the rules, else what is ready first. */
+static bool pmlp__is_better(const pmlp__search *p, double clock, const pmlp__choice *a,
+                            const pmlp__choice *b) {
+    const bool a_now = a->begin <= clock, b_now = b->begin <= clock;
+    if (a_now != b_now || !a_now) return a->begin < b->begin;
+    if (a->op != b->op) return (a->op == PMLP_OP_F) == p->rules.f_first;
+    return (a->stage < b->stage) == p->rules.low_first;
+}
+
+static pmlp__choice pmlp__choose(const pmlp__search *p, int worker) {
+    const pmlp_schedule *s = p->s;
+    const double clock = p->clock[worker];
+    pmlp__choice best = {HUGE_VAL, PMLP_OP_NONE, -1}, at;
+    int stage, w = -1;
+    for (stage = 0; stage < s->stages; stage++) {
+        if (s->stage_worker[stage] != worker) continue;
+        at.stage = stage;
+        at.op = PMLP_OP_F;
+        at.begin = pmlp__f_from(p, stage);
+        if (at.begin < HUGE_VAL && pmlp__is_better(p, clock, &at, &best)) best = at;
+        at.op = PMLP_OP_I;
+        at.begin = pmlp__i_from(p, stage);
+        if (at.begin < HUGE_VAL && pmlp__is_better(p, clock, &at, &best)) best = at;
+        if (p->next_w[stage] < p->next_i[stage] &&
+            (w < 0 || p->next_w[stage] < p->next_w[w])) w = stage;
+    }
+    if (best.begin < clock) best.begin = clock;
+    if (w >= 0) {
+        const double gap = best.begin - clock, cost = pmlp__cost(p->costs->w, w, 1.0);
+        const bool fits = p->rules.w == 0   ? true
+                          : p->rules.w == 1 ? gap >= cost
+                          : p->rules.w == 2 ? gap > 0.0
+                                            : best.op == PMLP_OP_NONE;
+        if (fits) {
+            best.begin = clock;
+            best.op = PMLP_OP_W;
+            best.stage = w;
+        }
+    }
+    return best;
+}
+
+/* Does what a worker has chosen; false if there is no memory. */
+static bool pmlp__commit(pmlp__search *p, int worker) {
+    pmlp_schedule *s = p->s;
+    const pmlp__choice c = p->choice[worker];
+    int *next = c.op == PMLP_OP_F ? p->next_f : c.op == PMLP_OP_I ? p->next_i : p->next_w;
+    const int i = next[c.stage]++;
+    const pmlp_action a = {c.op, c.stage, i};
+    const double end = c.begin + pmlp__action_cost(p->costs, a);
+    const double held = pmlp__cost(p->costs->held, c.stage, 1.0);
+    p->clock[worker] = end;
+    p->stale[worker] = true;
+    if (c.op == PMLP_OP_F) {
+        p->f_end[pmlp__cell(s, c.stage, i)] = end;
+        p->held[worker] += held;
+        if (c.stage + 1 < s->stages) p->stale[s->stage_worker[c.stage + 1]] = true;
+    } else if (c.op == PMLP_OP_I) {
+        p->i_end[pmlp__cell(s, c.stage, i)] = end;
+        if (c.stage > 0) p->stale[s->stage_worker[c.stage - 1]] = true;
+    } else {
+        p->held[worker] -= held;
+    }
+    return pmlp__emit(s, worker, c.op, c.stage, i);
+}
+
+/* One schedule by the rules of the search; NULL if there is no memory. */
+static pmlp_schedule *pmlp__search_run(pmlp__search *p, const pmlp_schedule *like) {
+    const size_t stages = (size_t)like->stages;
+    size_t left = 3 * stages * (size_t)like->microbatches;
+    int worker;
+    bool ok = true;
+    p->s = pmlp__schedule_like(like, &like->allocator);
+    if (!p->s) return NULL;
+    memset(p->next_f, 0, stages * sizeof *p->next_f);
+    memset(p->next_i, 0, stages * sizeof *p->next_i);
+    memset(p->next_w, 0, stages * sizeof *p->next_w);
+    for (worker = 0; worker < like->workers; worker++) {
+        p->clock[worker] = p->held[worker] = 0.0;
+        p->stale[worker] = true;
+    }
+    for (; ok && left > 0; left--) {
+        int first = 0;
+        for (worker = 0; worker < like->workers; worker++) {
+            if (p->stale[worker]) p->choice[worker] = pmlp__choose(p, worker);
+            p->stale[worker] = false;
+            if (p->choice[worker].begin < p->choice[first].begin) first = worker;
+        }
+        ok = p->choice[first].op != PMLP_OP_NONE && pmlp__commit(p, first);
+    }
+    for (worker = 0; ok && worker < like->workers; worker++) ok = pmlp__add_updates(p->s, worker);
+    if (ok) return p->s;
+    pmlp_schedule_destroy(p->s);
+    return NULL;
+}
+
+/* Keeps the shorter of two schedules; of equally long ones the one that holds less. Ends the life
+   of the other. */
+typedef struct pmlp__best {
+    pmlp_schedule *s;
+    pmlp_simulation sim;
+} pmlp__best;
+
+static pmlp_result pmlp__keep_better(pmlp__best *best, pmlp_schedule *s, const pmlp_costs *costs,
+                                     double memory, pmlp_error *error) {
+    pmlp_simulation sim;
+    const pmlp_result result = pmlp_schedule_simulate(s, costs, NULL, &sim, error);
+    const bool better = result == PMLP_OK && sim.peak <= memory &&
+                        (!best->s || sim.makespan < best->sim.makespan ||
+                         (sim.makespan <= best->sim.makespan && sim.peak < best->sim.peak));
+    pmlp_schedule_destroy(better ? best->s : s);
+    if (!better) return result;
+    best->s = s;
+    best->sim = sim;
+    return PMLP_OK;
+}
+
+/* All rules on the owners of `like`. */
+static pmlp_result pmlp__search_all(const pmlp_schedule *like, const pmlp_costs *costs,
+                                    double memory, pmlp__best *best, pmlp_error *error) {
+    static const int flights[] = {0, 2, 3, 4};
+    const bool several = like->stages > like->workers;
+    pmlp__search search;
+    pmlp_result result = PMLP_OK;
+    int n;
+    if (!pmlp__search_init(&search, like, costs, memory))
+        return pmlp__no_memory(error, "searching a schedule");
+    for (n = 0; result == PMLP_OK && n < (several ? 64 : 32); n++) {
+        pmlp_schedule *found;
+        search.rules.f_first = n & 1;
+        search.rules.w = n >> 1 & 3;
+        search.rules.flight = flights[n >> 3 & 3];
+        search.rules.low_first = n >> 5 & 1;
+        found = pmlp__search_run(&search, like);
+        result = found ? pmlp__keep_better(best, found, costs, memory, error)
+                       : pmlp__no_memory(error, "searching a schedule");
+    }
+    pmlp__search_done(&search, &like->allocator);
+    return result;
+}
+
+/* Every worker must be able to hold one micro-batch of all its stages. */
+static pmlp_result pmlp__check_memory(const pmlp_schedule *like, const pmlp_costs *costs,
+                                      double memory, pmlp_error *error) {
+    int worker, stage;
+    for (worker = 0; worker < like->workers; worker++) {
+        double needed = 0.0;
+        for (stage = 0; stage < like->stages; stage++)
+            if (like->stage_worker[stage] == worker)
+                needed += pmlp__cost(costs->held, stage, 1.0);
+        if (needed > memory)
+            return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                              "memory: %g is less than the %g that worker %d needs for a single "
+                              "micro-batch", memory, needed, worker);
+    }
+    return PMLP_OK;
+}
+
+/* One built-in kind, if it can have these sizes; on the owners of the loops, which all but the V
+   have, and on those of the V all sets of rules as well, if the memory suffices. */
+static pmlp_result pmlp__try_kind(const pmlp_schedule_desc *d, const pmlp_costs *costs,
+                                  double memory, pmlp__best *best, pmlp_error *error) {
+    pmlp_schedule *s;
+    pmlp_result result = PMLP_OK;
+    if (pmlp__check_sizes(d->kind, d->workers, d->virtual_stages, d->microbatches, 1, NULL))
+        return PMLP_OK;
+    s = pmlp__build(d);
+    if (!s) return pmlp__no_memory(error, "searching a schedule");
+    if ((d->kind == PMLP_SCHEDULE_LOOPED_BFS || d->kind == PMLP_SCHEDULE_ZB_V) &&
+        pmlp__check_memory(s, costs, memory, error) == PMLP_OK)
+        result = pmlp__search_all(s, costs, memory, best, error);
+    if (result == PMLP_OK) return pmlp__keep_better(best, s, costs, memory, error);
+    pmlp_schedule_destroy(s);
+    return result;
+}
+
+static pmlp_result pmlp__build_auto(const pmlp_schedule_desc *desc, pmlp_schedule **schedule,
+                                    pmlp_error *error) {
+    /* a limit that is a sum of what is held may be meant exactly, however it was added up */
+    const double memory = desc->memory > 0.0 ? desc->memory * (1.0 + 1e-12) : HUGE_VAL;
+    pmlp_schedule_desc d = *desc;
+    pmlp_costs costs;
+    pmlp__best best;
+    pmlp_error why;
+    pmlp_result result = PMLP_OK;
+    int kind;
+    memset(&costs, 0, sizeof costs);
+    memset(&best, 0, sizeof best);
+    pmlp__error_clear(&why);
+    if (desc->costs) costs = *desc->costs;
+    if (pmlp__bad_costs(d.workers * d.virtual_stages, &costs) || !(desc->memory >= 0.0))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "costs, memory: are not finite numbers >= 0");
+    for (kind = PMLP_SCHEDULE_SEQUENTIAL; result == PMLP_OK && kind < PMLP_SCHEDULE_AUTO; kind++) {
+        d.kind = (pmlp_schedule_kind)kind;
+        result = pmlp__try_kind(&d, &costs, memory, &best, &why);
+    }
+    if (result == PMLP_OK && !best.s) /* nothing fits */
+        result = why.result != PMLP_OK ? why.result
+                                       : pmlp__fail(&why, PMLP_ERROR_ARGUMENT,
+                                                    "memory: no schedule needs as little as %g",
+                                                    desc->memory);
+    if (result == PMLP_OK) {
+        *schedule = best.s;
+        return PMLP_OK;
+    }
+    pmlp_schedule_destroy(best.s);
+    if (error) *error = why;
+    return result;
+}
+
+/*============================================================================================*/
+/* >>pictures: timelines as text, as SVG and as a trace                                       */
+/*============================================================================================*/
+
+/* Whether a span is one that a picture shows: it takes time and computes something. */
+static bool pmlp__is_shown(const pmlp_span *span) {
+    return span->op >= PMLP_OP_F && span->op <= PMLP_OP_U && span->end > span->begin;
+}
+
+/* --- as text ---------------------------------------------------------------------------------- */
+
+/* Label of a span in a drawing: without the stage if each worker has only one. */
+static int pmlp__draw_label(const pmlp_timeline *t, const pmlp_span *span, char *label,
+                            size_t size) {
     pmlp__text text;
+    pmlp_action a;
+    a.op = span->op;
+    a.stage = span->stage;
+    a.microbatch = span->microbatch;
     text.buffer = label;
     text.size = size;
     text.length = 0;
-    pmlp__put_action(&text, a, s->stages > s->workers);
+    pmlp__put_action(&text, a, t->stages > t->workers);
+    if (span->count > 1) pmlp__put(&text, "-%d", span->microbatch + span->count - 1);
     pmlp__text_end(&text, NULL);
     return (int)text.length;
 }
 
 /* One worker's row: cell c shows what runs at the middle of the time that it stands for. */
-static void pmlp__draw_worker(const pmlp__simulator *p, int worker, double unit, int cells,
-                              int width, pmlp__text *text) {
-    const pmlp_schedule *s = p->s;
-    size_t at = s->first[worker], labelled = SIZE_MAX;
-    int c, i;
+static void pmlp__draw_worker(const pmlp_timeline *t, int worker, double unit, int cells, int width,
+                              pmlp__text *text) {
+    const pmlp_span *spans = t->spans[worker];
+    int at = 0, labelled = -1, c;
     pmlp__put(text, "worker %-3d|", worker);
     for (c = 0; c < cells; c++) {
         const double middle = ((double)c + 0.5) * unit;
         char label[48];
-        while (at < s->first[worker + 1] && p->end[at] <= middle) at++;
-        if (at == s->first[worker + 1] || p->begin[at] > middle) {
-            for (i = 0; i < width; i++) label[i] = '.';
+        while (at < t->counts[worker] && spans[at].end <= middle) at++;
+        if (at == t->counts[worker] || spans[at].begin > middle) {
+            memset(label, '.', (size_t)width);
             label[width] = '\0';
         } else if (labelled == at) {
-            for (i = 0; i < width; i++) label[i] = '=';
+            memset(label, '=', (size_t)width);
             label[width] = '\0';
         } else {
-            pmlp__draw_label(s, s->actions[at], label, sizeof label);
+            pmlp__draw_label(t, &spans[at], label, sizeof label);
             labelled = at;
         }
         pmlp__put(text, " %-*s", width, label);
@@ -3222,40 +5150,1337 @@ static void pmlp__draw_worker(const pmlp__simulator *p, int worker, double unit,
     pmlp__put(text, " |\n");
 }
 
-PMLP_API pmlp_result pmlp_schedule_draw(const pmlp_schedule *s, const pmlp_costs *costs,
-                                        double unit, char *buffer, size_t size, size_t *length,
-                                        pmlp_error *error) {
-    pmlp__simulator p;
+/* The widest label, two characters at least. */
+static int pmlp__draw_width(const pmlp_timeline *t) {
+    int worker, i, width = 2;
+    for (worker = 0; worker < t->workers; worker++)
+        for (i = 0; i < t->counts[worker]; i++) {
+            const pmlp_span *span = &t->spans[worker][i];
+            char label[48];
+            const int n = pmlp__draw_label(t, span, label, sizeof label);
+            if (span->end > span->begin && n > width) width = n;
+        }
+    return width;
+}
+
+PMLP_API pmlp_result pmlp_timeline_draw(const pmlp_timeline *timeline, double unit, char *buffer,
+                                        size_t size, size_t *length, pmlp_error *error) {
     pmlp__text text;
-    pmlp_result result;
     double cells;
-    int worker, width = 2;
-    size_t i;
+    int worker, width;
+    if (!timeline) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "timeline: is NULL");
     if (!buffer && size > 0) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "buffer: is NULL");
     if (unit == 0.0) unit = 1.0;
     if (!(unit > 0.0))
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "unit: %g is not positive", unit);
-    result = pmlp__simulator_run(&p, s, costs, error);
-    if (result != PMLP_OK) return result;
-    cells = ceil(pmlp__simulation_of(&p).makespan / unit - 1e-9);
-    if (!(cells <= 1e6)) {
-        pmlp__simulator_done(&p);
+    cells = ceil(timeline->makespan / unit - 1e-9);
+    if (!(cells <= 1e6))
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
                           "unit: %g would make more than a million cells", unit);
-    }
     text.buffer = buffer;
     text.size = size;
     text.length = 0;
-    for (i = 0; i < s->first[s->workers]; i++) {
-        char label[48];
-        const int n = pmlp__draw_label(s, s->actions[i], label, sizeof label);
-        if (pmlp__action_cost(&p.costs, s->actions[i]) > 0.0 && n > width) width = n;
-    }
-    for (worker = 0; worker < s->workers; worker++)
-        pmlp__draw_worker(&p, worker, unit, (int)cells, width, &text);
+    width = pmlp__draw_width(timeline);
+    for (worker = 0; worker < timeline->workers; worker++)
+        pmlp__draw_worker(timeline, worker, unit, (int)cells, width, &text);
     pmlp__text_end(&text, length);
-    pmlp__simulator_done(&p);
     return PMLP_OK;
+}
+
+/* --- numbers and other people's text ---------------------------------------------------------- */
+
+static void pmlp__put_byte(pmlp__text *text, char byte) {
+    if (text->length + 1 < text->size) text->buffer[text->length] = byte;
+    text->length++;
+}
+
+static void pmlp__put_long(pmlp__text *text, const char *string) {
+    while (*string) pmlp__put_byte(text, *string++);
+}
+
+/* A number with a decimal point, whatever the locale puts there. */
+static void pmlp__put_decimal(pmlp__text *text, double value, int decimals) {
+    char digits[400]; /* enough for any double */
+    bool point = false;
+    int i;
+    snprintf(digits, sizeof digits, "%.*f", decimals, value);
+    for (i = 0; digits[i]; i++) {
+        const bool digit = (digits[i] >= '0' && digits[i] <= '9') || digits[i] == '-';
+        if (digit) pmlp__put_byte(text, digits[i]);
+        else if (!point) pmlp__put_byte(text, '.');
+        point = point || !digit;
+    }
+}
+
+static double pmlp__round(double value) { return floor(value + 0.5); }
+
+/* How many decimals, at most `most`, a value needs to be shown as exactly as `most` show it. */
+static int pmlp__decimals(double value, int most) {
+    double slack = 0.5, unit = 1.0;
+    int decimals;
+    for (decimals = 0; decimals < most; decimals++) slack /= 10.0;
+    for (decimals = 0; decimals < most; decimals++, unit *= 10.0)
+        if (fabs(value * unit - pmlp__round(value * unit)) <= slack * unit) break;
+    return decimals;
+}
+
+/* Three or four digits and k, M, G or T. */
+static void pmlp__put_amount(pmlp__text *text, double value) {
+    static const char *const powers[] = {"", " k", " M", " G", " T"};
+    int power = 0, most = 2;
+    for (; value >= 9999.5 && power < 4; power++) value /= 1000.0;
+    if (value >= 99.95) most = 1;
+    if (value >= 999.5) most = 0;
+    pmlp__put_decimal(text, value, pmlp__decimals(value, most));
+    pmlp__put_long(text, powers[power]);
+}
+
+/* Bytes of the UTF-8 character at p; 0 if there is none, or one that XML does not allow. */
+static int pmlp__utf8(const unsigned char *p) {
+    const int n = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3
+                : p[0] < 0xf5 ? 4 : 0;
+    int i;
+    if (n == 1) return p[0] >= 0x20 && p[0] != 0x7f;
+    for (i = 1; i < n; i++)
+        if ((p[i] & 0xc0) != 0x80) return 0;
+    if ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+        (p[0] == 0xef && p[1] == 0xbf && p[2] > 0xbd) || (p[0] == 0xf0 && p[1] < 0x90) ||
+        (p[0] == 0xf4 && p[1] > 0x8f))
+        return 0;
+    return n;
+}
+
+/* Text of the caller's inside XML or JSON, both of which it could otherwise break out of; cut to
+   `most` characters. */
+static void pmlp__put_quoted(pmlp__text *text, const char *string, int most, bool json) {
+    const unsigned char *p = (const unsigned char *)string;
+    for (; *p && most > 0; most--) {
+        int n = pmlp__utf8(p);
+        if (most == 1 && p[n > 0 ? n : 1]) {
+            pmlp__put_long(text, "\xe2\x80\xa6"); /* an ellipsis */
+            return;
+        }
+        if (n == 0) {
+            pmlp__put_byte(text, *p++ < 0x20 ? ' ' : '?');
+        } else if (n == 1 && strchr("&<>\"'\\", *p)) {
+            if (json) pmlp__put(text, "\\u%04x", (unsigned)*p++);
+            else pmlp__put(text, "&#%u;", (unsigned)*p++);
+        } else {
+            for (; n > 0; n--) pmlp__put_byte(text, (char)*p++);
+        }
+    }
+}
+
+/* --- as SVG ----------------------------------------------------------------------------------- */
+
+#define PMLP__SHADES 4         /* of an op's colour, for the stages of one worker */
+#define PMLP__MARGIN 24.0      /* pixels, as all lengths here */
+#define PMLP__NARROW 2.5       /* bars below that share one path per row and colour */
+#define PMLP__DIGIT 0.556      /* width of a digit in the fonts asked for, per font size */
+#define PMLP__LETTER 0.53      /* of a letter in running text, generously */
+#define PMLP__PARTS 9          /* of a makespan: f, i, w, b, u, fill, waiting, transfer, drain */
+
+/* A picture in the making. Index 0 is the timeline, index 1 the one it is held against. */
+typedef struct pmlp__picture {
+    pmlp__text text;
+    pmlp_picture label;         /* with the defaults put in */
+    const pmlp_timeline *of[2]; /* the second may be NULL */
+    pmlp_worker_time *times[2]; /* [workers] */
+    int *chunk[2];              /* [stages]: how many stages below this one its worker has */
+    int shades, decimals;       /* in use; of printed times */
+    bool merged;                /* the parts i, w and b are compared as one */
+    double left, right;         /* of the time axis */
+    double per_time;            /* pixels per unit of time */
+    double bar[2], gap;         /* heights of the rows; between workers */
+    bool named;                 /* rows are high enough for both names and shares */
+    double table;               /* where the numbers of the tables of times begin */
+    double column, column_width;/* of the table at hand: where the first begins */
+    double y;                   /* where the next thing goes */
+} pmlp__picture;
+
+static double pmlp__x(const pmlp__picture *p, double time) { return p->left + time * p->per_time; }
+
+static void pmlp__svg_length(pmlp__picture *p, double length) {
+    pmlp__put_decimal(&p->text, length, pmlp__decimals(length, 2));
+}
+
+static void pmlp__svg_attribute(pmlp__picture *p, const char *name, double value) {
+    pmlp__put(&p->text, " %s=\"", name);
+    pmlp__svg_length(p, value);
+    pmlp__put_byte(&p->text, '"');
+}
+
+/* A rectangle whose tag the caller closes. */
+static void pmlp__svg_box(pmlp__picture *p, const char *kind, double x, double y, double width,
+                          double height) {
+    pmlp__put(&p->text, "<rect class=\"%s\"", kind);
+    pmlp__svg_attribute(p, "x", x);
+    pmlp__svg_attribute(p, "y", y);
+    pmlp__svg_attribute(p, "width", width);
+    pmlp__svg_attribute(p, "height", height);
+}
+
+static void pmlp__svg_line(pmlp__picture *p, const char *kind, double x1, double y1, double x2,
+                           double y2) {
+    pmlp__put(&p->text, "<line class=\"%s\"", kind);
+    pmlp__svg_attribute(p, "x1", x1);
+    pmlp__svg_attribute(p, "y1", y1);
+    pmlp__svg_attribute(p, "x2", x2);
+    pmlp__svg_attribute(p, "y2", y2);
+    pmlp__put_long(&p->text, "/>\n");
+}
+
+/* Text whose content and end the caller writes. */
+static void pmlp__svg_text(pmlp__picture *p, const char *kind, double x, double y) {
+    pmlp__put(&p->text, "<text class=\"%s\"", kind);
+    pmlp__svg_attribute(p, "x", x);
+    pmlp__svg_attribute(p, "y", y);
+    pmlp__put_byte(&p->text, '>');
+}
+
+static void pmlp__svg_text_end(pmlp__picture *p) { pmlp__put_long(&p->text, "</text>\n"); }
+
+/* A constant text; markup in it counts as such. */
+static void pmlp__svg_say(pmlp__picture *p, const char *kind, double x, double y,
+                          const char *string) {
+    pmlp__svg_text(p, kind, x, y);
+    pmlp__put_long(&p->text, string);
+    pmlp__svg_text_end(p);
+}
+
+/* A text of the caller's, cut to what fits into `width` at that font size. */
+static void pmlp__svg_quote(pmlp__picture *p, const char *string, double width, double font) {
+    const int most = (int)(width / (font * PMLP__LETTER));
+    pmlp__put_quoted(&p->text, string, most > 1 ? most : 1, false);
+}
+
+static const char *pmlp__picture_name(const pmlp__picture *p, int which) {
+    return which ? p->label.against_name : p->label.name;
+}
+
+static void pmlp__svg_name(pmlp__picture *p, int which, int most) {
+    pmlp__put_quoted(&p->text, pmlp__picture_name(p, which), most, false);
+}
+
+static void pmlp__put_time(pmlp__picture *p, double time) {
+    pmlp__put_decimal(&p->text, time * p->label.scale, time == 0.0 ? 0 : p->decimals);
+}
+
+static void pmlp__put_unit(pmlp__picture *p) {
+    if (!p->label.unit[0]) return;
+    pmlp__put_long(&p->text, "&#160;");
+    pmlp__put_quoted(&p->text, p->label.unit, 12, false);
+}
+
+static void pmlp__put_time_unit(pmlp__picture *p, double time) {
+    pmlp__put_time(p, time);
+    pmlp__put_unit(p);
+}
+
+static void pmlp__put_share(pmlp__picture *p, double part, double whole) {
+    pmlp__put_decimal(&p->text, whole > 0.0 ? 100.0 * part / whole : 0.0, 1);
+    pmlp__put_long(&p->text, "&#160;%");
+}
+
+/* Idle share of all workers. */
+static double pmlp__bubble(const pmlp__picture *p, int which) {
+    const pmlp_timeline *t = p->of[which];
+    const double all = t->makespan * (double)t->workers;
+    double busy = 0.0;
+    int worker;
+    for (worker = 0; worker < t->workers; worker++) busy += p->times[which][worker].busy;
+    return all > 0.0 ? 1.0 - busy / all : 0.0;
+}
+
+/* --- rows of bars ----------------------------------------------------------------------------- */
+
+/* Walks over what fills a row from 0 to the makespan: spans, and gaps, whose op is NONE. */
+typedef struct pmlp__row {
+    const pmlp_timeline *of;
+    int worker, next;
+    double clock;
+} pmlp__row;
+
+static bool pmlp__row_next(pmlp__row *row, pmlp_span *piece) {
+    const pmlp_span *spans = row->of->spans[row->worker];
+    const int count = row->of->counts[row->worker];
+    double until;
+    while (row->next < count && !pmlp__is_shown(&spans[row->next])) row->next++;
+    until = row->next < count ? spans[row->next].begin : row->of->makespan;
+    if (row->clock < until) {
+        memset(piece, 0, sizeof *piece);
+        piece->begin = row->clock;
+        piece->end = row->clock = until;
+        return true;
+    }
+    if (row->next == count) return false;
+    *piece = spans[row->next++];
+    row->clock = piece->end;
+    return true;
+}
+
+static pmlp__row pmlp__row_begin(const pmlp__picture *p, int which, int worker) {
+    pmlp__row row;
+    row.of = p->of[which];
+    row.worker = worker;
+    row.next = 0;
+    row.clock = 0.0;
+    return row;
+}
+
+static int pmlp__shade(const pmlp__picture *p, int which, const pmlp_span *piece) {
+    return piece->op == PMLP_OP_NONE ? 0 : p->chunk[which][piece->stage] % PMLP__SHADES;
+}
+
+/* The class of a piece's colour, "F0" or "idle". */
+static void pmlp__put_class(pmlp__text *text, pmlp_op op, int shade) {
+    if (op == PMLP_OP_NONE) pmlp__put_long(text, "idle");
+    else pmlp__put(text, "%s%d", pmlp_op_name(op), shade);
+}
+
+/* What the reader sees who points at a bar. */
+static void pmlp__svg_tooltip(pmlp__picture *p, const pmlp_span *piece) {
+    pmlp__text *text = &p->text;
+    const int last = piece->microbatch + piece->count - 1;
+    pmlp__put_long(text, "<title>");
+    if (piece->op == PMLP_OP_NONE) pmlp__put_long(text, "idle, ");
+    else {
+        pmlp__put(text, "%s of ", pmlp_op_name(piece->op));
+        if (piece->count > 1) pmlp__put(text, "micro-batches %d to %d, ", piece->microbatch, last);
+        else if (piece->microbatch >= 0) pmlp__put(text, "micro-batch %d, ", piece->microbatch);
+        pmlp__put(text, "stage %d, ", piece->stage);
+    }
+    pmlp__put_time(p, piece->begin);
+    pmlp__put_long(text, " to ");
+    pmlp__put_time_unit(p, piece->end);
+    pmlp__put_long(text, "</title>");
+}
+
+static int pmlp__digits(int number) {
+    int digits = 1;
+    for (; number > 9; number /= 10) digits++;
+    return digits;
+}
+
+/* Size of the numbers in bars. */
+static double pmlp__font(const pmlp__picture *p, int which) {
+    return p->bar[which] * 0.6 < 13.0 ? p->bar[which] * 0.6 : 13.0;
+}
+
+/* The longest label that fits into a bar, perhaps none. Numbers count as wide as the
+   largest: a row in which only 0 to 9 have labels looks broken. */
+static void pmlp__bar_label(const pmlp__picture *p, int which, const pmlp_span *piece, char *label,
+                            size_t size) {
+    const pmlp_timeline *t = p->of[which];
+    const double width = (piece->end - piece->begin) * p->per_time, font = pmlp__font(p, which);
+    const int fit = (int)((width - 2.0) / (font * PMLP__DIGIT));
+    int digits = pmlp__digits(t->microbatches - 1);
+    char numbers[32];
+    label[0] = '\0';
+    if (piece->op == PMLP_OP_NONE || font < 7.0) return;
+    snprintf(numbers, sizeof numbers, "%d", piece->microbatch);
+    if (piece->microbatch < 0) snprintf(numbers, sizeof numbers, "U");
+    if (piece->count > 1)
+        snprintf(numbers, sizeof numbers, "%d-%d", piece->microbatch,
+                 piece->microbatch + piece->count - 1);
+    if (piece->microbatch < 0 || piece->count > 1) digits = (int)strlen(numbers);
+    if (t->stages > t->workers && piece->microbatch >= 0 &&
+        digits + 1 + pmlp__digits(t->stages - 1) <= fit)
+        snprintf(label, size, "%d:%s", piece->stage, numbers);
+    else if (digits <= fit) snprintf(label, size, "%s", numbers);
+}
+
+static void pmlp__svg_bar(pmlp__picture *p, int which, const pmlp_span *piece, double y) {
+    const double x = pmlp__x(p, piece->begin), width = pmlp__x(p, piece->end) - x;
+    const double gap = width < 4.0 ? 0.5 : 1.0; /* so that neighbours can be told apart */
+    const double height = p->bar[which];
+    char kind[16], label[48];
+    pmlp__text text;
+    text.buffer = kind;
+    text.size = sizeof kind;
+    text.length = 0;
+    pmlp__put_class(&text, piece->op, pmlp__shade(p, which, piece));
+    pmlp__text_end(&text, NULL);
+    pmlp__svg_box(p, kind, x + gap / 2.0, y, width - gap, height);
+    pmlp__put_long(&p->text, width > 8.0 ? " rx=\"2\">" : ">");
+    pmlp__svg_tooltip(p, piece);
+    pmlp__put_long(&p->text, "</rect>\n");
+    pmlp__bar_label(p, which, piece, label, sizeof label);
+    if (label[0])
+        pmlp__svg_say(p, which ? "n n1" : "n", x + width / 2.0,
+                      y + height / 2.0 + pmlp__font(p, which) * 0.36, label);
+}
+
+/* To a quarter of a pixel: however many bars there are, a row has only so many places. */
+static double pmlp__snap(double x) { return pmlp__round(4.0 * x) / 4.0; }
+
+/* All narrow pieces of one colour in a row, as one path. */
+static void pmlp__svg_narrow(pmlp__picture *p, int which, int worker, pmlp_op op, int shade,
+                             double y) {
+    pmlp__row row = pmlp__row_begin(p, which, worker);
+    pmlp_span piece;
+    pmlp__put_long(&p->text, "<path class=\"");
+    pmlp__put_class(&p->text, op, shade);
+    pmlp__put_long(&p->text, "\" d=\"");
+    while (pmlp__row_next(&row, &piece)) {
+        const double x = pmlp__snap(pmlp__x(p, piece.begin));
+        const double width = pmlp__snap(pmlp__x(p, piece.end)) - x;
+        if (piece.op != op || pmlp__shade(p, which, &piece) != shade || width <= 0.0 ||
+            (piece.end - piece.begin) * p->per_time >= PMLP__NARROW)
+            continue;
+        pmlp__put_byte(&p->text, 'M');
+        pmlp__svg_length(p, x);
+        pmlp__put_byte(&p->text, ' ');
+        pmlp__svg_length(p, y);
+        pmlp__put_byte(&p->text, 'h');
+        pmlp__svg_length(p, width);
+        pmlp__put_byte(&p->text, 'v');
+        pmlp__svg_length(p, p->bar[which]);
+        pmlp__put_byte(&p->text, 'h');
+        pmlp__svg_length(p, -width);
+        pmlp__put_byte(&p->text, 'z');
+    }
+    pmlp__put_long(&p->text, "\"/>\n");
+}
+
+static void pmlp__svg_row(pmlp__picture *p, int which, int worker, double y) {
+    bool narrow[PMLP_OP_U + 1][PMLP__SHADES];
+    pmlp__row row = pmlp__row_begin(p, which, worker);
+    pmlp_span piece;
+    int op, shade;
+    memset(narrow, 0, sizeof narrow);
+    while (pmlp__row_next(&row, &piece))
+        if ((piece.end - piece.begin) * p->per_time >= PMLP__NARROW)
+            pmlp__svg_bar(p, which, &piece, y);
+        else narrow[piece.op][pmlp__shade(p, which, &piece)] = true;
+    for (op = 0; op <= PMLP_OP_U; op++)
+        for (shade = 0; shade < PMLP__SHADES; shade++)
+            if (narrow[op][shade]) pmlp__svg_narrow(p, which, worker, (pmlp_op)op, shade, y);
+}
+
+/* The busy share, right of a row. */
+static void pmlp__svg_busy(pmlp__picture *p, int which, int worker, double y) {
+    pmlp__svg_text(p, which ? "e s m" : "e", (double)p->label.width - PMLP__MARGIN, y);
+    pmlp__put_share(p, p->times[which][worker].busy, p->of[which]->makespan);
+    pmlp__svg_text_end(p);
+}
+
+static double pmlp__rows_height(const pmlp__picture *p) {
+    return p->bar[0] + (p->of[1] ? p->bar[1] + 2.0 : 0.0);
+}
+
+/* "stages 0, 4": the first two of a worker that has several. */
+static void pmlp__svg_stages(pmlp__picture *p, int worker, double y) {
+    const pmlp_timeline *t = p->of[0];
+    int stage, n = 0;
+    pmlp__svg_text(p, "s m", PMLP__MARGIN, y);
+    for (stage = 0; stage < t->stages; stage++) {
+        if (t->stage_worker[stage] != worker || ++n > 3) continue;
+        pmlp__put_long(&p->text, n == 1 ? "stages " : n == 2 ? ", " : " &#8230;");
+        if (n < 3) pmlp__put(&p->text, "%d", stage);
+    }
+    pmlp__svg_text_end(p);
+}
+
+/* One worker: label, bars, busy share; and below it the same of the other timeline. */
+static void pmlp__svg_worker(pmlp__picture *p, int worker) {
+    const double middle = p->y + pmlp__rows_height(p) / 2.0 + 4.0;
+    const bool stages = !p->of[1] && p->shades > 1 && p->bar[0] >= 28.0;
+    double y = p->y;
+    int which;
+    pmlp__svg_text(p, "", PMLP__MARGIN, stages ? middle - 7.0 : middle);
+    pmlp__put(&p->text, "worker %d", worker);
+    pmlp__svg_text_end(p);
+    if (stages) pmlp__svg_stages(p, worker, middle + 8.0);
+    for (which = 0; which < 2 && p->of[which]; which++) {
+        const double base = y + p->bar[which] / 2.0 + 4.0;
+        if (p->named) {
+            pmlp__svg_text(p, "e s m", p->left - 8.0, base);
+            pmlp__svg_name(p, which, 14);
+            pmlp__svg_text_end(p);
+        }
+        pmlp__svg_row(p, which, worker, y);
+        if (p->named || which == 0) pmlp__svg_busy(p, which, worker, p->named ? base : middle);
+        y += p->bar[which] + 2.0;
+    }
+    p->y += pmlp__rows_height(p) + p->gap;
+}
+
+/* --- the axis --------------------------------------------------------------------------------- */
+
+/* The largest of 1, 2, 5 times a power of ten that is not above `most`. */
+static double pmlp__round_step(double most) {
+    const double power = pow(10.0, floor(log10(most)));
+    return power * (most / power >= 5.0 ? 5.0 : most / power >= 2.0 ? 2.0 : 1.0);
+}
+
+/* Lines behind the rows from `top` to `bottom`, and their times below. */
+static void pmlp__svg_axis(pmlp__picture *p, double top, double bottom) {
+    const double per_label = p->per_time / p->label.scale; /* pixels per unit of what is printed */
+    double step;
+    int i, decimals = 0;
+    pmlp__svg_text(p, "e s m", p->left - 16.0, bottom + 18.0);
+    pmlp__put_long(&p->text, p->label.unit[0] ? "time in " : "time");
+    pmlp__put_quoted(&p->text, p->label.unit, 6, false);
+    pmlp__svg_text_end(p);
+    if (!(p->right > p->left) || !(per_label > 0.0)) return;
+    step = pmlp__round_step(110.0 / per_label);
+    if (step < 1.0) decimals = (int)ceil(-log10(step) - 1e-9);
+    for (i = 0; (double)i * step * per_label <= p->right - p->left + 0.01; i++) {
+        const double x = p->left + (double)i * step * per_label;
+        pmlp__svg_line(p, "grid", x, top, x, bottom + 4.0);
+        pmlp__svg_text(p, "c s m", x, bottom + 18.0);
+        pmlp__put_decimal(&p->text, (double)i * step, i ? decimals : 0);
+        pmlp__svg_text_end(p);
+    }
+}
+
+/* A line where a timeline ends. */
+static void pmlp__svg_ends(pmlp__picture *p, double top, double bottom) {
+    int which;
+    for (which = 0; which < 2 && p->of[which]; which++) {
+        const double x = pmlp__x(p, p->of[which]->makespan) + 1.0;
+        pmlp__svg_line(p, which ? "end other" : "end", x, top, x, bottom);
+    }
+}
+
+static void pmlp__svg_plot(pmlp__picture *p) {
+    const int workers = p->of[0]->workers;
+    const double top = p->y, height = (double)workers * (pmlp__rows_height(p) + p->gap);
+    const double bottom = top + height - p->gap + 4.0;
+    int worker;
+    pmlp__svg_axis(p, top - 4.0, bottom);
+    pmlp__svg_say(p, "e s m", (double)p->label.width - PMLP__MARGIN, top - 8.0, "busy");
+    for (worker = 0; worker < workers; worker++) pmlp__svg_worker(p, worker);
+    pmlp__svg_ends(p, top - 4.0, bottom);
+    p->y = bottom + 24.0;
+}
+
+/* --- title and legend ------------------------------------------------------------------------- */
+
+static void pmlp__svg_title(pmlp__picture *p) {
+    if (!p->label.title[0]) return;
+    p->y += 20.0;
+    pmlp__svg_text(p, "title", PMLP__MARGIN, p->y);
+    pmlp__svg_quote(p, p->label.title, (double)p->label.width - 2.0 * PMLP__MARGIN, 20.0);
+    pmlp__svg_text_end(p);
+    p->y += 6.0;
+}
+
+/* What there is to say of one timeline alone. */
+static void pmlp__svg_summary(pmlp__picture *p) {
+    p->y += 18.0;
+    pmlp__svg_text(p, "m", PMLP__MARGIN, p->y);
+    if (p->label.name[0]) {
+        pmlp__svg_name(p, 0, 40);
+        pmlp__put_long(&p->text, ": ");
+    }
+    pmlp__put_long(&p->text, "makespan ");
+    pmlp__put_time_unit(p, p->of[0]->makespan);
+    pmlp__put_long(&p->text, ", bubble ");
+    pmlp__put_share(p, pmlp__bubble(p, 0), 1.0);
+    pmlp__svg_text_end(p);
+}
+
+/* Whether anything of that kind is to be seen. */
+static bool pmlp__has_op(const pmlp__picture *p, pmlp_op op, int least_count) {
+    int which, worker, i;
+    for (which = 0; which < 2 && p->of[which]; which++)
+        for (worker = 0; worker < p->of[which]->workers; worker++)
+            for (i = 0; i < p->of[which]->counts[worker]; i++) {
+                const pmlp_span *span = &p->of[which]->spans[worker][i];
+                if (span->op == op && span->count >= least_count && pmlp__is_shown(span))
+                    return true;
+            }
+    return false;
+}
+
+/* About how wide a text is in the fonts asked for, per font size. */
+static double pmlp__width_of(const char *string) {
+    double width = 0.0;
+    for (; *string; string++)
+        width += strchr(" ,.:;'-()fijlrt", *string)  ? 0.29
+                 : strchr("mwABCDFGIUW=", *string) ? 0.72
+                                                   : PMLP__DIGIT;
+    return width;
+}
+
+/* An entry of the legend at *x, in a new line if this one is full; kind NULL: without a colour. */
+static void pmlp__svg_entry(pmlp__picture *p, double *x, const char *kind, const char *string) {
+    const double begin = kind ? 24.0 : 0.0;
+    const double width = begin + pmlp__width_of(string) * 12.0 + 22.0;
+    if (*x > PMLP__MARGIN && *x + width > (double)p->label.width - PMLP__MARGIN) {
+        *x = PMLP__MARGIN;
+        p->y += 20.0;
+    }
+    if (kind) {
+        pmlp__svg_box(p, kind, *x, p->y - 10.0, 18.0, 12.0);
+        pmlp__put_long(&p->text, " rx=\"2\"/>\n");
+    }
+    pmlp__svg_say(p, "s", *x + begin, p->y, string);
+    *x += width;
+}
+
+/* Which row is which, if the rows have no room to say it. */
+static void pmlp__svg_entry_names(pmlp__picture *p, double *x) {
+    char string[256];
+    pmlp__text text;
+    text.buffer = string;
+    text.size = sizeof string;
+    text.length = 0;
+    pmlp__put_quoted(&text, p->label.name, 14, false);
+    pmlp__put_long(&text, " above ");
+    pmlp__put_quoted(&text, p->label.against_name, 14, false);
+    pmlp__text_end(&text, NULL);
+    pmlp__svg_entry(p, x, NULL, string);
+}
+
+/* Whether any bar has room for its number, and for its stage, too, if `staged`. */
+static bool pmlp__has_labels(const pmlp__picture *p, bool staged) {
+    int which, worker, i;
+    for (which = 0; which < 2 && p->of[which]; which++)
+        for (worker = 0; worker < p->of[which]->workers; worker++)
+            for (i = 0; i < p->of[which]->counts[worker]; i++) {
+                const pmlp_span *span = &p->of[which]->spans[worker][i];
+                char label[48];
+                pmlp__bar_label(p, which, span, label, sizeof label);
+                if (label[0] && span->microbatch >= 0 && (strchr(label, ':') != NULL) == staged)
+                    return true;
+            }
+    return false;
+}
+
+static void pmlp__svg_legend(pmlp__picture *p) {
+    static const char *const names[] = {"idle", "F: forward", "I: backward for the inputs",
+                                        "W: backward for the weights", "B: backward", "U: update"};
+    double x = PMLP__MARGIN;
+    int op;
+    p->y += 24.0;
+    for (op = PMLP_OP_F; op <= PMLP_OP_U; op++)
+        if (pmlp__has_op(p, (pmlp_op)op, 0)) {
+            char kind[16];
+            snprintf(kind, sizeof kind, "%s0", pmlp_op_name((pmlp_op)op));
+            pmlp__svg_entry(p, &x, kind, names[op]);
+        }
+    if (pmlp__bubble(p, 0) > 1e-9 || (p->of[1] && pmlp__bubble(p, 1) > 1e-9))
+        pmlp__svg_entry(p, &x, "idle", names[0]);
+    if (p->shades > 1) pmlp__svg_entry(p, &x, "F1", "paler: later stages of the worker");
+    if (pmlp__has_labels(p, false)) pmlp__svg_entry(p, &x, NULL, "number = micro-batch");
+    if (pmlp__has_labels(p, true)) pmlp__svg_entry(p, &x, NULL, "2:5 = stage 2, micro-batch 5");
+    if (pmlp__has_op(p, PMLP_OP_W, 2)) pmlp__svg_entry(p, &x, NULL, "0-3 = four at once");
+    if (p->of[1] && !p->named) pmlp__svg_entry_names(p, &x);
+    p->y += 30.0;
+}
+
+/* --- tables ----------------------------------------------------------------------------------- */
+
+/* The next part of a sum, rounded so that the printed parts add up to the printed sum. */
+static double pmlp__next_part(const pmlp__picture *p, double *sum, double part) {
+    const double unit = pow(10.0, -(double)p->decimals) / p->label.scale;
+    const double before = pmlp__round(*sum / unit);
+    *sum += part;
+    return (pmlp__round(*sum / unit) - before) * unit;
+}
+
+static double pmlp__column(const pmlp__picture *p, int column) {
+    return p->column + p->column_width * (double)(column + 1);
+}
+
+/* A table's columns, whose numbers end at the right; its first one names the workers. */
+static void pmlp__svg_heads(pmlp__picture *p, double begin, const char *const *heads,
+                            int columns) {
+    const double width = ((double)p->label.width - PMLP__MARGIN - begin) / (double)columns;
+    int column;
+    p->column = begin;
+    p->column_width = width < 96.0 ? width : 96.0;
+    p->y += 22.0;
+    for (column = 0; column < columns; column++)
+        pmlp__svg_say(p, "e s m", pmlp__column(p, column), p->y, heads[column]);
+    p->y += 7.0;
+    pmlp__svg_line(p, "rule", PMLP__MARGIN, p->y, pmlp__column(p, columns - 1), p->y);
+    p->y += 1.0;
+}
+
+/* ", in ms": the end of a table's heading. */
+static void pmlp__svg_heading_end(pmlp__picture *p) {
+    if (p->label.unit[0]) pmlp__put_long(&p->text, ", in");
+    pmlp__put_unit(p);
+    pmlp__svg_text_end(p);
+}
+
+/* A worker's time in one timeline, its parts adding up to the makespan. */
+static void pmlp__svg_time_row(pmlp__picture *p, int which, int worker) {
+    const pmlp_worker_time *time = &p->times[which][worker];
+    const char *kind = which ? "e m" : "e";
+    double parts[5], sum = 0.0;
+    int i;
+    parts[0] = time->busy;
+    parts[1] = time->fill;
+    parts[2] = time->waiting;
+    parts[3] = time->transfer;
+    parts[4] = time->drain;
+    p->y += 18.0;
+    if (which == 0) {
+        pmlp__svg_text(p, "", PMLP__MARGIN, p->y);
+        pmlp__put(&p->text, "worker %d", worker);
+        pmlp__svg_text_end(p);
+    }
+    if (p->of[1]) {
+        pmlp__svg_text(p, which ? "e m" : "e", p->table - 8.0, p->y);
+        pmlp__svg_name(p, which, 14);
+        pmlp__svg_text_end(p);
+    }
+    for (i = 0; i < 5; i++) {
+        pmlp__svg_text(p, kind, pmlp__column(p, i < 3 ? i : i + 1), p->y);
+        pmlp__put_time(p, pmlp__next_part(p, &sum, parts[i]));
+        pmlp__svg_text_end(p);
+    }
+    pmlp__svg_text(p, kind, pmlp__column(p, 3), p->y);
+    if (time->waits_for >= 0) pmlp__put(&p->text, "%d", time->waits_for);
+    else pmlp__put_long(&p->text, "&#8211;");
+    pmlp__svg_text_end(p);
+    pmlp__svg_text(p, kind, pmlp__column(p, 6), p->y);
+    pmlp__put_amount(&p->text, time->peak);
+    pmlp__svg_text_end(p);
+}
+
+static void pmlp__svg_times(pmlp__picture *p) {
+    static const char *const heads[] = {"busy", "fill", "waiting", "for worker", "hand-off",
+                                        "drain", "most held"};
+    int which, worker;
+    p->y += 28.0;
+    pmlp__svg_text(p, "b", PMLP__MARGIN, p->y);
+    pmlp__put_long(&p->text, "Where each worker's time went");
+    pmlp__svg_heading_end(p);
+    pmlp__svg_heads(p, p->table, heads, 7);
+    for (worker = 0; worker < p->of[0]->workers; worker++) {
+        for (which = 0; which < 2 && p->of[which]; which++) pmlp__svg_time_row(p, which, worker);
+        if (p->of[1]) p->y += 3.0;
+    }
+    p->y += 6.0;
+}
+
+static void pmlp__parts(const pmlp_worker_time *time, bool merged, double *parts) {
+    const double all[] = {time->f, time->i, time->w, time->b, time->u, time->fill, time->waiting,
+                          time->transfer, time->drain};
+    memcpy(parts, all, sizeof all);
+    if (!merged) return;
+    parts[3] += parts[1] + parts[2];
+    parts[1] = parts[2] = 0.0;
+}
+
+/* -1 if the second timeline is the longer one. */
+static double pmlp__sign(const pmlp__picture *p) {
+    return p->of[0]->makespan < p->of[1]->makespan ? -1.0 : 1.0;
+}
+
+static int pmlp__largest(const double *parts, double sign) {
+    int part, largest = 0;
+    for (part = 1; part < PMLP__PARTS; part++)
+        if (parts[part] * sign > parts[largest] * sign) largest = part;
+    return largest;
+}
+
+/* What a worker's parts differ by, rounded so that they add up; and which of them counts most for
+   the difference of the makespans. */
+static int pmlp__differences(const pmlp__picture *p, int worker, double *parts) {
+    double other[PMLP__PARTS], sum = 0.0;
+    int i;
+    pmlp__parts(&p->times[0][worker], p->merged, parts);
+    pmlp__parts(&p->times[1][worker], p->merged, other);
+    for (i = 0; i < PMLP__PARTS; i++) parts[i] = pmlp__next_part(p, &sum, parts[i] - other[i]);
+    return pmlp__largest(parts, pmlp__sign(p));
+}
+
+/* A difference with its sign; a minus as wide as the plus. */
+static void pmlp__put_signed(pmlp__picture *p, double time) {
+    const double least = 0.25 * pow(10.0, -(double)p->decimals) / p->label.scale;
+    if (fabs(time) < least) time = 0.0;
+    if (time != 0.0) pmlp__put_long(&p->text, time > 0.0 ? "+" : "&#8722;");
+    pmlp__put_time(p, fabs(time));
+}
+
+/* Whether a part is ever other than 0, in either timeline. */
+static bool pmlp__has_part(const pmlp__picture *p, int part) {
+    double parts[PMLP__PARTS];
+    int which, worker;
+    for (which = 0; which < 2; which++)
+        for (worker = 0; worker < p->of[which]->workers; worker++) {
+            pmlp__parts(&p->times[which][worker], p->merged, parts);
+            if (parts[part] > 0.0) return true;
+        }
+    return false;
+}
+
+static const char *pmlp__part_name(const pmlp__picture *p, int part) {
+    static const char *const names[] = {"forward", "I", "W", "B", "update", "fill", "waiting",
+                                        "hand-off", "drain"};
+    return part == 3 && p->merged ? "backward" : names[part];
+}
+
+/* shown [columns] are the parts that get a column; the sum comes last. */
+static void pmlp__svg_difference_row(pmlp__picture *p, int worker, const int *shown, int columns) {
+    double parts[PMLP__PARTS], sum = 0.0;
+    const int most = pmlp__differences(p, worker, parts);
+    int column;
+    p->y += 18.0;
+    pmlp__svg_text(p, "", PMLP__MARGIN, p->y);
+    pmlp__put(&p->text, "worker %d", worker);
+    pmlp__svg_text_end(p);
+    for (column = 0; column <= columns; column++) {
+        const bool strong = column < columns && shown[column] == most && parts[most] != 0.0;
+        const double x = pmlp__column(p, column);
+        if (strong) {
+            pmlp__svg_box(p, "mark", x - 50.0, p->y - 13.0, 56.0, 17.0);
+            pmlp__put_long(&p->text, " rx=\"3\"/>\n");
+        }
+        pmlp__svg_text(p, strong ? "e b" : "e", x, p->y);
+        if (column < columns) sum += parts[shown[column]];
+        pmlp__put_signed(p, column < columns ? parts[shown[column]] : sum);
+        pmlp__svg_text_end(p);
+    }
+}
+
+static void pmlp__svg_differences(pmlp__picture *p) {
+    const char *heads[PMLP__PARTS + 1];
+    int shown[PMLP__PARTS], columns = 0, part, worker;
+    for (part = 0; part < PMLP__PARTS; part++)
+        if (part == 0 || part >= 5 || pmlp__has_part(p, part)) {
+            heads[columns] = pmlp__part_name(p, part);
+            shown[columns++] = part;
+        }
+    heads[columns] = "sum";
+    p->y += 28.0;
+    pmlp__svg_text(p, "b", PMLP__MARGIN, p->y);
+    pmlp__put_long(&p->text, "Where the difference went: ");
+    pmlp__svg_name(p, 0, 20);
+    pmlp__put_long(&p->text, " less ");
+    pmlp__svg_name(p, 1, 20);
+    pmlp__svg_heading_end(p);
+    pmlp__svg_heads(p, PMLP__MARGIN + 64.0, heads, columns + 1);
+    for (worker = 0; worker < p->of[0]->workers; worker++)
+        pmlp__svg_difference_row(p, worker, shown, columns);
+    p->y += 6.0;
+}
+
+/* The worker with the part that explains most. */
+static int pmlp__telling_worker(const pmlp__picture *p) {
+    double parts[PMLP__PARTS], best = 0.0;
+    int worker, telling = 0;
+    for (worker = 0; worker < p->of[0]->workers; worker++) {
+        const int most = pmlp__differences(p, worker, parts);
+        if (fabs(parts[most]) <= best) continue;
+        best = fabs(parts[most]);
+        telling = worker;
+    }
+    return telling;
+}
+
+static void pmlp__put_reason(pmlp__picture *p, int part, double difference) {
+    pmlp__put(&p->text, "%s ", pmlp__part_name(p, part));
+    pmlp__put_signed(p, difference);
+}
+
+/* "on worker 1: hand-off +0.06, forward +0.04; drain -0.01": what explains most of the difference,
+   and what there is most against it. */
+static void pmlp__svg_reasons(pmlp__picture *p, int worker) {
+    const double sign = pmlp__sign(p);
+    double parts[PMLP__PARTS];
+    int most = pmlp__differences(p, worker, parts), n;
+    if (parts[most] == 0.0) return;
+    p->y += 18.0;
+    pmlp__svg_text(p, "", PMLP__MARGIN, p->y);
+    pmlp__put(&p->text, "on worker %d: ", worker);
+    for (n = 0; n < 3 && parts[most] * sign > 0.0; n++) {
+        if (n > 0) pmlp__put_long(&p->text, ", ");
+        pmlp__put_reason(p, most, parts[most]);
+        parts[most] = 0.0;
+        most = pmlp__largest(parts, sign);
+    }
+    most = pmlp__largest(parts, -sign);
+    if (parts[most] * sign < 0.0) {
+        pmlp__put_long(&p->text, "; ");
+        pmlp__put_reason(p, most, parts[most]);
+    }
+    pmlp__svg_text_end(p);
+}
+
+/* "measured 1.31 ms, simulated 1.12 ms: 0.19 ms more", why, and the bubbles. */
+static void pmlp__svg_verdict(pmlp__picture *p) {
+    const double more = p->of[0]->makespan - p->of[1]->makespan;
+    int which;
+    p->y += 20.0;
+    pmlp__svg_text(p, "b", PMLP__MARGIN, p->y);
+    for (which = 0; which < 2; which++) {
+        pmlp__svg_name(p, which, 24);
+        pmlp__put_byte(&p->text, ' ');
+        pmlp__put_time_unit(p, p->of[which]->makespan);
+        pmlp__put_long(&p->text, which ? ": " : ", ");
+    }
+    if (more == 0.0) pmlp__put_long(&p->text, "no difference");
+    else pmlp__put_time_unit(p, fabs(more));
+    if (more != 0.0) pmlp__put_long(&p->text, more < 0.0 ? " less" : " more");
+    pmlp__svg_text_end(p);
+    pmlp__svg_reasons(p, pmlp__telling_worker(p));
+    p->y += 18.0;
+    pmlp__svg_text(p, "m", PMLP__MARGIN, p->y);
+    for (which = 0; which < 2; which++) {
+        pmlp__put_long(&p->text, which ? ", " : "bubble: ");
+        pmlp__svg_name(p, which, 24);
+        pmlp__put_byte(&p->text, ' ');
+        pmlp__put_share(p, pmlp__bubble(p, which), 1.0);
+    }
+    pmlp__svg_text_end(p);
+}
+
+/* --- the file --------------------------------------------------------------------------------- */
+
+/* Okabe and Ito's colours, which stay apart for the colour-blind. Dark bands tell the ops apart in
+   grey, too: I has one at the bottom, W at the top, B, which is I and W, both; U at its sides. */
+static void pmlp__svg_gradient(pmlp__picture *p, pmlp_op op, int shade) {
+    static const int colours[][3] = {{0, 0, 0},    {86, 180, 233}, {230, 159, 0},
+                                     {0, 158, 115}, {213, 94, 0},   {204, 121, 167}};
+    static const double pale[PMLP__SHADES] = {0.0, 0.4, 0.6, 0.75};
+    const bool first = op != PMLP_OP_F && op != PMLP_OP_I;
+    const bool last = op != PMLP_OP_F && op != PMLP_OP_W;
+    const double at[] = {0.0, 0.12, 0.12, 0.88, 0.88, 1.0};
+    int stop, i;
+    pmlp__put(&p->text, "<linearGradient id=\"pmlp-%s%d\"", pmlp_op_name(op), shade);
+    pmlp__put_long(&p->text, op == PMLP_OP_U ? ">" : " x2=\"0\" y2=\"1\">");
+    for (stop = 0; stop < 6; stop++) {
+        const double dark = (stop < 2 && first) || (stop > 3 && last) ? 0.66 : 1.0;
+        pmlp__put_long(&p->text, "<stop");
+        pmlp__svg_attribute(p, "offset", at[stop]);
+        pmlp__put_long(&p->text, " stop-color=\"#");
+        for (i = 0; i < 3; i++) {
+            const double light = (double)colours[op][i] + (255.0 - colours[op][i]) * pale[shade];
+            pmlp__put(&p->text, "%02x", (unsigned)(light * dark));
+        }
+        pmlp__put_long(&p->text, "\"/>");
+    }
+    pmlp__put_long(&p->text, "</linearGradient>\n");
+}
+
+static void pmlp__svg_style(pmlp__picture *p) {
+    pmlp__put_long(&p->text,
+        "<style>\n"
+        ".pmlp{font:13px 'Helvetica Neue',Helvetica,Arial,'Liberation Sans',sans-serif;"
+        "font-variant-numeric:tabular-nums}\n"
+        ".pmlp text{fill:#1c2026;pointer-events:none}\n"
+        ".pmlp .m{fill:#5a6370}\n"
+        ".pmlp .s{font-size:12px}\n"
+        ".pmlp .b{font-weight:bold}\n"
+        ".pmlp .title{font-size:20px;font-weight:bold}\n"
+        ".pmlp .e{text-anchor:end}\n"
+        ".pmlp .c,.pmlp .n{text-anchor:middle}\n"
+        ".pmlp .page{fill:#fff}\n"
+        ".pmlp .grid{stroke:#d5d9df}\n"
+        ".pmlp .rule{stroke:#9aa2ad}\n"
+        ".pmlp .end{stroke:#1c2026;stroke-width:1.5}\n"
+        ".pmlp .other{stroke-dasharray:4 3}\n"
+        ".pmlp .mark{fill:#ffe9b0}\n"
+        ".pmlp .ground{fill:#f4f5f7}\n"
+        ".pmlp .hatch{stroke:#b4bbc5}\n"
+        ".pmlp .idle{fill:url(#pmlp-idle)}\n");
+    pmlp__put_long(&p->text,
+        "@media (prefers-color-scheme:dark){\n"
+        ".pmlp text{fill:#e8eaed}\n"
+        ".pmlp .m{fill:#a3acb8}\n"
+        ".pmlp .page{fill:#14171b}\n"
+        ".pmlp .grid{stroke:#363c45}\n"
+        ".pmlp .rule{stroke:#6b7480}\n"
+        ".pmlp .end{stroke:#e8eaed}\n"
+        ".pmlp .mark{fill:#5c4708}\n"
+        ".pmlp .ground{fill:#1d2126}\n"
+        ".pmlp .hatch{stroke:#4b535e}\n"
+        "}\n");
+}
+
+/* Classes of the bars, and what they refer to. */
+static void pmlp__svg_colours(pmlp__picture *p) {
+    int op, shade, which;
+    for (which = 0; which < 2 && p->of[which]; which++) {
+        pmlp__put_long(&p->text, which ? ".pmlp .n1{font-size:" : ".pmlp .n{fill:#111;font-size:");
+        pmlp__svg_length(p, pmlp__font(p, which));
+        pmlp__put_long(&p->text, "px}\n");
+    }
+    for (op = PMLP_OP_F; op <= PMLP_OP_U; op++)
+        for (shade = 0; shade < p->shades; shade++)
+            pmlp__put(&p->text, ".pmlp .%s%d{fill:url(#pmlp-%s%d)}\n", pmlp_op_name((pmlp_op)op),
+                      shade, pmlp_op_name((pmlp_op)op), shade);
+    pmlp__put_long(&p->text,
+        "</style>\n<defs>\n"
+        "<pattern id=\"pmlp-idle\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" "
+        "patternTransform=\"rotate(45)\"><rect class=\"ground\" width=\"6\" height=\"6\"/>"
+        "<line class=\"hatch\" x1=\"3\" y1=\"0\" x2=\"3\" y2=\"6\"/></pattern>\n");
+    for (op = PMLP_OP_F; op <= PMLP_OP_U; op++)
+        for (shade = 0; shade < p->shades; shade++) pmlp__svg_gradient(p, (pmlp_op)op, shade);
+    pmlp__put_long(&p->text, "</defs>\n");
+}
+
+static void pmlp__svg_head(pmlp__picture *p, double height) {
+    pmlp__put_long(&p->text, "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"pmlp\"");
+    pmlp__put_long(&p->text, " role=\"img\"");
+    pmlp__svg_attribute(p, "width", (double)p->label.width);
+    pmlp__svg_attribute(p, "height", height);
+    pmlp__put(&p->text, " viewBox=\"0 0 %d %.0f\">\n<title>", p->label.width, height);
+    pmlp__put_quoted(&p->text, p->label.title[0] ? p->label.title : "Timeline", 200, false);
+    pmlp__put_long(&p->text, "</title>\n<desc>");
+    pmlp__put(&p->text, "%d workers, one row each, time to the right: ", p->of[0]->workers);
+    pmlp__put_long(&p->text, "makespan ");
+    pmlp__put_time_unit(p, p->of[0]->makespan);
+    pmlp__put_long(&p->text, ", of which ");
+    pmlp__put_share(p, pmlp__bubble(p, 0), 1.0);
+    pmlp__put_long(&p->text, " idle. Tables below say why.</desc>\n");
+    pmlp__svg_style(p);
+    pmlp__svg_colours(p);
+    pmlp__svg_box(p, "page", 0.0, 0.0, (double)p->label.width, height);
+    pmlp__put_long(&p->text, "/>\n");
+}
+
+/* Returns the height that all needs. */
+static double pmlp__svg_all(pmlp__picture *p, double height) {
+    pmlp__svg_head(p, height);
+    p->y = PMLP__MARGIN - 8.0;
+    pmlp__svg_title(p);
+    if (p->of[1]) pmlp__svg_verdict(p);
+    else pmlp__svg_summary(p);
+    pmlp__svg_legend(p);
+    pmlp__svg_plot(p);
+    pmlp__svg_times(p);
+    if (p->of[1]) pmlp__svg_differences(p);
+    pmlp__put_long(&p->text, "</svg>\n");
+    return p->y + PMLP__MARGIN - 6.0;
+}
+
+/* Fewest decimals that show all times exactly, but no more than four digits of the longest. */
+static int pmlp__picture_decimals(const pmlp__picture *p, double longest) {
+    const double scale = p->label.scale;
+    const int digits = longest > 0.0 ? 3 - (int)floor(log10(longest * scale)) : 0;
+    const int most = digits < 0 ? 0 : digits > 12 ? 12 : digits;
+    int which, worker, i, decimals = 0;
+    for (which = 0; which < 2 && p->of[which]; which++)
+        for (worker = 0; worker < p->of[which]->workers; worker++)
+            for (i = 0; i < p->of[which]->counts[worker] && decimals < most; i++) {
+                const int n = pmlp__decimals(p->of[which]->spans[worker][i].end * scale, most);
+                if (n > decimals) decimals = n;
+            }
+    return decimals;
+}
+
+static void pmlp__picture_layout(pmlp__picture *p) {
+    const int workers = p->of[0]->workers;
+    const double height = workers <= 6 ? 36.0 : workers <= 12 ? 28.0 : workers <= 24 ? 20.0 : 14.0;
+    double longest = p->of[0]->makespan;
+    if (p->of[1] && p->of[1]->makespan > longest) longest = p->of[1]->makespan;
+    p->bar[0] = p->of[1] ? floor(height * 0.8) : height;
+    p->bar[1] = floor(height * 0.5);
+    p->gap = p->of[1] ? floor(height / 3.0) : floor(height / 5.0);
+    p->named = p->of[1] && p->bar[1] >= 10.0;
+    p->left = PMLP__MARGIN + (p->named ? 160.0 : 88.0);
+    p->table = PMLP__MARGIN + (p->of[1] ? 160.0 : 76.0);
+    p->right = (double)p->label.width - PMLP__MARGIN - 62.0;
+    p->per_time = longest > 0.0 ? (p->right - p->left) / longest : 0.0;
+    p->decimals = pmlp__picture_decimals(p, longest);
+}
+
+/* Times and chunks of one timeline. False: no memory. */
+static bool pmlp__picture_measure(pmlp__picture *p, int which) {
+    const pmlp_timeline *t = p->of[which];
+    const size_t stages = (size_t)t->stages, workers = (size_t)t->workers;
+    int *seen, i;
+    p->times[which] =
+        (pmlp_worker_time *)pmlp__new(&p->of[0]->allocator, workers, sizeof **p->times);
+    p->chunk[which] = (int *)pmlp__new(&p->of[0]->allocator, stages + workers, sizeof **p->chunk);
+    if (!p->times[which] || !p->chunk[which]) return false;
+    for (i = 0; i < t->workers; i++) {
+        if (pmlp_timeline_worker(t, i, &p->times[which][i]) != PMLP_OK) return false;
+        p->merged = p->merged || p->times[which][i].b > 0.0;
+    }
+    seen = p->chunk[which] + stages; /* stages of each worker so far */
+    for (i = 0; i < t->stages; i++) {
+        p->chunk[which][i] = seen[t->stage_worker[i]]++;
+        if (p->chunk[which][i] >= p->shades) p->shades = p->chunk[which][i] + 1;
+    }
+    if (p->shades > PMLP__SHADES) p->shades = PMLP__SHADES;
+    return true;
+}
+
+static void pmlp__picture_done(pmlp__picture *p) {
+    int which;
+    for (which = 0; which < 2; which++) {
+        pmlp__delete(&p->of[0]->allocator, p->times[which]);
+        pmlp__delete(&p->of[0]->allocator, p->chunk[which]);
+    }
+}
+
+/* The caller's labels with the defaults put in. */
+static pmlp_picture pmlp__picture_labels(const pmlp_picture *picture, bool two) {
+    pmlp_picture label;
+    memset(&label, 0, sizeof label);
+    if (picture) label = *picture;
+    if (!label.title) label.title = "";
+    if (!label.name) label.name = two ? "measured" : "";
+    if (!label.against_name) label.against_name = two ? "simulated" : "";
+    if (!label.unit) label.unit = "";
+    if (label.scale == 0.0) label.scale = 1.0;
+    if (label.width == 0) label.width = 1200;
+    return label;
+}
+
+/* What SVG and trace have in common: arguments, labels, the text. */
+static pmlp_result pmlp__picture_begin(pmlp__picture *p, const pmlp_timeline *timeline,
+                                       const pmlp_timeline *against, const pmlp_picture *picture,
+                                       char *buffer, size_t size, pmlp_error *error) {
+    memset(p, 0, sizeof *p);
+    if (!timeline) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "timeline: is NULL");
+    if (!buffer && size > 0) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "buffer: is NULL");
+    if (against && against->workers != timeline->workers)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "against: has %d workers, timeline has %d",
+                          against->workers, timeline->workers);
+    p->label = pmlp__picture_labels(picture, against != NULL);
+    if (!(p->label.scale > 0.0 && p->label.scale <= DBL_MAX))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "picture: scale %g is not a positive number",
+                          p->label.scale);
+    if (p->label.width < 640 || p->label.width > 100000)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "picture: width %d is not in 640 .. 100000",
+                          p->label.width);
+    p->of[0] = timeline;
+    p->of[1] = against;
+    p->text.buffer = buffer;
+    p->text.size = size;
+    return PMLP_OK;
+}
+
+PMLP_API pmlp_result pmlp_timeline_svg(const pmlp_timeline *timeline, const pmlp_timeline *against,
+                                       const pmlp_picture *picture, char *buffer, size_t size,
+                                       size_t *length, pmlp_error *error) {
+    pmlp__picture p;
+    const pmlp_result result =
+        pmlp__picture_begin(&p, timeline, against, picture, buffer, size, error);
+    double height;
+    if (result != PMLP_OK) return result;
+    if (!pmlp__picture_measure(&p, 0) || (against && !pmlp__picture_measure(&p, 1))) {
+        pmlp__picture_done(&p);
+        return pmlp__no_memory(error, "a picture");
+    }
+    pmlp__picture_layout(&p);
+    p.text.size = 0; /* drawn twice, first to nowhere: its height stands at its top */
+    height = pmlp__svg_all(&p, 0.0);
+    p.text.size = size;
+    p.text.length = 0;
+    pmlp__svg_all(&p, height);
+    pmlp__text_end(&p.text, length);
+    pmlp__picture_done(&p);
+    return PMLP_OK;
+}
+
+/* --- as a trace ------------------------------------------------------------------------------- */
+
+/* Nanoseconds of the viewer's clock, which counts a printed unit as a millisecond. */
+static double pmlp__trace_ns(const pmlp__picture *p, double time) {
+    return pmlp__round(time * p->label.scale * 1e6);
+}
+
+/* Microseconds to three decimals: whole nanoseconds, so that neighbours meet. */
+static void pmlp__trace_time(pmlp__picture *p, const char *name, double ns) {
+    pmlp__put(&p->text, ",\"%s\":", name);
+    pmlp__put_decimal(&p->text, ns / 1000.0, 3);
+}
+
+/* An event up to its time; the viewers keep thread 0 to themselves. */
+static void pmlp__trace_event(pmlp__picture *p, const char *phase, int which, int worker) {
+    pmlp__put(&p->text, ",\n{\"ph\":\"%s\",\"pid\":%d,\"tid\":%d", phase, which + 1, worker + 1);
+}
+
+static void pmlp__trace_span(pmlp__picture *p, int which, int worker, const pmlp_span *span) {
+    char label[48];
+    const double begin = pmlp__trace_ns(p, span->begin), end = pmlp__trace_ns(p, span->end);
+    pmlp__draw_label(p->of[which], span, label, sizeof label);
+    pmlp__trace_event(p, "X", which, worker);
+    pmlp__trace_time(p, "ts", begin);
+    pmlp__trace_time(p, "dur", end - begin);
+    pmlp__put(&p->text, ",\"name\":\"%s\",\"cat\":\"%s\"", label, pmlp_op_name(span->op));
+    pmlp__put(&p->text, ",\"args\":{\"stage\":%d,", span->stage);
+    pmlp__put(&p->text, "\"microbatch\":%d,\"count\":%d}}", span->microbatch, span->count);
+}
+
+/* A hand-off's arrow. Its begin must lie inside the producer's bar, or it would be taken for one of
+   what follows there. */
+static void pmlp__trace_arrow(pmlp__picture *p, int which, const pmlp_span *from,
+                              const pmlp_span *to, int id) {
+    const int *stage_worker = p->of[which]->stage_worker;
+    const char *name = to->op == PMLP_OP_F ? "activations" : "gradients";
+    const double begin = pmlp__trace_ns(p, from->begin), end = pmlp__trace_ns(p, from->end);
+    pmlp__trace_event(p, "s", which, stage_worker[from->stage]);
+    pmlp__trace_time(p, "ts", end - begin >= 2.0 ? end - 1.0 : begin);
+    pmlp__put(&p->text, ",\"name\":\"%s\",\"cat\":\"hand-off\",\"id\":%d}", name, id);
+    pmlp__trace_event(p, "f", which, stage_worker[to->stage]);
+    pmlp__trace_time(p, "ts", pmlp__trace_ns(p, to->begin));
+    pmlp__put(&p->text, ",\"name\":\"%s\",\"cat\":\"hand-off\",\"id\":%d", name, id);
+    pmlp__put_long(&p->text, ",\"bp\":\"e\"}");
+}
+
+/* The cell of what a span needs (step 1) or makes (step 0): forward results of all stages come
+   first, then backward ones. -1 if there is none. */
+static ptrdiff_t pmlp__trace_cell(const pmlp_timeline *t, const pmlp_span *span, int step) {
+    const bool forward = span->op == PMLP_OP_F;
+    const int stage = span->stage + (forward ? -step : step);
+    if (!forward && span->op != PMLP_OP_I && span->op != PMLP_OP_B) return -1;
+    if (stage < 0 || stage >= t->stages || span->microbatch < 0 ||
+        span->microbatch >= t->microbatches)
+        return -1;
+    return ((ptrdiff_t)(forward ? 0 : t->stages) + stage) * t->microbatches + span->microbatch;
+}
+
+/* makers [2][stages][microbatches]: the spans that other workers may depend on. */
+static void pmlp__trace_arrows(pmlp__picture *p, int which, const pmlp_span **makers, int *id) {
+    const pmlp_timeline *t = p->of[which];
+    int worker, i;
+    for (worker = 0; worker < t->workers; worker++)
+        for (i = 0; i < t->counts[worker]; i++) {
+            const pmlp_span *span = &t->spans[worker][i];
+            const ptrdiff_t makes = pmlp__trace_cell(t, span, 0);
+            if (makes >= 0 && pmlp__is_shown(span)) makers[makes] = span;
+        }
+    for (worker = 0; worker < t->workers; worker++)
+        for (i = 0; i < t->counts[worker]; i++) {
+            const pmlp_span *span = &t->spans[worker][i];
+            const ptrdiff_t needs = pmlp__trace_cell(t, span, 1);
+            if (needs >= 0 && pmlp__is_shown(span) && makers[needs] &&
+                t->stage_worker[makers[needs]->stage] != worker)
+                pmlp__trace_arrow(p, which, makers[needs], span, ++*id);
+        }
+}
+
+/* The names of a timeline and its workers. */
+static void pmlp__trace_names(pmlp__picture *p, int which) {
+    const char *name = pmlp__picture_name(p, which);
+    int worker;
+    if (!name[0]) name = p->label.title[0] ? p->label.title : "pipeline";
+    if (which) pmlp__put_long(&p->text, ",\n");
+    pmlp__put(&p->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",", which + 1);
+    pmlp__put_long(&p->text, "\"args\":{\"name\":\"");
+    pmlp__put_quoted(&p->text, name, 200, true);
+    pmlp__put_long(&p->text, "\"}}");
+    pmlp__put(&p->text, ",\n{\"ph\":\"M\",\"pid\":%d,", which + 1);
+    pmlp__put(&p->text, "\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}}", which);
+    for (worker = 0; worker < p->of[which]->workers; worker++) {
+        pmlp__trace_event(p, "M", which, worker);
+        pmlp__put(&p->text, ",\"name\":\"thread_name\",\"args\":{\"name\":\"worker %d\"}}", worker);
+        pmlp__trace_event(p, "M", which, worker);
+        pmlp__put(&p->text, ",\"name\":\"thread_sort_index\",");
+        pmlp__put(&p->text, "\"args\":{\"sort_index\":%d}}", worker);
+    }
+}
+
+/* False: no memory. */
+static bool pmlp__trace_timeline(pmlp__picture *p, int which, int *id) {
+    const pmlp_timeline *t = p->of[which];
+    const pmlp_allocator *allocator = &p->of[0]->allocator;
+    const size_t cells = 2 * (size_t)t->stages * (size_t)t->microbatches;
+    const pmlp_span **makers = (const pmlp_span **)pmlp__new(allocator, cells, sizeof *makers);
+    int worker, i;
+    if (!makers) return false;
+    pmlp__trace_names(p, which);
+    for (worker = 0; worker < t->workers; worker++)
+        for (i = 0; i < t->counts[worker]; i++)
+            if (pmlp__is_shown(&t->spans[worker][i]))
+                pmlp__trace_span(p, which, worker, &t->spans[worker][i]);
+    pmlp__trace_arrows(p, which, makers, id);
+    pmlp__delete(allocator, (void *)makers);
+    return true;
+}
+
+PMLP_API pmlp_result pmlp_timeline_trace(const pmlp_timeline *timeline,
+                                         const pmlp_timeline *against, const pmlp_picture *picture,
+                                         char *buffer, size_t size, size_t *length,
+                                         pmlp_error *error) {
+    pmlp__picture p;
+    const pmlp_result result =
+        pmlp__picture_begin(&p, timeline, against, picture, buffer, size, error);
+    int id = 0;
+    if (result != PMLP_OK) return result;
+    pmlp__put_long(&p.text, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
+    if (!pmlp__trace_timeline(&p, 0, &id) || (against && !pmlp__trace_timeline(&p, 1, &id)))
+        return pmlp__no_memory(error, "a trace");
+    pmlp__put_long(&p.text, "\n]}\n");
+    pmlp__text_end(&p.text, length);
+    return PMLP_OK;
+}
+
+/* --- into files ------------------------------------------------------------------------------- */
+
+/* pmlp_timeline_svg or pmlp_timeline_trace */
+typedef pmlp_result (*pmlp__picture_writer)(const pmlp_timeline *timeline,
+                                            const pmlp_timeline *against,
+                                            const pmlp_picture *picture, char *buffer, size_t size,
+                                            size_t *length, pmlp_error *error);
+
+static pmlp_result pmlp__file_failed(const char *path, const char *what, int reason,
+                                     pmlp_error *error) {
+    return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be %s%s%s", pmlp__path_end(path), what,
+                      reason ? ": " : "", reason ? strerror(reason) : "");
+}
+
+/* All of it or nothing: what could only be written in part is removed. */
+static pmlp_result pmlp__write_file(const char *path, const char *bytes, size_t size,
+                                    pmlp_error *error) {
+    FILE *file;
+    bool written;
+    int reason;
+    errno = 0;
+    file = fopen(path, "wb");
+    if (!file) return pmlp__file_failed(path, "opened for writing", errno, error);
+    written = fwrite(bytes, 1, size, file) == size;
+    reason = written ? 0 : errno;
+    if (fclose(file) != 0) {
+        if (written) reason = errno;
+        written = false;
+    }
+    if (written) return PMLP_OK;
+    if (pmlp__is_file(path)) remove(path);
+    return pmlp__file_failed(path, "written", reason, error);
+}
+
+static pmlp_result pmlp__write_picture(pmlp__picture_writer writer, const pmlp_timeline *timeline,
+                                       const pmlp_timeline *against, const pmlp_picture *picture,
+                                       const char *path, pmlp_error *error) {
+    size_t length;
+    char *text;
+    pmlp_result result = writer(timeline, against, picture, NULL, 0, &length, error);
+    if (result != PMLP_OK) return result;
+    if (!path) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "path: is NULL");
+    text = (char *)pmlp__new(&timeline->allocator, length + 1, 1);
+    if (!text) return pmlp__no_memory(error, "a picture's text");
+    result = writer(timeline, against, picture, text, length + 1, NULL, error);
+    if (result == PMLP_OK) result = pmlp__write_file(path, text, length, error);
+    pmlp__delete(&timeline->allocator, text);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_timeline_write_svg(const pmlp_timeline *timeline,
+                                             const pmlp_timeline *against,
+                                             const pmlp_picture *picture, const char *path,
+                                             pmlp_error *error) {
+    return pmlp__write_picture(pmlp_timeline_svg, timeline, against, picture, path, error);
+}
+
+PMLP_API pmlp_result pmlp_timeline_write_trace(const pmlp_timeline *timeline,
+                                               const pmlp_timeline *against,
+                                               const pmlp_picture *picture, const char *path,
+                                               pmlp_error *error) {
+    return pmlp__write_picture(pmlp_timeline_trace, timeline, against, picture, path, error);
+}
+
+PMLP_API pmlp_result pmlp_schedule_draw(const pmlp_schedule *s, const pmlp_costs *costs,
+                                        double unit, char *buffer, size_t size, size_t *length,
+                                        pmlp_error *error) {
+    pmlp_timeline *t;
+    pmlp_result result = pmlp_schedule_timeline(s, costs, &t, error);
+    if (result == PMLP_OK) result = pmlp_timeline_draw(t, unit, buffer, size, length, error);
+    pmlp_timeline_destroy(t);
+    return result;
 }
 
 /*============================================================================================*/
@@ -3322,8 +6547,9 @@ static pmlp_result pmlp__thread_receive(void *edge, int microbatch, void *data, 
 }
 
 static const pmlp_edges pmlp__thread_edges_table = {
-    PMLP_EDGES_ABI, (uint32_t)sizeof(pmlp_edges), "threads", NULL, true, pmlp__thread_connect,
-    pmlp__thread_disconnect, pmlp__thread_reset, pmlp__thread_send, pmlp__thread_receive};
+    PMLP_EDGES_ABI, (uint32_t)sizeof(pmlp_edges), "threads", NULL, true, PMLP_TRANSPORT_SLOTS,
+    pmlp__thread_connect, pmlp__thread_disconnect, pmlp__thread_reset, pmlp__thread_send,
+    pmlp__thread_receive};
 
 PMLP_API const pmlp_edges *pmlp_thread_edges(void) { return &pmlp__thread_edges_table; }
 
@@ -3534,6 +6760,7 @@ static pmlp_layer_desc pmlp__layer_desc(const pmlp_model *model, int layer,
     d.below = layer > 0 ? model->activations[layer - 1] : PMLP_LINEAR;
     d.optimizer = optimizer;
     d.needs_input_gradient = layer > 0;
+    d.versions = 1;
     return d;
 }
 
@@ -3604,7 +6831,7 @@ static pmlp_result pmlp__predict_rows(pmlp__predictor *p, const float *x, size_t
     int l;
     for (l = 0; result == PMLP_OK && l < layers; l++) {
         float *read = out;
-        result = p->cpu->forward(p->context, p->layers[l], rows, in, out);
+        result = p->cpu->forward(p->context, p->layers[l], 0, rows, in, out);
         out = in;
         in = read;
     }
@@ -3771,8 +6998,8 @@ static bool pmlp__is_whole_edges(const pmlp_edges *e) {
     return e->connect && e->disconnect && e->reset && e->send && e->receive;
 }
 
-static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_trainer_desc *d,
-                                          pmlp_error *error) {
+static pmlp_result pmlp__validate_desc(const pmlp_model *model, const pmlp_trainer_desc *d,
+                                       pmlp_error *error) {
     static const char number[] = "is not a finite number >= 0";
     const pmlp_edges *edges = d->edges;
     char text[sizeof error->text] = "";
@@ -3799,7 +7026,17 @@ static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_tr
     PMLP__BAD(pmlp__below_zero(d->epsilon), "epsilon", number);
     PMLP__BAD(pmlp__below_zero(d->weight_decay), "weight_decay", number);
     PMLP__BAD(pmlp__below_zero(d->clip_norm), "clip_norm", number);
+    PMLP__BAD(d->virtual_stages < 0 || d->virtual_stages > PMLP__MAX_WORKERS, "virtual_stages",
+              "is not in 1 .. 16384");
     PMLP__BAD(d->slots < 0, "slots", "is negative");
+    PMLP__BAD(d->trace < 0 || d->trace > 65536, "trace", "is not in 0 .. 65536");
+    PMLP__BAD(!(d->memory >= 0.0), "memory", "is negative or not a number");
+    PMLP__BAD(d->custom && d->custom->per_update, "custom",
+              "is asynchronous; only the built kinds can be that");
+    PMLP__BAD(d->custom && d->custom->lowered, "custom",
+              "has been lowered; the trainer does that itself");
+    PMLP__BAD(!d->custom && pmlp__is_asynchronous(d->schedule) && d->clip_norm > 0.0f, "clip_norm",
+              "wants the whole gradient, which an asynchronous schedule never has at once");
     PMLP__BAD(pmlp__is_half(&d->allocator), "allocator", "has only one of alloc and free");
     PMLP__BAD(d->backend && (d->backend->abi != PMLP_BACKEND_ABI ||
                              d->backend->size != (uint32_t)sizeof(pmlp_backend)),
@@ -3812,8 +7049,15 @@ static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_tr
               "has an entry that is NULL");
     PMLP__BAD(p.first == PMLP_OK && edges && !pmlp__is_whole_edges(edges), "edges",
               "has an entry that is NULL");
+    PMLP__BAD(p.first == PMLP_OK && edges && edges->transport != PMLP_TRANSPORT_DEFAULT &&
+                  edges->transport != PMLP_TRANSPORT_SLOTS &&
+                  edges->transport != PMLP_TRANSPORT_RENDEZVOUS,
+              "edges", "has a transport that the trainer cannot reckon with");
 #undef PMLP__BAD
-    stages = d->custom ? d->custom->stages : d->workers ? d->workers : 1;
+    stages = d->workers ? d->workers : 1;
+    if (p.first == PMLP_OK && !d->custom)
+        stages *= d->virtual_stages ? d->virtual_stages : pmlp__default_virtual(d->schedule);
+    if (d->custom) stages = d->custom->stages;
     pmlp__problem(&p, !d->cuts && stages > 0 &&
                           (size_t)stages >= pmlp__places(model, d->whole_layers, NULL),
                   PMLP_ERROR_SHAPE, "workers", "more stages than the layers can be cut into");
@@ -3823,7 +7067,6 @@ static pmlp_result pmlp__validate_trainer(const pmlp_model *model, const pmlp_tr
                           "are not ascending places inside the model");
             break;
         }
-    pmlp__problem(&p, model->trainer != NULL, PMLP_ERROR_STATE, "model", "has a trainer already");
     pmlp__text_end(&p.text, NULL);
     if (p.first == PMLP_OK) return PMLP_OK;
     return pmlp__fail(error, p.first, "%s", text);
@@ -3876,7 +7119,22 @@ typedef struct pmlp__stage {
     size_t *row;       /* [layers + 1]: floats from row to row of x[l] and dz[l] */
     void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL inside one worker */
     int w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
+
+    /* Version n of the weights, what the n-th update left, is in place n % versions. */
+    int versions;
+    uint64_t updates, updates_before; /* so far; before this pass */
+    uint64_t *version_at;   /* [versions]: which is in a place */
+    uint64_t *version_of;   /* [trainer's ring of micro-batches]: which its forward read */
+    uint64_t gradients, stale, most_stale, torn; /* micro-batches and what was measured of them */
 } pmlp__stage;
+
+/* What one worker did in the steps that are kept. */
+typedef struct pmlp__trace {
+    pmlp_span *spans; /* [kept steps][capacity], times by the machine's clock; NULL: no tracing */
+    int *counts;      /* [kept steps] */
+    int microbatches;  /* of a pass that are noted */
+    int capacity, at;  /* spans per step; the present step's place */
+} pmlp__trace;
 
 typedef struct pmlp__worker {
     pmlp_trainer *trainer;
@@ -3887,6 +7145,7 @@ typedef struct pmlp__worker {
     int w_pending; /* stages of this worker whose W is put off */
     double begun, finished, blocked_since, blocked; /* seconds, of the present pass */
     double busy;            /* seconds, of the present call */
+    pmlp__trace trace;
 
     pmlp__mutex mutex;      /* for sleeping only */
     pmlp__cond cond;
@@ -3903,6 +7162,9 @@ struct pmlp_trainer {
     const pmlp_backend *backend;
     const pmlp_edges *edges;
     pmlp_schedule *schedule, *lowered, *forward;
+    pmlp_schedule *many;    /* asynchronous: lowered, of many_batches batches without a flush */
+    int many_batches, pass_batches; /* most batches that a pass may have: 1 if synchronous */
+    int ring;               /* batches whose activations are kept at once: 1 if synchronous */
     pmlp_cut *cuts;         /* [stages - 1], and one more that is unused */
     pmlp__stage *stages;
     pmlp__worker *workers;
@@ -3915,8 +7177,8 @@ struct pmlp_trainer {
     const uint32_t *index;  /* of the batch's rows in data, or NULL: first, first + 1, ... */
     size_t first, rows;
     bool training;
-    double *row_loss;       /* [batch] */
-    unsigned char *row_hit; /* [batch] */
+    double *row_loss;       /* [pass_batches * batch] */
+    unsigned char *row_hit; /* [pass_batches * batch] */
     double *squares;        /* [all neurons]: the gradient's squares, layer by layer */
     size_t *squares_at;     /* [layers] */
 
@@ -3931,14 +7193,42 @@ struct pmlp_trainer {
     uint64_t step, epoch;
     double gradient_norm;
     double *idle;           /* [workers] */
+    int traced;             /* steps traced so far, while they are fewer than desc.trace */
+    double *costs;          /* [6][stages]: what pmlp_trainer_costs() hands out */
     pmlp_error error;       /* of the last call that failed */
     pmlp_error failure;     /* of the pipeline; written by the worker that sets `failed` first */
 };
 
-/* Where a micro-batch begins: m parts that differ by one row at most, for any number of rows; with
-   fewer rows than micro-batches some parts are empty, and their actions do nothing. */
+/* Where a micro-batch begins among the rows of the pass: each batch is cut into m parts that differ
+   by one row at most, for any number of rows; with fewer rows than micro-batches some parts are
+   empty, and their actions do nothing. */
 static size_t pmlp__row_of(const pmlp_trainer *t, int microbatch) {
-    return (size_t)((uint64_t)t->rows * (uint64_t)microbatch / (uint64_t)t->schedule->microbatches);
+    const int m = t->schedule->microbatches;
+    const size_t first = (size_t)(microbatch / m) * t->desc.batch;
+    const size_t left = t->rows > first ? t->rows - first : 0;
+    const size_t rows = left < t->desc.batch ? left : t->desc.batch;
+    if (left == 0) return t->rows;
+    return first + (size_t)((uint64_t)rows * (uint64_t)(microbatch % m) / (uint64_t)m);
+}
+
+/* Where that is in the buffers, which hold `ring` batches and are used in turn. */
+static size_t pmlp__place_of(const pmlp_trainer *t, size_t row) {
+    return row % ((size_t)t->ring * t->desc.batch);
+}
+
+static size_t pmlp__rows_between(const pmlp_trainer *t, int begin, int end) {
+    return pmlp__row_of(t, end) - pmlp__row_of(t, begin);
+}
+
+/* The first of the micro-batches whose gradients one update takes, and how many rows these have. */
+static int pmlp__group_of(const pmlp_trainer *t, int microbatch) {
+    return t->schedule->per_update ? microbatch - microbatch % t->schedule->per_update : 0;
+}
+
+static size_t pmlp__group_rows(const pmlp_trainer *t, int microbatch) {
+    const int first = pmlp__group_of(t, microbatch);
+    return t->schedule->per_update ? pmlp__rows_between(t, first, first + t->schedule->per_update)
+                                   : t->rows;
 }
 
 /* The stages that have layer 0, or some of it, read the input rows; nobody needs the gradient of
@@ -3951,25 +7241,50 @@ static void *pmlp__context_of(const pmlp_trainer *t, const pmlp__stage *stage) {
 
 /* --- operations: each returns the back end's result ------------------------------------------- */
 
-static pmlp_result pmlp__stage_loss(pmlp_trainer *t, pmlp__stage *stage, size_t from, size_t rows) {
+static pmlp_result pmlp__stage_loss(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
+    const size_t from = pmlp__row_of(t, microbatch), place = pmlp__place_of(t, from);
     const int n = stage->layers;
     pmlp_loss_args args;
     args.loss = t->model->desc.loss;
-    args.rows = rows;
-    args.y = stage->x[n] + from * stage->row[n];
+    args.rows = pmlp__rows_between(t, microbatch, microbatch + 1);
+    args.y = stage->x[n] + place * stage->row[n];
     args.data = t->data;
     args.index = t->index ? t->index + from : NULL;
     args.first = t->first + from;
-    args.scale = 1.0f / (float)t->rows;
-    args.dz = t->training ? stage->dz[n] + from * stage->row[n] : NULL;
+    args.scale = 1.0f / (float)pmlp__group_rows(t, microbatch);
+    args.dz = t->training ? stage->dz[n] + place * stage->row[n] : NULL;
     args.row_loss = t->row_loss + from;
     args.row_hit = t->row_hit + from;
     return t->backend->loss(pmlp__context_of(t, stage), stage->handles[n - 1], &args);
 }
 
+/* The place of the weights that a forward reads: of the version that the schedule wants, or,
+   without stashing, of what is there in its stead. */
+static int pmlp__forward_version(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
+    const uint64_t wanted = t->training ? pmlp__version_read(t->schedule, stage->updates_before,
+                                                             stage->updates, microbatch)
+                                        : stage->updates;
+    const int place = (int)(wanted % (uint64_t)stage->versions);
+    const int ring = t->ring * t->schedule->microbatches;
+    if (t->training) stage->version_of[microbatch % ring] = stage->version_at[place];
+    return place;
+}
+
+/* The same for its backward: the version that the forward read, if it is still there. */
+static int pmlp__backward_version(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
+    const int ring = t->ring * t->schedule->microbatches;
+    const uint64_t read = stage->version_of[microbatch % ring];
+    const int place = (int)(read % (uint64_t)stage->versions);
+    if (pmlp__rows_between(t, microbatch, microbatch + 1) > 0)
+        stage->torn += stage->version_at[place] != read;
+    return place;
+}
+
 /* F: the input for the first stage, the layers, the loss for the last stage */
 static pmlp_result pmlp__stage_forward(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
-    const size_t from = pmlp__row_of(t, microbatch), rows = pmlp__row_of(t, microbatch + 1) - from;
+    const size_t from = pmlp__row_of(t, microbatch), place = pmlp__place_of(t, from);
+    const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
+    const int version = pmlp__forward_version(t, stage, microbatch);
     void *context = pmlp__context_of(t, stage);
     pmlp_result result = PMLP_OK;
     int l;
@@ -3977,40 +7292,45 @@ static pmlp_result pmlp__stage_forward(pmlp_trainer *t, pmlp__stage *stage, int 
     if (pmlp__reads_input(stage))
         result = t->backend->input(context, rows, pmlp__n_in(t->model, 0), t->data->x,
                                    t->index ? t->index + from : NULL, t->first + from,
-                                   stage->x[0] + from * stage->row[0]);
+                                   stage->x[0] + place * stage->row[0]);
     for (l = 0; result == PMLP_OK && l < stage->layers; l++)
-        result = t->backend->forward(context, stage->handles[l], rows,
-                                     stage->x[l] + from * stage->row[l],
-                                     stage->x[l + 1] + from * stage->row[l + 1]);
-    if (result == PMLP_OK && stage->is_last) result = pmlp__stage_loss(t, stage, from, rows);
+        result = t->backend->forward(context, stage->handles[l], version, rows,
+                                     stage->x[l] + place * stage->row[l],
+                                     stage->x[l + 1] + place * stage->row[l + 1]);
+    if (result == PMLP_OK && stage->is_last) result = pmlp__stage_loss(t, stage, microbatch);
     return result;
 }
 
 /* I: from dz of the stage's last layer down to dz of the layer below the stage */
 static pmlp_result pmlp__stage_backward_input(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
-    const size_t from = pmlp__row_of(t, microbatch), rows = pmlp__row_of(t, microbatch + 1) - from;
+    const size_t place = pmlp__place_of(t, pmlp__row_of(t, microbatch));
+    const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
+    const int version = pmlp__backward_version(t, stage, microbatch);
     pmlp_result result = PMLP_OK;
     int l;
     if (rows == 0) return PMLP_OK;
     for (l = stage->layers - 1; result == PMLP_OK && l >= (pmlp__reads_input(stage) ? 1 : 0); l--)
-        result = t->backend->backward_input(pmlp__context_of(t, stage), stage->handles[l], rows,
-                                            stage->dz[l + 1] + from * stage->row[l + 1],
-                                            stage->x[l] + from * stage->row[l],
-                                            stage->dz[l] + from * stage->row[l]);
+        result = t->backend->backward_input(pmlp__context_of(t, stage), stage->handles[l], version,
+                                            rows, stage->dz[l + 1] + place * stage->row[l + 1],
+                                            stage->x[l] + place * stage->row[l],
+                                            stage->dz[l] + place * stage->row[l]);
     return result;
 }
 
-/* W of micro-batches begin .. end-1: one product with a longer k, and the same bits as several */
+/* W of micro-batches begin .. end-1 of one group: one product with a longer k, and the same bits as
+   several */
 static pmlp_result pmlp__stage_backward_weight(pmlp_trainer *t, pmlp__stage *stage, int begin,
                                                int end) {
-    const size_t from = pmlp__row_of(t, begin), rows = pmlp__row_of(t, end) - from;
+    const size_t place = pmlp__place_of(t, pmlp__row_of(t, begin));
+    const size_t rows = pmlp__rows_between(t, begin, end);
+    const bool anew = begin == pmlp__group_of(t, begin);
     pmlp_result result = PMLP_OK;
     int l;
-    if (rows == 0 && begin > 0) return PMLP_OK;
+    if (rows == 0 && !anew) return PMLP_OK;
     for (l = stage->layers - 1; result == PMLP_OK && l >= 0; l--)
-        result = t->backend->backward_weight(
-            pmlp__context_of(t, stage), stage->handles[l], rows, stage->x[l] + from * stage->row[l],
-            stage->dz[l + 1] + from * stage->row[l + 1], begin > 0);
+        result = t->backend->backward_weight(pmlp__context_of(t, stage), stage->handles[l], rows,
+                                             stage->x[l] + place * stage->row[l],
+                                             stage->dz[l + 1] + place * stage->row[l + 1], !anew);
     return result;
 }
 
@@ -4026,7 +7346,8 @@ static pmlp_result pmlp__stage_squares(pmlp_trainer *t, pmlp__stage *stage) {
 }
 
 static bool pmlp__wants_norm(const pmlp_trainer *t) {
-    return t->desc.gradient_norm || t->desc.clip_norm > 0.0f;
+    return pmlp_schedule_is_synchronous(t->schedule) &&
+           (t->desc.gradient_norm || t->desc.clip_norm > 0.0f);
 }
 
 /* Summed per layer, then over the layers, whoever computed them. */
@@ -4043,12 +7364,30 @@ static double pmlp__gradient_norm(const pmlp_trainer *t) {
     return sqrt(sum);
 }
 
-/* U: after the gate, so that every gradient of the step is there */
-static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage) {
+/* How old the weights were that the gradients of this update came from. */
+static void pmlp__measure_staleness(pmlp_trainer *t, pmlp__stage *stage, int first, int count) {
+    const int ring = t->ring * t->schedule->microbatches;
+    int i;
+    for (i = first; i < first + count; i++) {
+        const uint64_t stale = stage->updates - stage->version_of[i % ring];
+        if (pmlp__rows_between(t, i, i + 1) == 0) continue;
+        stage->gradients++;
+        stage->stale += stale;
+        if (stale > stage->most_stale) stage->most_stale = stale;
+    }
+}
+
+/* U: of a synchronous schedule after the gate, so that every gradient of the step is there; of an
+   asynchronous one for the group that ends with this micro-batch, unless it has no rows */
+static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
     const pmlp_trainer_desc *d = &t->desc;
+    const uint64_t versions = (uint64_t)stage->versions;
+    const int group = t->schedule->per_update ? t->schedule->per_update : t->schedule->microbatches;
     pmlp_update_args args;
     pmlp_result result = PMLP_OK;
     int l;
+    if (pmlp__group_rows(t, microbatch < 0 ? 0 : microbatch) == 0) return PMLP_OK;
+    pmlp__measure_staleness(t, stage, pmlp__group_of(t, microbatch < 0 ? 0 : microbatch), group);
     args.optimizer = d->optimizer;
     args.learning_rate = d->learning_rate;
     args.momentum = d->momentum;
@@ -4056,7 +7395,9 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage) {
     args.beta2 = d->beta2;
     args.epsilon = d->epsilon;
     args.weight_decay = d->weight_decay;
-    args.step = t->step + 1;
+    args.from = (int)(stage->updates % versions);
+    args.step = ++stage->updates;
+    args.to = (int)(stage->updates % versions);
     args.gradient_scale = 1.0f;
     if (d->clip_norm > 0.0f) {
         const double norm = t->gradient_norm;
@@ -4064,6 +7405,7 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage) {
     }
     for (l = 0; result == PMLP_OK && l < stage->layers; l++)
         result = t->backend->update(pmlp__context_of(t, stage), stage->handles[l], &args);
+    stage->version_at[args.to] = stage->updates;
     return result;
 }
 
@@ -4125,13 +7467,36 @@ static pmlp_result pmlp__gradients_done(pmlp_trainer *t, pmlp__stage *stage) {
     return PMLP_OK;
 }
 
+/* Notes what ran from `begin` until now, if that is asked for. */
+static double pmlp__trace_begin(const pmlp__worker *w) {
+    return w->trace.spans ? pmlp__clock() : 0.0;
+}
+
+static void pmlp__trace_end(pmlp__worker *w, pmlp_action a, int count, double begin) {
+    pmlp__trace *trace = &w->trace;
+    pmlp_span *span;
+    if (!trace->spans || !w->trainer->training || a.microbatch >= trace->microbatches) return;
+    span = &trace->spans[(size_t)trace->at * (size_t)trace->capacity +
+                         (size_t)trace->counts[trace->at]++];
+    span->op = a.op;
+    span->stage = a.stage;
+    span->microbatch = a.microbatch;
+    span->count = count;
+    span->begin = begin;
+    span->end = pmlp__clock();
+}
+
 /* Does the W of one stage that was put off. */
 static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
+    const pmlp_action traced = {PMLP_OP_W, stage->index, stage->w_begin};
     pmlp_trainer *t = w->trainer;
     pmlp_result result;
+    double begin;
     if (stage->w_begin == stage->w_end) return PMLP_OK;
     pmlp__unblocked(w);
+    begin = pmlp__trace_begin(w);
     result = pmlp__stage_backward_weight(t, stage, stage->w_begin, stage->w_end);
+    pmlp__trace_end(w, traced, stage->w_end - stage->w_begin, begin);
     stage->w_begin = stage->w_end;
     w->w_pending--;
     if (result == PMLP_OK && stage->w_end == t->schedule->microbatches)
@@ -4162,15 +7527,16 @@ static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, in
         w->w_pending++;
     }
     stage->w_end = microbatch + 1;
-    return pmlp__row_of(t, stage->w_end) - pmlp__row_of(t, stage->w_begin) < t->desc.w_rows
+    return pmlp__rows_between(t, stage->w_begin, stage->w_end) < t->desc.w_rows
                ? PMLP_OK
                : pmlp__flush_stage(w, stage);
 }
 
 static pmlp_result pmlp__send(pmlp_trainer *t, pmlp__stage *stage, bool forward, int microbatch) {
     const int l = forward ? stage->layers : stage->below;
-    const size_t from = pmlp__row_of(t, microbatch), rows = pmlp__row_of(t, microbatch + 1) - from;
-    const float *data = (forward ? stage->x : stage->dz)[l] + from * stage->row[l];
+    const size_t place = pmlp__place_of(t, pmlp__row_of(t, microbatch));
+    const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
+    const float *data = (forward ? stage->x : stage->dz)[l] + place * stage->row[l];
     return t->edges->send(forward ? stage->send_f : stage->send_b, microbatch, data,
                           rows * stage->row[l] * sizeof *data);
 }
@@ -4178,10 +7544,23 @@ static pmlp_result pmlp__send(pmlp_trainer *t, pmlp__stage *stage, bool forward,
 static pmlp_result pmlp__receive(pmlp_trainer *t, pmlp__stage *stage, bool forward,
                                  int microbatch) {
     const int l = forward ? stage->below : stage->layers;
-    const size_t from = pmlp__row_of(t, microbatch), rows = pmlp__row_of(t, microbatch + 1) - from;
-    float *data = (forward ? stage->x : stage->dz)[l] + from * stage->row[l];
+    const size_t place = pmlp__place_of(t, pmlp__row_of(t, microbatch));
+    const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
+    float *data = (forward ? stage->x : stage->dz)[l] + place * stage->row[l];
     return t->edges->receive(forward ? stage->recv_f : stage->recv_b, microbatch, data,
                              rows * stage->row[l] * sizeof *data);
+}
+
+/* F, I or U. */
+static pmlp_result pmlp__compute(pmlp__worker *w, pmlp__stage *stage, pmlp_action a) {
+    pmlp_trainer *t = w->trainer;
+    const double begin = pmlp__trace_begin(w);
+    const pmlp_result result =
+        a.op == PMLP_OP_F   ? pmlp__stage_forward(t, stage, a.microbatch)
+        : a.op == PMLP_OP_I ? pmlp__stage_backward_input(t, stage, a.microbatch)
+                            : pmlp__stage_update(t, stage, a.microbatch);
+    pmlp__trace_end(w, a, 1, begin);
+    return result;
 }
 
 /* One action. PMLP_BUSY: not yet. */
@@ -4189,8 +7568,8 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     pmlp_trainer *t = w->trainer;
     pmlp__stage *stage = &t->stages[a.stage];
     switch (a.op) {
-    case PMLP_OP_F: return pmlp__stage_forward(t, stage, a.microbatch);
-    case PMLP_OP_I: return pmlp__stage_backward_input(t, stage, a.microbatch);
+    case PMLP_OP_F:
+    case PMLP_OP_I: return pmlp__compute(w, stage, a);
     case PMLP_OP_W: return pmlp__put_off_weights(w, stage, a.microbatch);
     case PMLP_OP_SEND_F: return pmlp__send(t, stage, true, a.microbatch);
     case PMLP_OP_RECV_F: return pmlp__receive(t, stage, true, a.microbatch);
@@ -4200,7 +7579,7 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
         if (!pmlp__load(&t->gate)) return PMLP_BUSY;
         pmlp__unblocked(w);
         pmlp__store(&t->updating, 1);
-        return pmlp__stage_update(t, stage);
+        return pmlp__compute(w, stage, a);
     default: return PMLP_ERROR_SCHEDULE;
     }
 }
@@ -4326,11 +7705,14 @@ static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     if (d.custom) {
         d.workers = d.custom->workers;
         d.microbatches = d.custom->microbatches;
+        d.virtual_stages = 0;
         d.schedule = PMLP_SCHEDULE_DEFAULT;
     } else {
-        if (!d.workers) d.workers = 1;
-        if (!d.microbatches) d.microbatches = d.workers == 1 ? 1 : 4;
         if (!d.schedule) d.schedule = PMLP_SCHEDULE_1F1B;
+        if (!d.workers) d.workers = 1;
+        if (!d.virtual_stages) d.virtual_stages = pmlp__default_virtual(d.schedule);
+        if (!d.microbatches)
+            d.microbatches = d.workers * d.virtual_stages == 1 ? 1 : 2 * d.workers;
     }
     if (!d.batch) d.batch = 128;
     if (!d.slots) d.slots = d.microbatches;
@@ -4349,53 +7731,98 @@ static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     return d;
 }
 
-static pmlp_schedule *pmlp__schedule_copy(const pmlp_schedule *s, const pmlp_allocator *allocator) {
-    pmlp_schedule *out = pmlp__schedule_new(allocator, s->workers, s->stages, s->microbatches);
-    int worker;
-    size_t i;
-    if (!out) return NULL;
-    memcpy(out->stage_worker, s->stage_worker, (size_t)s->stages * sizeof *s->stage_worker);
-    for (worker = 0; worker < s->workers; worker++)
-        for (i = s->first[worker]; i < s->first[worker + 1]; i++)
-            if (!pmlp__emit(out, worker, s->actions[i].op, s->actions[i].stage,
-                            s->actions[i].microbatch)) {
-                pmlp_schedule_destroy(out);
-                return NULL;
-            }
-    return out;
+/* The schedule of so many batches without a flush. */
+static pmlp_result pmlp__trainer_schedule(const pmlp_trainer_desc *d, int batches,
+                                          pmlp_schedule **schedule, pmlp_error *error) {
+    pmlp_schedule_desc s;
+    if (d->custom) {
+        *schedule = pmlp__schedule_copy(d->custom, &d->allocator);
+        return *schedule ? PMLP_OK : pmlp__no_memory(error, "a schedule");
+    }
+    s.kind = d->schedule;
+    s.workers = d->workers;
+    s.virtual_stages = d->virtual_stages;
+    s.microbatches = d->microbatches;
+    s.batches = batches;
+    s.costs = d->costs;
+    s.memory = d->memory;
+    s.allocator = d->allocator;
+    return pmlp_schedule_create(&s, schedule, error);
 }
 
-/* The lists for training and for evaluation, both proved to finish with the slots that there
-   are. */
-static pmlp_result pmlp__trainer_schedules(pmlp_trainer *t, pmlp_error *error) {
-    const pmlp_trainer_desc *d = &t->desc;
-    pmlp_schedule_desc s;
-    pmlp_result result = PMLP_OK;
-    int *slots, edge;
-    if (d->custom) {
-        t->schedule = pmlp__schedule_copy(d->custom, &d->allocator);
-        if (!t->schedule) return pmlp__no_memory(error, "a schedule");
-        t->desc.custom = t->schedule;
-    } else {
-        s.kind = d->schedule;
-        s.workers = d->workers;
-        s.microbatches = d->microbatches;
-        s.allocator = d->allocator;
-        result = pmlp_schedule_create(&s, &t->schedule, error);
-    }
-    if (result == PMLP_OK) result = pmlp_schedule_check(t->schedule, d->slots, NULL, error);
-    if (result == PMLP_OK) result = pmlp_schedule_lower(t->schedule, &t->lowered, error);
+/* Written out for the edges that there are, and proved to finish over them. */
+static pmlp_result pmlp__trainer_lower(const pmlp_trainer *t, const pmlp_schedule *s,
+                                       pmlp_schedule **lowered, pmlp_error *error) {
+    const int slots = t->desc.slots;
+    pmlp_result result = pmlp_schedule_check(s, slots, NULL, error);
     if (result != PMLP_OK) return result;
-    t->forward = pmlp__schedule_forward(t->schedule);
-    slots = (int *)pmlp__new(&d->allocator, 2 * (size_t)t->schedule->stages, sizeof *slots);
+    if (t->edges->transport != PMLP_TRANSPORT_RENDEZVOUS)
+        return pmlp_schedule_lower(s, lowered, error);
+    result = pmlp_schedule_lower_in_order(s, NULL, lowered, error);
+    return result != PMLP_OK ? result
+                             : pmlp_schedule_replay(*lowered, PMLP_TRANSPORT_RENDEZVOUS, 0, NULL,
+                                                    error);
+}
+
+/* The forwards alone, which evaluation runs. */
+static pmlp_result pmlp__trainer_forwards(pmlp_trainer *t, pmlp_error *error) {
+    const bool meet = t->edges->transport == PMLP_TRANSPORT_RENDEZVOUS;
+    const int edges = 2 * t->schedule->stages;
+    pmlp_result result;
+    int *slots, edge;
+    t->forward = pmlp__lowered(meet ? t->lowered : t->schedule, true);
+    slots = (int *)pmlp__new(&t->desc.allocator, (size_t)edges, sizeof *slots);
     if (t->forward && slots) {
-        for (edge = 0; edge < 2 * t->schedule->stages; edge++) slots[edge] = d->slots;
-        result = pmlp__replay_run(t->forward, slots, false, error);
+        for (edge = 0; edge < edges; edge++) slots[edge] = meet ? 0 : t->desc.slots;
+        result = pmlp__replay_slots(t->forward, slots, false, error);
     } else {
         result = pmlp__no_memory(error, "a schedule");
     }
-    pmlp__delete(&d->allocator, slots);
+    pmlp__delete(&t->desc.allocator, slots);
     return result;
+}
+
+/* The lists for several batches without a flush. */
+static pmlp_result pmlp__trainer_many(pmlp_trainer *t, int batches, pmlp_error *error) {
+    pmlp_schedule *s = NULL;
+    pmlp_result result;
+    if (batches == t->many_batches) return PMLP_OK;
+    pmlp_schedule_destroy(t->many);
+    t->many = NULL;
+    t->many_batches = 0;
+    result = pmlp__trainer_schedule(&t->desc, batches, &s, error);
+    if (result == PMLP_OK) result = pmlp__trainer_lower(t, s, &t->many, error);
+    pmlp_schedule_destroy(s);
+    if (result == PMLP_OK) t->many_batches = batches;
+    return result;
+}
+
+/* Rows of an asynchronous pass, at the end of which the pipeline is empty and the caller is
+   told. */
+#define PMLP__PASS_ROWS 65536
+
+/* An asynchronous trainer's passes of several batches. */
+static pmlp_result pmlp__trainer_passes(pmlp_trainer *t, pmlp_error *error) {
+    const int m = t->schedule->microbatches, most = PMLP__MAX_MICROBATCHES / m;
+    /* A micro-batch's rows are written anew when nobody reads them any more: at most `workers` of
+       them are in flight in any stage, and W is put off to the end of its batch at most. */
+    t->ring = t->schedule->workers / m + 3;
+    t->pass_batches = (int)(PMLP__PASS_ROWS / t->desc.batch);
+    if (t->pass_batches < 1) t->pass_batches = 1;
+    if (t->pass_batches > most) t->pass_batches = most;
+    /* so many that all is seen that a longer pass would need of weight versions */
+    return pmlp__trainer_many(t, t->ring, error);
+}
+
+/* The lists for training and for evaluation. */
+static pmlp_result pmlp__trainer_schedules(pmlp_trainer *t, pmlp_error *error) {
+    pmlp_result result = pmlp__trainer_schedule(&t->desc, 1, &t->schedule, error);
+    if (result == PMLP_OK && t->desc.custom) t->desc.custom = t->schedule;
+    if (result == PMLP_OK) result = pmlp__trainer_lower(t, t->schedule, &t->lowered, error);
+    if (result == PMLP_OK) result = pmlp__trainer_forwards(t, error);
+    t->ring = t->pass_batches = 1;
+    return result != PMLP_OK || t->schedule->per_update == 0 ? result
+                                                             : pmlp__trainer_passes(t, error);
 }
 
 static pmlp_result pmlp__trainer_cuts(pmlp_trainer *t, pmlp_error *error) {
@@ -4414,13 +7841,15 @@ static pmlp_result pmlp__trainer_cuts(pmlp_trainer *t, pmlp_error *error) {
 static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
     const pmlp_allocator *allocator = &t->desc.allocator;
     const size_t workers = (size_t)t->schedule->workers, stages = (size_t)t->schedule->stages;
+    const size_t rows = (size_t)t->pass_batches * t->desc.batch;
     size_t neurons = 0;
     int l;
     t->workers = (pmlp__worker *)pmlp__new(allocator, workers, sizeof *t->workers);
     t->stages = (pmlp__stage *)pmlp__new(allocator, stages, sizeof *t->stages);
     t->connected = (void **)pmlp__new(allocator, 2 * stages, sizeof *t->connected);
-    t->row_loss = (double *)pmlp__new(allocator, t->desc.batch, sizeof *t->row_loss);
-    t->row_hit = (unsigned char *)pmlp__new(allocator, t->desc.batch, 1);
+    t->row_loss = (double *)pmlp__new(allocator, rows, sizeof *t->row_loss);
+    t->row_hit = (unsigned char *)pmlp__new(allocator, rows, 1);
+    t->costs = (double *)pmlp__new(allocator, 6 * stages, sizeof *t->costs);
     t->idle = (double *)pmlp__new(allocator, workers, sizeof *t->idle);
     t->squares_at =
         (size_t *)pmlp__new(allocator, (size_t)t->model->desc.layers, sizeof *t->squares_at);
@@ -4430,7 +7859,7 @@ static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
     }
     t->squares = (double *)pmlp__new(allocator, neurons, sizeof *t->squares);
     if (t->workers && t->stages && t->connected && t->row_loss && t->row_hit && t->idle &&
-        t->squares_at && t->squares)
+        t->costs && t->squares_at && t->squares)
         return PMLP_OK;
     return pmlp__no_memory(error, "a trainer");
 }
@@ -4457,11 +7886,12 @@ static pmlp_result pmlp__worker_open(pmlp_trainer *t, int index, pmlp_error *err
 
 static pmlp_result pmlp__stage_buffer(pmlp_trainer *t, pmlp__stage *stage, int l, float **buffer,
                                       bool *owned) {
+    const size_t rows = (size_t)t->ring * t->desc.batch;
     void *memory = NULL;
     pmlp_result result;
-    if (pmlp__mul_overflows(t->desc.batch, stage->row[l] * sizeof(float))) return PMLP_ERROR_MEMORY;
-    result = t->backend->alloc(pmlp__context_of(t, stage),
-                               t->desc.batch * stage->row[l] * sizeof(float), &memory);
+    if (pmlp__mul_overflows(rows, stage->row[l] * sizeof(float))) return PMLP_ERROR_MEMORY;
+    result = t->backend->alloc(pmlp__context_of(t, stage), rows * stage->row[l] * sizeof(float),
+                               &memory);
     *buffer = (float *)memory;
     *owned = result == PMLP_OK;
     return result;
@@ -4493,6 +7923,7 @@ static pmlp_result pmlp__stage_weights(pmlp_trainer *t, pmlp__stage *s) {
     for (l = 0; result == PMLP_OK && l < s->layers; l++) {
         const int at = s->first_layer + l;
         pmlp_layer_desc d = pmlp__layer_desc(t->model, at, t->desc.optimizer);
+        d.versions = s->versions;
         if (l == 0) {
             d.first_out = s->first_column;
             d.n_out = s->columns;
@@ -4520,7 +7951,14 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index) {
     s->owns_x = (bool *)pmlp__new(allocator, n + 1, sizeof *s->owns_x);
     s->owns_dz = (bool *)pmlp__new(allocator, n + 1, sizeof *s->owns_dz);
     s->row = (size_t *)pmlp__new(allocator, n + 1, sizeof *s->row);
-    if (!s->handles || !s->x || !s->dz || !s->owns_x || !s->owns_dz || !s->row)
+    s->versions =
+        t->desc.no_stashing ? 1 : pmlp_schedule_versions(t->many ? t->many : t->schedule, index);
+    s->version_at =
+        (uint64_t *)pmlp__new(allocator, (size_t)s->versions, sizeof *s->version_at);
+    s->version_of = (uint64_t *)pmlp__new(
+        allocator, (size_t)t->ring * (size_t)t->schedule->microbatches, sizeof *s->version_of);
+    if (!s->handles || !s->x || !s->dz || !s->owns_x || !s->owns_dz || !s->row || !s->version_at ||
+        !s->version_of)
         return PMLP_ERROR_MEMORY;
     for (l = 0; l <= s->layers; l++) {
         const int at = s->first_layer + l;
@@ -4622,6 +8060,46 @@ static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     return PMLP_OK;
 }
 
+#define PMLP__PROBE_STEPS 9
+#define PMLP__TRACED_BATCHES 4
+
+/* A batch of nothing: x 0, labels or targets 0. *memory is to be freed. */
+static pmlp_result pmlp__zero_data(const pmlp_model *model, pmlp_data *data, float **memory,
+                                   pmlp_error *error) {
+    const size_t n_in = pmlp__n_in(model, 0), n_out = pmlp__n_out(model, model->desc.layers - 1);
+    const bool labels = model->desc.loss == PMLP_LOSS_XENT;
+    const size_t each = n_in + (labels ? 1 : n_out);
+    *memory = NULL;
+    if (!pmlp__mul_overflows(data->rows, each))
+        *memory = (float *)pmlp__new(&model->desc.allocator, data->rows * each, sizeof **memory);
+    if (!*memory) return pmlp__no_memory(error, "a batch to measure with");
+    data->x = *memory;
+    if (labels) data->labels = (const int *)(const void *)(*memory + data->rows * n_in);
+    else data->targets = *memory + data->rows * n_in;
+    return PMLP_OK;
+}
+
+/* Room for what each worker does in one step: its actions, or those of an asynchronous pass's first
+   batches. */
+static pmlp_result pmlp__trainer_traces(pmlp_trainer *t, pmlp_error *error) {
+    const int kept = t->desc.trace;
+    int i;
+    for (i = 0; kept > 0 && i < t->schedule->workers; i++) {
+        pmlp__trace *trace = &t->workers[i].trace;
+        const int actions = t->lowered->lists[i].count;
+        const int batches = t->schedule->per_update ? PMLP__TRACED_BATCHES : 1;
+        if (actions > INT_MAX / batches) return pmlp__no_memory(error, "a trace");
+        trace->microbatches = batches * t->schedule->microbatches;
+        trace->capacity = batches * actions;
+        if (!pmlp__mul_overflows((size_t)kept, (size_t)trace->capacity))
+            trace->spans = (pmlp_span *)pmlp__new(
+                &t->desc.allocator, (size_t)kept * (size_t)trace->capacity, sizeof *trace->spans);
+        trace->counts = (int *)pmlp__new(&t->desc.allocator, (size_t)kept, sizeof *trace->counts);
+        if (!trace->spans || !trace->counts) return pmlp__no_memory(error, "a trace");
+    }
+    return PMLP_OK;
+}
+
 static pmlp_result pmlp__trainer_build(pmlp_trainer *t, pmlp_error *error) {
     pmlp_result result = pmlp__trainer_schedules(t, error);
     int i;
@@ -4630,7 +8108,44 @@ static pmlp_result pmlp__trainer_build(pmlp_trainer *t, pmlp_error *error) {
     for (i = 0; result == PMLP_OK && i < t->schedule->workers; i++)
         result = pmlp__worker_open(t, i, error);
     if (result == PMLP_OK) result = pmlp__trainer_stages(t, error);
+    if (result == PMLP_OK) result = pmlp__trainer_traces(t, error);
     return result == PMLP_OK ? pmlp__trainer_threads(t, error) : result;
+}
+
+/* Auto without costs: a copy of the model is trained for some steps on zeros, by all workers, and
+   what that took is what the search goes by. Then everything else is as if the costs had been
+   given. */
+static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) {
+    const pmlp_model *model = t->model;
+    pmlp_trainer_desc d = t->desc;
+    pmlp_model *copy = NULL;
+    pmlp_trainer *probe = NULL;
+    pmlp_costs costs;
+    pmlp_data zeros;
+    float *x = NULL;
+    pmlp_result result = pmlp_model_clone(model, &copy, error);
+    int i;
+    memset(&zeros, 0, sizeof zeros);
+    zeros.rows = d.batch;
+    d.schedule = d.virtual_stages > 1 ? PMLP_SCHEDULE_LOOPED_BFS : PMLP_SCHEDULE_GPIPE;
+    d.trace = PMLP__PROBE_STEPS;
+    if (result == PMLP_OK) result = pmlp__zero_data(model, &zeros, &x, error);
+    if (result == PMLP_OK) result = pmlp_trainer_create(copy, &d, &probe, error);
+    for (i = 0; result == PMLP_OK && i < PMLP__PROBE_STEPS + 2; i++)
+        result = pmlp_trainer_step(probe, &zeros, NULL);
+    if (result == PMLP_OK) result = pmlp_trainer_costs(probe, &costs);
+    if (result == PMLP_OK) {
+        if (d.no_threads) costs.latency = 0.0; /* that was the other workers' turns */
+        t->desc.costs = &costs;
+        result = pmlp__trainer_build(t, error);
+        t->desc.costs = NULL;
+    } else if (probe) {
+        *error = *pmlp_trainer_error(probe);
+    }
+    pmlp_trainer_destroy(probe);
+    pmlp_model_destroy(copy);
+    pmlp__delete(&model->desc.allocator, x);
+    return result;
 }
 
 PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_desc *desc,
@@ -4642,8 +8157,10 @@ PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_d
     *trainer = NULL;
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
     if (!desc) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "desc: is NULL");
-    result = pmlp__validate_trainer(model, desc, error);
+    result = pmlp__validate_desc(model, desc, error);
     if (result != PMLP_OK) return result;
+    if (model->trainer)
+        return pmlp__fail(error, PMLP_ERROR_STATE, "model: has a trainer already");
     t = (pmlp_trainer *)pmlp__new(&desc->allocator, 1, sizeof *t);
     if (!t) return pmlp__no_memory(error, "a trainer");
     t->desc = pmlp__trainer_defaults(desc);
@@ -4654,7 +8171,10 @@ PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_d
     pmlp__error_clear(&t->error);
     pmlp__error_clear(&t->failure);
     pmlp__error_clear(&why);
-    result = pmlp__trainer_build(t, &why);
+    result = t->desc.schedule == PMLP_SCHEDULE_AUTO && !t->desc.costs
+                 ? pmlp__trainer_build_auto(t, &why)
+                 : pmlp__trainer_build(t, &why);
+    t->desc.costs = NULL; /* the caller's, for this call only */
     if (result != PMLP_OK) {
         pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", why.text);
         pmlp_trainer_destroy(t);
@@ -4688,9 +8208,13 @@ static void pmlp__stage_destroy(pmlp_trainer *t, pmlp__stage *s) {
     pmlp__delete(allocator, s->owns_x);
     pmlp__delete(allocator, s->owns_dz);
     pmlp__delete(allocator, s->row);
+    pmlp__delete(allocator, s->version_at);
+    pmlp__delete(allocator, s->version_of);
 }
 
 static void pmlp__worker_close(pmlp_trainer *t, pmlp__worker *w) {
+    pmlp__delete(&t->desc.allocator, w->trace.spans);
+    pmlp__delete(&t->desc.allocator, w->trace.counts);
     if (w->context) t->backend->close(w->context);
     if (w->has_mutex) pmlp__mutex_done(&w->mutex);
     if (w->has_cond) pmlp__cond_done(&w->cond);
@@ -4751,6 +8275,7 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp_schedule_destroy(t->schedule);
     pmlp_schedule_destroy(t->lowered);
     pmlp_schedule_destroy(t->forward);
+    pmlp_schedule_destroy(t->many);
     pmlp__delete(&allocator, t->cuts);
     pmlp__delete(&allocator, t->stages);
     pmlp__delete(&allocator, t->workers);
@@ -4760,6 +8285,7 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp__delete(&allocator, t->squares);
     pmlp__delete(&allocator, t->squares_at);
     pmlp__delete(&allocator, t->idle);
+    pmlp__delete(&allocator, t->costs);
     pmlp__delete(&allocator, t->order);
     pmlp__delete(&allocator, t);
 }
@@ -4807,13 +8333,39 @@ static void pmlp__pass_with_threads(pmlp_trainer *t) {
     }
 }
 
+/* The oldest of the steps that are kept makes room for the next one. */
+static void pmlp__trace_next(pmlp_trainer *t) {
+    int i;
+    for (i = 0; t->desc.trace > 0 && i < t->schedule->workers; i++) {
+        pmlp__trace *trace = &t->workers[i].trace;
+        if (t->traced > 0) trace->at = (trace->at + 1) % t->desc.trace;
+        trace->counts[trace->at] = 0;
+    }
+    if (t->traced < t->desc.trace) t->traced++;
+}
+
+/* What the workers run for so many rows. The lists for several batches in a row are written when
+   their number changes: for the last rows of an epoch, and back. */
+static pmlp_result pmlp__pass_lists(pmlp_trainer *t, size_t rows, bool training,
+                                    const pmlp_schedule **lists) {
+    const int batches = (int)((rows + t->desc.batch - 1) / t->desc.batch);
+    pmlp_result result = PMLP_OK;
+    *lists = training ? t->lowered : t->forward;
+    if (batches > 1) {
+        result = pmlp__trainer_many(t, batches, &t->error);
+        *lists = t->many;
+    }
+    return result;
+}
+
 /* Rows first .. first + rows - 1 of data (through index, if there is one), trained on or
    evaluated. */
 static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
                               size_t first, size_t rows, bool training) {
-    const pmlp_schedule *lists = training ? t->lowered : t->forward;
-    pmlp_result result = PMLP_OK;
+    const pmlp_schedule *lists;
+    pmlp_result result = pmlp__pass_lists(t, rows, training, &lists);
     int i;
+    if (result != PMLP_OK) return result;
     t->data = data;
     t->index = index ? index + first : NULL;
     t->first = first;
@@ -4821,10 +8373,14 @@ static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint
     t->training = training;
     pmlp__store(&t->done, 0);
     pmlp__store(&t->gathered, 0);
-    pmlp__store(&t->gate, 0);
+    pmlp__store(&t->gate, t->schedule->per_update ? 1 : 0); /* asynchronous updates do not wait */
     pmlp__store(&t->updating, 0);
+    if (training) pmlp__trace_next(t);
     for (i = 0; i < t->schedule->workers; i++) pmlp__worker_begin(&t->workers[i], lists);
-    for (i = 0; i < t->schedule->stages; i++) t->stages[i].w_begin = t->stages[i].w_end = 0;
+    for (i = 0; i < t->schedule->stages; i++) {
+        t->stages[i].w_begin = t->stages[i].w_end = 0;
+        t->stages[i].updates_before = t->stages[i].updates;
+    }
     for (i = 0; result == PMLP_OK && i < t->connected_count; i++)
         result = t->edges->reset(t->connected[i]);
     if (result != PMLP_OK) {
@@ -4888,7 +8444,7 @@ static void pmlp__tally_add(pmlp__tally *tally, const pmlp_trainer *t) {
         tally->hits += t->row_hit[i];
     }
     tally->rows += t->rows;
-    tally->steps++;
+    tally->steps += (t->rows + t->desc.batch - 1) / t->desc.batch;
 }
 
 static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_stats *stats) {
@@ -4921,7 +8477,7 @@ static pmlp_result pmlp__train_batch(pmlp_trainer *t, const pmlp_data *data, con
     t->model->stale = true;
     result = pmlp__pass(t, data, index, first, rows, true);
     if (result != PMLP_OK) return result;
-    t->step++;
+    t->step += (rows + t->desc.batch - 1) / t->desc.batch;
     return PMLP_OK;
 }
 
@@ -4962,10 +8518,11 @@ static pmlp_result pmlp__epoch_order(pmlp_trainer *t, size_t rows) {
 static pmlp_result pmlp__epoch_batches(pmlp_trainer *t, const pmlp_data *data, pmlp__tally *tally,
                                        pmlp_stats *stats) {
     const uint32_t *order = t->desc.no_shuffle ? NULL : t->order;
+    const size_t most = (size_t)t->pass_batches * t->desc.batch;
     size_t first, rows;
     for (first = 0; first < data->rows; first += rows) {
         pmlp_result result;
-        rows = data->rows - first < t->desc.batch ? data->rows - first : t->desc.batch;
+        rows = data->rows - first < most ? data->rows - first : most;
         result = pmlp__train_batch(t, data, order, first, rows);
         if (result != PMLP_OK) return result;
         pmlp__tally_add(tally, t);
@@ -5109,7 +8666,200 @@ PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *t, int stage, pmlp_s
             own += output * (double)(l == s->first_layer ? s->columns : pmlp__n_out(t->model, l));
     }
     info->cost = own / total;
+    info->versions = s->versions;
+    info->staleness = s->gradients ? (double)s->stale / (double)s->gradients : 0.0;
+    info->most_stale = (int)s->most_stale;
+    info->torn = s->gradients ? (double)s->torn / (double)s->gradients : 0.0;
     return PMLP_OK;
+}
+
+/* --- what was traced -------------------------------------------------------------------------- */
+
+/* The spans of a worker in the step that lies `back` steps behind the last one. */
+static const pmlp_span *pmlp__traced(const pmlp_trainer *t, int worker, int back, int *count) {
+    const pmlp__trace *trace = &t->workers[worker].trace;
+    const int at = (trace->at - back + t->desc.trace) % t->desc.trace;
+    *count = trace->counts[at];
+    return trace->spans + (size_t)at * (size_t)trace->capacity;
+}
+
+static double pmlp__step_begin(const pmlp_trainer *t, int back, double *end) {
+    double begin = HUGE_VAL;
+    int worker, count;
+    *end = 0.0;
+    for (worker = 0; worker < t->schedule->workers; worker++) {
+        const pmlp_span *spans = pmlp__traced(t, worker, back, &count);
+        if (count > 0 && spans[0].begin < begin) begin = spans[0].begin;
+        if (count > 0 && spans[count - 1].end > *end) *end = spans[count - 1].end;
+    }
+    return begin;
+}
+
+static int pmlp__by_value(const void *a_, const void *b_) {
+    const double a = *(const double *)a_, b = *(const double *)b_;
+    return a < b ? -1 : a > b;
+}
+
+/* The lower median, so that it is one of the values; sorts them. */
+static double pmlp__median(double *values, int count) {
+    if (count == 0) return 0.0;
+    qsort(values, (size_t)count, sizeof *values, pmlp__by_value);
+    return values[(count - 1) / 2];
+}
+
+/* Which of the kept steps has the median length. lengths [2 traced]. */
+static int pmlp__median_step(const pmlp_trainer *t, double *lengths) {
+    double median, end;
+    int back;
+    for (back = 0; back < t->traced; back++) {
+        const double begin = pmlp__step_begin(t, back, &end);
+        lengths[back] = lengths[t->traced + back] = end - begin;
+    }
+    median = pmlp__median(lengths + t->traced, t->traced);
+    for (back = 0; back < t->traced - 1 && lengths[back] != median; back++) continue;
+    return back;
+}
+
+/* What a stage keeps of a micro-batch: its share of x and dz, in bytes. */
+static double pmlp__stage_bytes(const pmlp_trainer *t, const pmlp__stage *s) {
+    const double rows = (double)t->desc.batch / (double)t->schedule->microbatches;
+    double floats = 0.0;
+    int l;
+    for (l = 0; l <= s->layers; l++)
+        floats += (double)s->row[l] * (l == 0 && pmlp__reads_input(s) ? 1.0 : 2.0);
+    return rows * floats * (double)sizeof(float);
+}
+
+/* Steps `first` back down to `last` back as one timeline, the earliest begin being 0. */
+static pmlp_timeline *pmlp__timeline_of(const pmlp_trainer *t, int first, int last) {
+    pmlp_timeline *out = pmlp__timeline_new(t->schedule, &t->desc.allocator, NULL);
+    double end;
+    const double begin = pmlp__step_begin(t, first, &end);
+    int worker, back, count, total, i;
+    for (i = 0; out && i < t->schedule->stages; i++)
+        out->held[i] = pmlp__stage_bytes(t, &t->stages[i]);
+    for (worker = 0; out && worker < t->schedule->workers; worker++) {
+        for (total = 0, back = first; back >= last; back--) {
+            pmlp__traced(t, worker, back, &count);
+            total += count;
+        }
+        if (!pmlp__timeline_reserve(out, worker, total)) {
+            pmlp_timeline_destroy(out);
+            return NULL;
+        }
+        for (back = first; back >= last; back--) {
+            const pmlp_span *spans = pmlp__traced(t, worker, back, &count);
+            for (i = 0; i < count; i++) {
+                pmlp_span span = spans[i];
+                span.begin -= begin;
+                span.end -= begin;
+                pmlp__timeline_add(out, worker, &span);
+            }
+        }
+    }
+    return out;
+}
+
+static pmlp_result pmlp__check_traced(pmlp_trainer *t) {
+    if (t->desc.trace == 0)
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE, "nothing is traced: desc.trace is 0");
+    if (t->traced == 0 || pmlp__load(&t->failed))
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE, "no step has been traced");
+    return PMLP_OK;
+}
+
+PMLP_API pmlp_result pmlp_trainer_timeline(pmlp_trainer *t, int steps, pmlp_timeline **timeline) {
+    pmlp_result result;
+    pmlp__atomic *entered;
+    if (timeline) *timeline = NULL;
+    entered = pmlp__enter_query(t);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    result = pmlp__check_traced(t);
+    if (!timeline || steps < 0)
+        result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "%s",
+                            timeline ? "steps: is negative" : "timeline: is NULL");
+    if (result == PMLP_OK) {
+        double *lengths =
+            (double *)pmlp__new(&t->desc.allocator, 2 * (size_t)t->traced, sizeof *lengths);
+        const int first = steps > 0   ? pmlp__least(steps, t->traced) - 1
+                          : lengths ? pmlp__median_step(t, lengths)
+                                    : 0;
+        if (lengths) *timeline = pmlp__timeline_of(t, first, steps > 0 ? 0 : first);
+        pmlp__delete(&t->desc.allocator, lengths);
+        if (!*timeline) result = pmlp__no_memory(&t->error, "a timeline");
+    }
+    return pmlp__leave_query(entered, result);
+}
+
+/* Median time that one micro-batch of a stage takes in an op, over all kept steps. */
+static double pmlp__median_cost(const pmlp_timeline *all, int worker, int stage, pmlp_op op,
+                                double *values) {
+    int count = 0, i;
+    for (i = 0; i < all->counts[worker]; i++) {
+        const pmlp_span *span = &all->spans[worker][i];
+        if (span->stage == stage && span->op == op)
+            values[count++] = (span->end - span->begin) / span->count;
+    }
+    return pmlp__median(values, count);
+}
+
+/* Median time from the end of a producer to the begin of a consumer that was waiting for it. */
+static double pmlp__median_latency(const pmlp_timeline *all, double *values) {
+    int count = 0, worker, i, whose;
+    for (worker = 0; worker < all->workers; worker++)
+        for (i = 1; i < all->counts[worker]; i++) {
+            const pmlp_span *span = &all->spans[worker][i];
+            const double since = pmlp__needed_since(all, worker, span, &whose);
+            if (since > all->spans[worker][i - 1].end && since <= span->begin)
+                values[count++] = span->begin - since;
+        }
+    return pmlp__median(values, count);
+}
+
+static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *values,
+                             pmlp_costs *costs) {
+    static const pmlp_op ops[] = {PMLP_OP_F, PMLP_OP_I, PMLP_OP_W, PMLP_OP_U};
+    const int stages = t->schedule->stages;
+    const double rows = (double)t->desc.batch / (double)t->schedule->microbatches;
+    int i, n;
+    for (i = 0; i < stages; i++) {
+        const pmlp__stage *s = &t->stages[i];
+        for (n = 0; n < 4; n++)
+            t->costs[n * stages + i] = pmlp__median_cost(all, s->worker, i, ops[n], values);
+        t->costs[4 * stages + i] = rows * (double)s->row[s->layers] * (double)sizeof(float);
+        t->costs[5 * stages + i] = pmlp__stage_bytes(t, s);
+    }
+    costs->f = t->costs;
+    costs->i = t->costs + stages;
+    costs->w = t->costs + 2 * stages;
+    costs->u = t->costs + 3 * stages;
+    costs->message_bytes = t->costs + 4 * stages;
+    costs->held = t->costs + 5 * stages;
+    costs->latency = pmlp__median_latency(all, values);
+}
+
+PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *t, pmlp_costs *costs) {
+    pmlp_timeline *all = NULL;
+    double *values = NULL;
+    pmlp_result result;
+    int worker;
+    size_t spans = 0;
+    pmlp__atomic *entered = pmlp__enter_query(t);
+    if (costs) memset(costs, 0, sizeof *costs);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    result = pmlp__check_traced(t);
+    if (!costs) result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "costs: is NULL");
+    if (result == PMLP_OK) {
+        all = pmlp__timeline_of(t, t->traced - 1, 0);
+        for (worker = 0; all && worker < all->workers; worker++)
+            spans += (size_t)all->counts[worker];
+        values = (double *)pmlp__new(&t->desc.allocator, spans, sizeof *values);
+        if (all && values) pmlp__fill_costs(t, all, values, costs);
+        else result = pmlp__no_memory(&t->error, "costs");
+    }
+    pmlp_timeline_destroy(all);
+    pmlp__delete(&t->desc.allocator, values);
+    return pmlp__leave_query(entered, result);
 }
 
 /*============================================================================================*/
@@ -5146,6 +8896,7 @@ static void pmlp__run_end(pmlp__run *run) {
 static bool pmlp__differ(pmlp_verify_report *report, const char *what, int layer, size_t at,
                          size_t n_in, double pipeline, double serial) {
     report->identical = false;
+    report->at_step = report->steps;
     report->what = what;
     report->layer = layer;
     report->row = at / n_in;
@@ -5170,7 +8921,8 @@ static bool pmlp__compare(const pmlp__run *pipeline, const pmlp__run *serial,
     int l;
     if (memcmp(&ps->loss, &ss->loss, sizeof ps->loss) != 0)
         return pmlp__differ(report, "loss", -1, 0, 1, ps->loss, ss->loss);
-    if (memcmp(&ps->gradient_norm, &ss->gradient_norm, sizeof ps->gradient_norm) != 0)
+    if (pipeline->trainer->schedule->per_update == 0 &&
+        memcmp(&ps->gradient_norm, &ss->gradient_norm, sizeof ps->gradient_norm) != 0)
         return pmlp__differ(report, "gradient norm", -1, 0, 1, ps->gradient_norm,
                             ss->gradient_norm);
     for (l = 0; l < p->desc.layers; l++) {
@@ -5200,6 +8952,34 @@ static pmlp_data pmlp__next_batch(const pmlp_model *model, const pmlp_data *data
     return batch;
 }
 
+/* The report in words. */
+static void pmlp__verify_text(const pmlp_trainer *t, pmlp_verify_report *report) {
+    pmlp__text text;
+    int i;
+    text.buffer = report->text;
+    text.size = sizeof report->text;
+    text.length = 0;
+    if (report->identical) {
+        pmlp__put(&text, "every bit equal after %d steps", report->steps);
+    } else {
+        pmlp__put(&text, "step %d: %s", report->at_step, report->what);
+        if (report->layer >= 0)
+            pmlp__put(&text, " [%.0f][%.0f] of layer %d", (double)report->row,
+                      (double)report->column, report->layer);
+        pmlp__put(&text, " is %.9g, serially ", report->pipeline);
+        pmlp__put(&text, "%.9g", report->serial);
+    }
+    for (i = 0; i < t->schedule->stages && t->schedule->per_update; i++) {
+        pmlp_stage_info info;
+        pmlp_trainer_stage(t, i, &info);
+        if (info.staleness > report->staleness) report->staleness = info.staleness;
+        pmlp__put(&text, "%s stage %d %.2f", i ? "," : "; staleness in updates, measured:", i,
+                  info.staleness);
+        pmlp__put(&text, " (at most %d)", info.most_stale);
+    }
+    pmlp__text_end(&text, NULL);
+}
+
 PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                  const pmlp_data *data, int steps, pmlp_verify_report *report,
                                  pmlp_error *error) {
@@ -5224,28 +9004,259 @@ PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_des
     d.gradient_norm = true;
     result = pmlp__run_begin(&pipeline, model, &d, error);
     d.workers = d.microbatches = 1;
+    d.virtual_stages = 1;
     d.schedule = PMLP_SCHEDULE_SEQUENTIAL;
     d.custom = NULL;
+    d.trace = 0;
     d.cuts = NULL;
     d.edges = NULL;
     d.slots = 0;
     d.no_threads = true;
     if (result == PMLP_OK) result = pmlp__run_begin(&serial, model, &d, error);
     report->identical = result == PMLP_OK;
-    while (result == PMLP_OK && report->identical && report->steps < steps) {
+    while (result == PMLP_OK && report->steps < steps &&
+           (report->identical || pipeline.trainer->schedule->per_update)) {
         const size_t size = pmlp_trainer_query_desc(serial.trainer).batch;
         const pmlp_data batch = pmlp__next_batch(model, data, size, &first);
         result = pmlp__run_step(&pipeline, &batch, error);
         if (result == PMLP_OK) result = pmlp__run_step(&serial, &batch, error);
         if (result == PMLP_OK) {
             report->steps++;
-            pmlp__compare(&pipeline, &serial, report);
+            if (report->identical) pmlp__compare(&pipeline, &serial, report);
         }
     }
     if (result == PMLP_OK) result = pmlp_model_hash(pipeline.model, &report->hash, error);
     else report->identical = false;
+    if (result == PMLP_OK) pmlp__verify_text(pipeline.trainer, report);
     pmlp__run_end(&pipeline);
     pmlp__run_end(&serial);
+    return result;
+}
+
+/*============================================================================================*/
+/* >>ceiling                                                                                  */
+/*============================================================================================*/
+
+/* Everything here is a quotient of all work by the time that some schedule takes. */
+typedef struct pmlp__bounds {
+    const pmlp_model *model;
+    pmlp_trainer_desc d;
+    pmlp_schedule *schedule;
+    pmlp_cut *cuts;
+    double *counted; /* [3][stages]: F, I, W in multiply-adds per row */
+    pmlp_costs costs;
+} pmlp__bounds;
+
+/* Multiply-adds of a stage: column by column of the layers that it has. */
+static void pmlp__count_costs(pmlp__bounds *b) {
+    const pmlp_model *model = b->model;
+    const int stages = b->schedule->stages;
+    const pmlp_cut top = {model->desc.layers, 0}, bottom = {0, 0};
+    int s, l;
+    for (s = 0; s < stages; s++) {
+        const pmlp_cut begin = s > 0 ? b->cuts[s - 1] : bottom;
+        const pmlp_cut end = s < stages - 1 ? b->cuts[s] : top;
+        for (l = begin.layer; l < model->desc.layers; l++) {
+            const double n_in = (double)pmlp__n_in(model, l);
+            const double from = l == begin.layer ? (double)begin.column : 0.0;
+            const double to = l < end.layer    ? (double)pmlp__n_out(model, l)
+                              : l == end.layer ? (double)end.column
+                                               : 0.0;
+            if (to <= from) continue;
+            b->counted[s] += n_in * (to - from);
+            b->counted[stages + s] += l == 0 ? 0.0 : n_in * (to - from);
+            b->counted[2 * stages + s] += n_in * (to - from);
+        }
+    }
+    b->costs.f = b->counted;
+    b->costs.i = b->counted + stages;
+    b->costs.w = b->counted + 2 * stages;
+}
+
+static double pmlp__stage_work(const pmlp_costs *c, int stage) {
+    return pmlp__cost(c->f, stage, 1.0) + pmlp__cost(c->i, stage, 1.0) +
+           pmlp__cost(c->w, stage, 1.0);
+}
+
+/* Work of all workers for one micro-batch, and of the busiest. */
+static double pmlp__all_work(const pmlp_schedule *s, const pmlp_costs *c, double *busiest,
+                             int *whose) {
+    double all = 0.0;
+    int worker, stage;
+    *busiest = 0.0;
+    *whose = 0;
+    for (worker = 0; worker < s->workers; worker++) {
+        double own = 0.0;
+        for (stage = 0; stage < s->stages; stage++)
+            if (s->stage_worker[stage] == worker) own += pmlp__stage_work(c, stage);
+        all += own;
+        if (own > *busiest) {
+            *busiest = own;
+            *whose = worker;
+        }
+    }
+    return all;
+}
+
+/* All work by the makespan of a schedule, run as the trainer does it. */
+static pmlp_result pmlp__speedup(const pmlp_trainer_desc *d, const pmlp_schedule *s,
+                                 const pmlp_costs *costs, double *speedup, pmlp_error *error) {
+    const double rows = (double)d->batch / (double)d->microbatches;
+    const double most = ceil((double)d->w_rows / rows), all = (double)s->microbatches;
+    pmlp_schedule *run = NULL;
+    pmlp_simulation sim;
+    double busiest;
+    int whose;
+    pmlp_result result =
+        pmlp_schedule_put_off(s, costs, most < all ? (int)most : s->microbatches, &run, error);
+    *speedup = 0.0;
+    if (result == PMLP_OK) result = pmlp_schedule_simulate(run, costs, NULL, &sim, error);
+    if (result == PMLP_OK && sim.makespan > 0.0)
+        *speedup = pmlp__all_work(s, costs, &busiest, &whose) * all / sim.makespan;
+    pmlp_schedule_destroy(run);
+    return result;
+}
+
+static pmlp_result pmlp__bounds_begin(pmlp__bounds *b, pmlp_error *error) {
+    const pmlp_allocator *allocator = &b->model->desc.allocator;
+    const bool async = !b->d.custom && pmlp__is_asynchronous(b->d.schedule);
+    pmlp_result result = pmlp__trainer_schedule(&b->d, async ? 16 : 1, &b->schedule, error);
+    size_t stages;
+    if (result != PMLP_OK) return result;
+    stages = (size_t)b->schedule->stages;
+    b->cuts = (pmlp_cut *)pmlp__new(allocator, stages, sizeof *b->cuts);
+    b->counted = (double *)pmlp__new(allocator, 3 * stages, sizeof *b->counted);
+    if (!b->cuts || !b->counted) return pmlp__no_memory(error, "bounds");
+    if (b->d.cuts) memcpy(b->cuts, b->d.cuts, (stages - 1) * sizeof *b->cuts);
+    else result = pmlp_partition(b->model, (int)stages, b->d.whole_layers, b->cuts, NULL, error);
+    return result;
+}
+
+static void pmlp__bounds_end(pmlp__bounds *b) {
+    pmlp__delete(&b->model->desc.allocator, b->cuts);
+    pmlp__delete(&b->model->desc.allocator, b->counted);
+    pmlp_schedule_destroy(b->schedule);
+}
+
+/* The bound of the best cut between whole layers; 0 if there are too few. */
+static pmlp_result pmlp__whole_layers(const pmlp_model *model, int workers, double *speedup,
+                                      pmlp_error *error) {
+    double balance = 0.0;
+    pmlp_cut *cuts = (pmlp_cut *)pmlp__new(&model->desc.allocator, (size_t)workers, sizeof *cuts);
+    pmlp_result result = cuts ? pmlp_partition(model, workers, true, cuts, &balance, NULL)
+                              : PMLP_ERROR_MEMORY;
+    pmlp__delete(&model->desc.allocator, cuts);
+    *speedup = result == PMLP_OK ? balance * (double)workers : 0.0;
+    return result == PMLP_ERROR_MEMORY ? pmlp__no_memory(error, "bounds") : PMLP_OK;
+}
+
+/* With twice the micro-batches and equal stages; 0 if the kind cannot have so many. */
+static pmlp_result pmlp__fill_doubled(const pmlp__bounds *b, double *speedup, pmlp_error *error) {
+    pmlp_trainer_desc d = b->d;
+    pmlp_schedule *s = NULL;
+    pmlp_costs even;
+    pmlp_result result;
+    memset(&even, 0, sizeof even);
+    *speedup = 0.0;
+    d.costs = &even;
+    if (d.custom || d.microbatches > PMLP__MAX_MICROBATCHES / 2) return PMLP_OK;
+    d.microbatches *= 2;
+    result = pmlp__trainer_schedule(&d, 1, &s, NULL);
+    if (result == PMLP_OK) result = pmlp__speedup(&d, s, &even, speedup, NULL);
+    pmlp_schedule_destroy(s);
+    return result == PMLP_ERROR_MEMORY ? pmlp__no_memory(error, "bounds") : PMLP_OK;
+}
+
+/* doubled: what fill and drain would allow with twice the micro-batches. */
+static void pmlp__advise(const pmlp__bounds *b, int busiest, double doubled,
+                         pmlp_ceiling_report *r) {
+    const double ideal = (double)r->workers;
+    const double by_cut = ideal / r->balance, by_fill = ideal / r->fill;
+    const double by_transfer = r->schedule / r->speedup;
+    if (by_cut < 1.01 && by_fill < 1.01 && by_transfer < 1.01) {
+        r->binds = "nothing";
+        snprintf(r->advice, sizeof r->advice, "nothing to change: all workers are busy throughout");
+    } else if (by_transfer >= by_cut && by_transfer >= by_fill) {
+        r->binds = "hand-offs";
+        snprintf(r->advice, sizeof r->advice,
+                 "hand-offs take long for what is computed between them: fewer micro-batches, a "
+                 "larger batch, or a schedule that hides them, such as eager-1f1b");
+    } else if (by_fill >= by_cut) {
+        r->binds = "fill and drain";
+        if (b->d.schedule == PMLP_SCHEDULE_SEQUENTIAL && !b->d.custom)
+            snprintf(r->advice, sizeof r->advice,
+                     "this schedule lets the workers take turns: use 1f1b or another");
+        else if (doubled > r->fill)
+            snprintf(r->advice, sizeof r->advice,
+                     "more micro-batches: with %d instead of %d fill and drain alone would allow "
+                     "%.2fx; or a schedule with a smaller bubble, such as zb-h1",
+                     2 * b->d.microbatches, b->d.microbatches, doubled);
+        else
+            snprintf(r->advice, sizeof r->advice,
+                     "a schedule with a smaller bubble, such as zb-h1, or more micro-batches");
+    } else {
+        r->binds = "balance";
+        if (b->d.whole_layers)
+            snprintf(r->advice, sizeof r->advice,
+                     "worker %d has the most to do: allow a cut inside the first layer", busiest);
+        else
+            snprintf(r->advice, sizeof r->advice,
+                     "worker %d has the most to do and its layers cannot be cut further: make them "
+                     "narrower and others wider, use fewer workers, or give cuts of your own",
+                     busiest);
+    }
+}
+
+static pmlp_result pmlp__bounds_fill(pmlp__bounds *b, const pmlp_costs *costs,
+                                     pmlp_ceiling_report *r, pmlp_error *error) {
+    pmlp_costs even, free_handoffs;
+    double busiest, all, doubled;
+    int whose;
+    pmlp_result result;
+    memset(&even, 0, sizeof even);
+    pmlp__count_costs(b);
+    if (costs && pmlp__bad_costs(b->schedule->stages, costs))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "costs: are not finite numbers >= 0");
+    if (costs) b->costs = *costs;
+    b->costs.u = NULL;
+    free_handoffs = b->costs;
+    free_handoffs.latency = free_handoffs.per_byte = 0.0;
+    all = pmlp__all_work(b->schedule, &b->costs, &busiest, &whose);
+    if (!(busiest > 0.0))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "costs: nothing costs anything");
+    r->workers = b->schedule->workers;
+    r->balance = all / busiest;
+    result = pmlp__whole_layers(b->model, r->workers, &r->whole_layers, error);
+    if (result == PMLP_OK) result = pmlp__speedup(&b->d, b->schedule, &even, &r->fill, error);
+    if (result == PMLP_OK) result = pmlp__fill_doubled(b, &doubled, error);
+    if (result == PMLP_OK)
+        result = pmlp__speedup(&b->d, b->schedule, &free_handoffs, &r->schedule, error);
+    if (result == PMLP_OK)
+        result = pmlp__speedup(&b->d, b->schedule, &b->costs, &r->speedup, error);
+    if (result == PMLP_OK) pmlp__advise(b, whose, doubled, r);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_desc *desc,
+                                  const pmlp_costs *costs, pmlp_ceiling_report *report,
+                                  pmlp_error *error) {
+    pmlp__bounds b;
+    pmlp_result result;
+    memset(&b, 0, sizeof b);
+    if (!report) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "report: is NULL");
+    memset(report, 0, sizeof *report);
+    report->binds = "nothing";
+    if (!model || !desc)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s",
+                          model ? "desc: is NULL" : "model: is NULL");
+    result = pmlp__validate_desc(model, desc, error);
+    if (result != PMLP_OK) return result;
+    b.model = model;
+    b.d = pmlp__trainer_defaults(desc);
+    if (!b.d.costs) b.d.costs = costs; /* for auto */
+    result = pmlp__bounds_begin(&b, error);
+    if (result == PMLP_OK) result = pmlp__bounds_fill(&b, costs, report, error);
+    pmlp__bounds_end(&b);
     return result;
 }
 
@@ -5342,12 +9353,6 @@ PMLP_API pmlp_result pmlp_images_parse(const void *image_bytes, size_t image_siz
     return pmlp__idx_pair((const unsigned char *)image_bytes, image_size, "the image file",
                           (const unsigned char *)label_bytes, label_size, "the label file", limit,
                           allocator, images, error);
-}
-
-/* The end of a path that is too long for a sentence. */
-static const char *pmlp__path_end(const char *path) {
-    const size_t length = strlen(path), shown = 100;
-    return length > shown ? path + length - shown : path;
 }
 
 /* A whole file; *bytes must be freed with pmlp__delete. */

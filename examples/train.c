@@ -6,7 +6,8 @@
 
    The exit status is 0, or 2 for options that make no sense, or 1 for everything else that goes
    wrong, a difference found by --compare or --verify included; the reason is one sentence on
-   standard error.
+   standard error. (--compare does not hold a difference against an asynchronous schedule, which
+   promises none.)
 
        cc -O3 -std=c99 train.c -o train -pthread -lm                                              */
 #define PIPEMLP_IMPLEMENTATION
@@ -19,11 +20,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { OK = 0, FAILED = 1, USAGE = 2 };        /* exit statuses */
 enum { MOST_LAYERS = 64, MOST_WIDTH = 65536 }; /* what --layers takes */
 enum { SIDE = 28, DIGITS = 10, DRAWN_TRAIN = 12000, DRAWN_TEST = 2000 };
+enum { KEPT_STEPS = 32, KEPT_RUNS = 4 }; /* traced steps; asynchronous: runs of batches */
 
 /* One sentence on standard error; returns status, so that `return fail(...)` reads well. */
 static int fail(int status, const char *format, ...) {
@@ -36,15 +39,32 @@ static int fail(int status, const char *format, ...) {
     return status;
 }
 
+/* The library's sentence. If it is about a field of a desc that an option fills, it becomes one
+   about the option, and bad usage. */
+static int fail_with(const pmlp_error *error, const char *what) {
+    static const struct {
+        const char *field, *option, *unit;
+    } names[] = {
+        {"workers", "workers", ""}, {"virtual_stages", "virtual", ""},
+        {"batch", "batch", ""},     {"microbatches", "microbatches", ""},
+        {"clip_norm", "clip", ""},  {"memory", "memory", " (in bytes)"},
+    };
+    const size_t length = strcspn(error->text, ":");
+    for (size_t n = 0; n < sizeof names / sizeof names[0]; n++)
+        if (strlen(names[n].field) == length && memcmp(names[n].field, error->text, length) == 0)
+            return fail(USAGE, "--%s%s%s", names[n].option, error->text + length, names[n].unit);
+    return fail(FAILED, "%s: %s", what, error->text);
+}
+
 /*--- options --------------------------------------------------------------------------------*/
 
 typedef struct options {
-    const char *data, *layers, *schedule, *later;
+    const char *data, *layers, *schedule, *svg, *trace, *later;
     long batch, epochs, workers, virtual_stages, microbatches, limit, verify;
     unsigned long long seed;
-    double lr, momentum, weight_decay, clip; /* 0: the library's default */
-    int loss, optimizer, lr_decay, cut, backend; /* places in their lists of names */
-    bool compare, no_threads, quiet, help;
+    double lr, momentum, weight_decay, clip, memory; /* 0: the library's default */
+    int loss, optimizer, lr_decay, cut, backend;     /* places in their lists of names */
+    bool compare, no_threads, no_stashing, quiet, help;
 } options;
 
 typedef enum option_kind { TEXT, COUNT, SEED, NUMBER, CHOICE, FLAG, LATER } option_kind;
@@ -86,11 +106,20 @@ static const option option_table[] = {
     {"limit", COUNT, AT(limit), "N", 1, 1e9, NULL, "all", "use the first N training images"},
     {"workers", COUNT, AT(workers), "P", 1, 256, NULL, "1; 2 with --compare and --verify",
      "threads that the layers are cut over"},
-    {"virtual", COUNT, AT(virtual_stages), "V", 1, 256, NULL, "1", "stages per worker"},
-    {"microbatches", COUNT, AT(microbatches), "M", 1, 65536, NULL, "4; 1 for one worker",
-     "parts that a batch is cut into"},
+    {"virtual", COUNT, AT(virtual_stages), "V", 1, 256, NULL, "what the schedule needs: 1 or 2",
+     "stages per worker"},
+    {"microbatches", COUNT, AT(microbatches), "M", 1, 65536, NULL,
+     "2 per worker; 1 for one worker with one stage", "parts that a batch is cut into"},
     {"schedule", TEXT, AT(schedule), "NAME|FILE", 0, 0, "1f1b", NULL,
-     "sequential, gpipe, 1f1b, or a file in the text form (0F0,0F1,0B0,...)"},
+     "sequential, gpipe, 1f1b, eager-1f1b, interleaved, looped-bfs, zb-h1, zb-h2, zb-v,\n"
+     "        dualpipe-v; auto: the shortest of them for costs measured here; pipedream,\n"
+     "        pipedream-2bw: asynchronous, other weights than serial training;\n"
+     "        or a file in the text form (0F0,0F1,0B0,...)"},
+    {"memory", NUMBER, AT(memory), "X", 1e-6, 1e9, NULL, "no limit",
+     "auto: most MiB of activations and gradients that a worker may hold at once"},
+    {"no-stashing", FLAG, AT(no_stashing), "", 0, 0, NULL, NULL,
+     "asynchronous: keep one version of the weights, so that a backward may see others than\n"
+     "        its forward did"},
     {"cut", CHOICE, AT(cut), "auto|layers", 0, 0, "auto", NULL,
      "may a cut fall inside the first layer, or only between whole layers"},
     {"backend", CHOICE, AT(backend), "cpu|cuda", 0, 0, "cpu", NULL,
@@ -100,13 +129,15 @@ static const option option_table[] = {
      "train serially and pipelined, print both times and whether the weights agree"},
     {"verify", COUNT, AT(verify), "K", 1, 1e6, NULL, "off",
      "train nothing: compare K steps, pipelined and serial, bit by bit"},
+    {"svg", TEXT, AT(svg), "FILE.svg", 0, 0, NULL, NULL,
+     "draw a step of the pipeline as it ran, over its simulation with the costs measured"},
+    {"trace", TEXT, AT(trace), "FILE.json", 0, 0, NULL, NULL,
+     "write the last steps as they ran, for ui.perfetto.dev"},
     {"quiet", FLAG, AT(quiet), "", 0, 0, NULL, NULL, "nothing on standard error but errors"},
     {"save", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "saving weights"},
     {"save-every", LATER, AT(later), "K", 0, 0, NULL, NULL, "saving weights as training goes"},
     {"load", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "loading weights"},
     {"resume", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "resuming an interrupted training"},
-    {"trace", LATER, AT(later), "FILE.json", 0, 0, NULL, NULL, "writing a trace of what ran when"},
-    {"svg", LATER, AT(later), "FILE.svg", 0, 0, NULL, NULL, "drawing the timeline as SVG"},
     {"help", FLAG, AT(help), "", 0, 0, NULL, NULL, "show this and exit"},
 };
 enum { OPTION_COUNT = sizeof option_table / sizeof option_table[0] };
@@ -122,8 +153,9 @@ static void print_help(void) {
         printf("\n");
     }
     printf("\nThe last line of standard output is `result NAME=VALUE ...`; weights= is a hash\n"
-           "over every bit of every weight. Exit status: 0, 2 for bad usage, 1 for other\n"
-           "failures.\n");
+           "over every bit of every weight, staleness= the updates that each stage's gradients\n"
+           "were late, if the schedule is asynchronous. Exit status: 0, 2 for bad usage, 1 for\n"
+           "other failures.\n");
 }
 
 /* The place of `word` in "one|two|three", or -1. */
@@ -338,6 +370,8 @@ typedef struct job {
     int layers, sizes[MOST_LAYERS + 2];
     pmlp_schedule_kind kind;
     pmlp_schedule *custom; /* from a file, or NULL */
+    int stages;
+    bool asynchronous; /* the schedule: its weights are its own, not those of serial training */
     run serial, pipeline;
 } job;
 
@@ -363,9 +397,6 @@ static int prepare_data(job *j) {
 
     if (opt->data == NULL) {
         if (limit == 0 || limit > DRAWN_TRAIN) limit = DRAWN_TRAIN;
-        if (!opt->quiet)
-            fprintf(stderr, "no --data: training on %lu digits drawn by this program\n",
-                    (unsigned long)limit);
         status = draw_digits(&j->train, limit, 2 * opt->seed);
         return status != OK ? status : draw_digits(&j->test, DRAWN_TEST, 2 * opt->seed + 1);
     }
@@ -443,11 +474,13 @@ static int prepare_custom(job *j) {
     int workers, microbatches;
 
     if (text == NULL)
-        return fail(USAGE, "--schedule %s: neither one of sequential, gpipe, 1f1b nor a file that "
+        return fail(USAGE, "--schedule %s: neither a schedule that --help lists nor a file that "
                     "can be read", path);
     if (pmlp_schedule_parse(text, size, NULL, &j->custom, &error) == PMLP_OK)
         pmlp_schedule_check(j->custom, 0, NULL, &error);
     free(text);
+    if (error.result != PMLP_OK && error.worker >= 0 && strncmp(error.text, "row ", 4) != 0)
+        return fail(FAILED, "--schedule %s: row %d: %s", path, error.worker + 1, error.text);
     if (error.result != PMLP_OK) return fail(FAILED, "--schedule %s: %s", path, error.text);
 
     workers = pmlp_schedule_workers(j->custom);
@@ -463,29 +496,46 @@ static int prepare_custom(job *j) {
     return OK;
 }
 
-/* --schedule, and how many workers, stages and micro-batches that makes. */
+/* A schedule by its name: can it have these numbers of workers, stages and micro-batches? */
+static int prepare_kind(job *j) {
+    const options *opt = &j->opt;
+    const pmlp_schedule_desc desc = {
+        .kind = j->kind,
+        .workers = (int)opt->workers,
+        .virtual_stages = (int)opt->virtual_stages,
+        .microbatches = (int)(opt->microbatches != 0 ? opt->microbatches : 2 * opt->workers),
+    };
+    pmlp_schedule *schedule = NULL;
+    pmlp_error error = {0};
+
+    j->stages = (int)(opt->workers * (opt->virtual_stages != 0 ? opt->virtual_stages : 1));
+    if (j->kind == PMLP_SCHEDULE_AUTO) return OK; /* it takes measuring to find that one */
+    if (pmlp_schedule_create(&desc, &schedule, &error) != PMLP_OK)
+        return fail_with(&error, "the schedule cannot be made");
+    j->stages = pmlp_schedule_stages(schedule);
+    j->asynchronous = !pmlp_schedule_is_synchronous(schedule);
+    pmlp_schedule_destroy(schedule);
+    return OK;
+}
+
+/* --schedule, and how many workers and stages that makes. */
 static int prepare_schedule(job *j) {
-    static const char later[] = "eager-1f1b|interleaved|looped-bfs|zb-h1|zb-h2|zb-v|dualpipe-v|"
-                                "auto|pipedream|pipedream-2bw";
     options *opt = &j->opt;
     int status;
 
-    for (int k = PMLP_SCHEDULE_DEFAULT + 1; k < PMLP_SCHEDULE_KIND_COUNT; k++)
-        if (strcmp(opt->schedule, pmlp_schedule_kind_name((pmlp_schedule_kind)k)) == 0)
-            j->kind = (pmlp_schedule_kind)k;
-    if (find_name(later, opt->schedule) >= 0)
-        return fail(USAGE, "--schedule %s is not available yet in this version", opt->schedule);
+    j->kind = pmlp_schedule_kind_of(opt->schedule);
     if (j->kind == PMLP_SCHEDULE_DEFAULT && (status = prepare_custom(j)) != OK) return status;
-    if (j->custom == NULL && opt->virtual_stages > 1)
-        return fail(USAGE, "--virtual %ld: more than one stage per worker is not available yet for "
-                    "--schedule %s", opt->virtual_stages, opt->schedule);
-
-    if (opt->workers == 0) opt->workers = opt->compare || opt->verify != 0 ? 2 : 1;
-    if (opt->microbatches == 0) opt->microbatches = opt->workers > 1 ? 4 : 1;
     if (j->custom != NULL) {
         opt->workers = pmlp_schedule_workers(j->custom);
-        opt->microbatches = pmlp_schedule_microbatches(j->custom);
+        j->stages = pmlp_schedule_stages(j->custom);
     }
+    if (opt->workers == 0) opt->workers = opt->compare || opt->verify != 0 ? 2 : 1;
+    if (j->custom == NULL && (status = prepare_kind(j)) != OK) return status;
+    if (opt->no_stashing && !j->asynchronous)
+        return fail(USAGE, "--no-stashing has a meaning only with --schedule pipedream or "
+                    "pipedream-2bw: %s updates all weights at once", opt->schedule);
+    if (opt->memory > 0 && j->kind != PMLP_SCHEDULE_AUTO)
+        return fail(USAGE, "--memory has a meaning only with --schedule auto");
     return OK;
 }
 
@@ -495,15 +545,28 @@ static int check_stages(const job *j) {
     const bool inside = opt->cut == 0; /* may a cut fall inside the first layer? */
     const int columns = inside ? (j->sizes[1] - 1) / PMLP_COLUMN_STEP : 0;
     const int most = j->layers + columns;
-    const int stages = j->custom != NULL ? pmlp_schedule_stages(j->custom) : (int)opt->workers;
-    const char *layers = opt->layers;
+    const char *layers = opt->layers, *cut = inside ? "auto" : "layers";
 
-    if (stages <= most) return OK;
+    if (j->stages <= most) return OK;
     if (j->custom != NULL)
         return fail(USAGE, "--schedule %s: its %d stages are too many for --layers %s and --cut "
-                    "%s: %d at most", opt->schedule, stages, layers, inside ? "auto" : "layers", most);
-    return fail(USAGE, "--workers %d: too many for --layers %s and --cut %s: %d at most", stages,
-                layers, inside ? "auto" : "layers", most);
+                    "%s: %d at most", opt->schedule, j->stages, layers, cut, most);
+    return fail(USAGE, "--workers %ld: %d stages are too many for --layers %s and --cut %s: %d at "
+                "most", opt->workers, j->stages, layers, cut, most);
+}
+
+/* Can the file be written, once there is something to write? Nothing is left behind. */
+static int check_path(const char *name, const char *path) {
+    struct stat there;
+    const bool is_new = path != NULL && lstat(path, &there) != 0;
+    FILE *file = path != NULL ? fopen(path, "ab") : NULL;
+
+    if (path == NULL) return OK;
+    if (file == NULL)
+        return fail(FAILED, "--%s %s: cannot be written: %s", name, path, strerror(errno));
+    fclose(file);
+    if (is_new) remove(path);
+    return OK;
 }
 
 /* Everything that can be refused before any work is done, then the data. */
@@ -517,8 +580,14 @@ static int prepare(job *j) {
         return fail(USAGE, "--momentum has a meaning only with --optimizer momentum or nesterov");
     if (opt->compare && opt->verify != 0)
         return fail(USAGE, "--compare and --verify cannot be used together");
+    if (opt->verify != 0 && (opt->svg != NULL || opt->trace != NULL))
+        return fail(USAGE, "--%s wants a training, which --verify is not",
+                    opt->svg != NULL ? "svg" : "trace");
+    if (opt->svg != NULL && opt->trace != NULL && strcmp(opt->svg, opt->trace) == 0)
+        return fail(USAGE, "--svg and --trace cannot both write %s", opt->svg);
     if ((status = prepare_layers(j)) != OK || (status = prepare_schedule(j)) != OK ||
-        (status = check_stages(j)) != OK || (status = prepare_data(j)) != OK)
+        (status = check_stages(j)) != OK || (status = check_path("svg", opt->svg)) != OK ||
+        (status = check_path("trace", opt->trace)) != OK || (status = prepare_data(j)) != OK)
         return status;
 
     for (size_t r = 0; r < j->train.rows; r++)
@@ -558,14 +627,25 @@ static bool draw_progress(const pmlp_stats *stats, void *user) {
     return true;
 }
 
+/* How much is traced: as many steps as an epoch has, or KEPT_STEPS; 0 if nobody wants to see. */
+static int steps_to_trace(const job *j) {
+    const size_t batch = (size_t)j->opt.batch, steps = (j->train.rows + batch - 1) / batch;
+    if (j->opt.svg == NULL && j->opt.trace == NULL) return 0;
+    if (j->asynchronous) return KEPT_RUNS;
+    return steps < KEPT_STEPS ? (int)steps : KEPT_STEPS;
+}
+
 static pmlp_trainer_desc trainer_desc(const job *j) {
     const options *opt = &j->opt;
     return (pmlp_trainer_desc){
         .workers = (int)opt->workers,
+        .virtual_stages = (int)opt->virtual_stages,
         .microbatches = (int)opt->microbatches,
         .batch = (size_t)opt->batch,
         .schedule = j->kind,
         .custom = j->custom,
+        .memory = ceil(opt->memory * 1048576),
+        .no_stashing = opt->no_stashing,
         .optimizer = (pmlp_optimizer)(PMLP_SGD + opt->optimizer),
         .learning_rate = (float)opt->lr,
         .momentum = (float)opt->momentum,
@@ -574,15 +654,19 @@ static pmlp_trainer_desc trainer_desc(const job *j) {
         .seed = opt->seed,
         .whole_layers = opt->cut == 1,
         .no_threads = opt->no_threads,
+        .trace = steps_to_trace(j),
     };
 }
 
 /* The best serial run: one worker, the whole batch at once. */
 static pmlp_trainer_desc serial_desc(const job *j) {
     pmlp_trainer_desc desc = trainer_desc(j);
-    desc.workers = desc.microbatches = 1;
+    desc.workers = desc.virtual_stages = desc.microbatches = 1;
     desc.schedule = PMLP_SCHEDULE_SEQUENTIAL;
     desc.custom = NULL;
+    desc.memory = 0;
+    desc.no_stashing = false;
+    desc.trace = 0;
     return desc;
 }
 
@@ -608,12 +692,18 @@ static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run 
     }
     if ((status = create_model(j, &r->model)) != OK) return status;
     if (pmlp_trainer_create(r->model, &desc, &r->trainer, &error) != PMLP_OK)
-        return fail(FAILED, "the trainer cannot be created: %s", error.text);
+        return fail_with(&error, "the trainer cannot be created");
     r->workers = pmlp_schedule_workers(pmlp_trainer_schedule(r->trainer));
     r->learning_rate = pmlp_trainer_query_desc(r->trainer).learning_rate;
     r->waited = calloc((size_t)r->workers, sizeof *r->waited);
     r->epochs = calloc((size_t)j->opt.epochs, sizeof *r->epochs);
     return r->waited != NULL && r->epochs != NULL ? OK : fail(FAILED, "out of memory");
+}
+
+static void announce(const job *j) {
+    if (j->opt.data == NULL && !j->opt.quiet)
+        fprintf(stderr, "no --data: training on %lu digits drawn by this program\n",
+                (unsigned long)j->train.rows);
 }
 
 static void end_run(run *r) {
@@ -678,6 +768,12 @@ static int finish_run(const job *j, run *r) {
 
 /*--- results --------------------------------------------------------------------------------*/
 
+static pmlp_stage_info stage_of(const run *r, int stage) {
+    pmlp_stage_info info = {0};
+    pmlp_trainer_stage(r->trainer, stage, &info);
+    return info;
+}
+
 /* The line for programs, without its end. */
 static void print_result(const job *j, const run *r) {
     const pmlp_trainer_desc desc = pmlp_trainer_query_desc(r->trainer);
@@ -692,12 +788,22 @@ static void print_result(const job *j, const run *r) {
     printf(" seconds=%.3f samples_per_second=%.0f train_loss=%.4f test_accuracy=%.4f", r->seconds,
            (double)r->rows / r->seconds, r->train_loss, r->test_accuracy);
     printf(" weights=%016llx", r->weights);
+    for (int s = 0; j->asynchronous && s < j->stages; s++)
+        printf("%s%.2f", s > 0 ? "," : " staleness=", stage_of(r, s).staleness);
+}
+
+/* "784-512-10" */
+static const char *network_name(const job *j, char *text, size_t size) {
+    size_t length = 0;
+    for (int l = 0; l <= j->layers && length < size; l++)
+        length += (size_t)snprintf(text + length, size - length, l > 0 ? "-%d" : "%d", j->sizes[l]);
+    return text;
 }
 
 static void print_network(const job *j) {
-    printf("network ");
-    for (int l = 0; l <= j->layers; l++) printf(l > 0 ? "-%d" : "%d", j->sizes[l]);
-    printf(", batch %ld, %ld epoch%s of %lu images\n\n", j->opt.batch, j->opt.epochs,
+    char network[8 * (MOST_LAYERS + 2)];
+    printf("network %s, batch %ld, %ld epoch%s of %lu images\n\n",
+           network_name(j, network, sizeof network), j->opt.batch, j->opt.epochs,
            j->opt.epochs == 1 ? "" : "s", (unsigned long)j->train.rows);
 }
 
@@ -723,7 +829,11 @@ static void print_table(const job *j, double serial_epoch, double parallel_epoch
     printf("  training loss     %-16.4f  %.4f\n", serial->train_loss, parallel->train_loss);
     printf("  test accuracy     %-16.4f  %.4f\n", serial->test_accuracy, parallel->test_accuracy);
     printf("  weights           %016llx  %016llx  %s\n\n", serial->weights, parallel->weights,
-           identical ? "identical" : "DIFFERENT");
+           identical ? "identical" : j->asynchronous ? "different" : "DIFFERENT");
+    if (j->asynchronous)
+        printf("  accuracy %+.4f, loss %+.4f: an asynchronous schedule need not agree\n\n",
+               parallel->test_accuracy - serial->test_accuracy,
+               parallel->train_loss - serial->train_loss);
     printf("  speedup           %.2fx, by the median epochs\n"
            "  improvement       %.1f %% of the regular time saved\n\n",
            serial_epoch / parallel_epoch, 100 * (1 - parallel_epoch / serial_epoch));
@@ -734,26 +844,11 @@ static double outputs_of(const job *j, const pmlp_stage_info *stage, int l) {
     return l == stage->first_layer ? (double)stage->columns : (double)j->sizes[l + 1];
 }
 
-/* Multiply-adds per row of one stage. A layer's forward, its weights' gradient and its input's
-   gradient cost the same, but the first layer of the network never needs the last. */
-static void stage_costs(const job *j, const pmlp_stage_info *stage, double *f, double *i,
-                        double *w) {
-    *f = *i = *w = 0;
-    for (int l = stage->first_layer; l < stage->first_layer + stage->layers; l++) {
-        const double cost = (double)j->sizes[l] * outputs_of(j, stage, l);
-        *f += cost;
-        *w += cost;
-        if (l > 0) *i += cost;
-    }
-}
-
 /* Which layers ran where, and how long each worker waited. */
 static void print_stages(const job *j, const run *r) {
-    const int stages = pmlp_schedule_stages(pmlp_trainer_schedule(r->trainer));
     printf("  stage  worker  share of arithmetic  worker's idle time  layers\n");
-    for (int s = 0; s < stages; s++) {
-        pmlp_stage_info info = {0};
-        if (pmlp_trainer_stage(r->trainer, s, &info) != PMLP_OK) continue;
+    for (int s = 0; s < j->stages; s++) {
+        const pmlp_stage_info info = stage_of(r, s);
         printf("  %5d  %6d  %17.1f %%  %16.1f %%  ", s, info.worker, 100 * info.cost,
                100 * r->waited[info.worker] / r->seconds);
         printf("%d", j->sizes[info.first_layer]);
@@ -768,33 +863,147 @@ static void print_stages(const job *j, const run *r) {
     printf("\n");
 }
 
-/* The speedup that this cut allows: *by_cut if the costliest worker never waited, *by_both if it
-   waits only where the schedule says so, while the pipeline fills and drains. */
-static int find_bounds(const job *j, const run *r, double *by_cut, double *by_both) {
-    const pmlp_schedule *schedule = pmlp_trainer_schedule(r->trainer);
-    const int stages = pmlp_schedule_stages(schedule);
-    double *f = calloc((size_t)stages, 3 * sizeof *f), all = 0;
-    pmlp_simulation simulation = {0};
-    pmlp_schedule *lists = NULL; /* as they run: a gradient leaves before its W */
+/* What an asynchronous schedule does to the weights: how old they are. */
+static void print_staleness(FILE *out, const job *j, const run *r) {
+    if (!j->asynchronous) return;
+    fprintf(out, "  stage  worker  versions  staleness, mean  largest  backward saw others than "
+            "forward\n");
+    for (int s = 0; s < j->stages; s++) {
+        const pmlp_stage_info info = stage_of(r, s);
+        fprintf(out, "  %5d  %6d  %8d  %15.2f  %7d  %32.1f %%\n", s, info.worker, info.versions,
+                info.staleness, info.most_stale, 100 * info.torn);
+    }
+    fprintf(out, "  (staleness: updates between the weights that a micro-batch's forward read and "
+            "those\n  that its gradient changed)\n\n");
+}
+
+/*--- what the pipeline could reach, and how it ran ------------------------------------------*/
+
+/* The ceiling of the schedule that was run; costs NULL: counted in multiply-adds. */
+static int find_ceiling(const job *j, const run *r, const pmlp_costs *costs,
+                        pmlp_ceiling_report *ceiling) {
+    pmlp_trainer_desc desc = trainer_desc(j);
+    pmlp_error error = {0};
+    if (j->kind == PMLP_SCHEDULE_AUTO) desc.custom = pmlp_trainer_schedule(r->trainer);
+    if (pmlp_ceiling(r->model, &desc, costs, ceiling, &error) == PMLP_OK) return OK;
+    return fail(FAILED, "the ceiling cannot be found: %s", error.text);
+}
+
+/* Of which the speedup is the share that was reached; the last steps tell nothing about that. */
+static void print_ceiling(const pmlp_ceiling_report *ceiling, bool measured, double speedup) {
+    printf("  ceiling of %d worker%s, %s:\n", ceiling->workers, ceiling->workers == 1 ? "" : "s",
+           measured ? "with the costs of its last steps, measured" : "counted in multiply-adds");
+    printf("    balance of the cut      %6.3fx", ceiling->balance);
+    if (!measured && ceiling->whole_layers > 0)
+        printf("  (cuts between whole layers: %.3fx)", ceiling->whole_layers);
+    printf("\n    fill and drain          %6.3fx  (of equal stages)\n"
+           "    both together           %6.3fx\n",
+           ceiling->fill, ceiling->schedule);
+    if (measured) printf("    with hand-offs          %6.3fx\n", ceiling->speedup);
+    else printf("    %.0f %% of that was reached\n", 100 * speedup / ceiling->speedup);
+    printf("    what binds: %s; %s\n\n", ceiling->binds, ceiling->advice);
+}
+
+/* What was traced, beside what the schedule would do at the costs measured. */
+typedef struct traced {
+    pmlp_timeline *step, *steps; /* the one of median length; the last ones */
+    pmlp_timeline *simulated;
+    pmlp_ceiling_report ceiling;
+} traced;
+
+static void free_traced(traced *seen) {
+    pmlp_timeline_destroy(seen->step);
+    pmlp_timeline_destroy(seen->steps);
+    pmlp_timeline_destroy(seen->simulated);
+}
+
+/* With how many batches the timeline of an asynchronous schedule begins. */
+static int batches_of(const pmlp_timeline *timeline, int microbatches) {
+    int count = 0, last = 0;
+    const pmlp_span *spans = pmlp_timeline_spans(timeline, 0, &count);
+    for (int i = 0; i < count; i++)
+        if (spans[i].microbatch > last) last = spans[i].microbatch;
+    return last / microbatches + 1;
+}
+
+/* The lists that were traced: one batch, or those with which an asynchronous epoch begins. */
+static pmlp_result traced_lists(const job *j, const run *r, const pmlp_timeline *step,
+                                pmlp_schedule **lists, pmlp_error *error) {
+    const pmlp_trainer_desc desc = pmlp_trainer_query_desc(r->trainer);
+    const pmlp_schedule_desc several = {
+        .kind = desc.schedule,
+        .workers = desc.workers,
+        .virtual_stages = desc.virtual_stages,
+        .microbatches = desc.microbatches,
+        .batches = j->asynchronous ? batches_of(step, desc.microbatches) : 1,
+    };
+    pmlp_schedule *schedule = NULL;
+    pmlp_result result;
+
+    if (!j->asynchronous)
+        return pmlp_schedule_lower(pmlp_trainer_schedule(r->trainer), lists, error);
+    result = pmlp_schedule_create(&several, &schedule, error);
+    if (result == PMLP_OK) result = pmlp_schedule_lower(schedule, lists, error);
+    pmlp_schedule_destroy(schedule);
+    return result;
+}
+
+static int collect_traced(const job *j, const run *r, traced *seen) {
+    const int steps = j->asynchronous ? 1 : KEPT_STEPS; /* as many as there are */
+    pmlp_schedule *lists = NULL;
+    pmlp_costs costs;
     pmlp_error error = {0};
 
-    if (f == NULL) return fail(FAILED, "out of memory");
-    const pmlp_costs costs = {.f = f, .i = f + stages, .w = f + 2 * stages};
-    for (int s = 0; s < stages; s++) {
-        pmlp_stage_info info = {0};
-        pmlp_trainer_stage(r->trainer, s, &info);
-        stage_costs(j, &info, &f[s], &f[stages + s], &f[2 * stages + s]);
-        all += (f[s] + f[stages + s] + f[2 * stages + s]) * pmlp_schedule_microbatches(schedule);
-    }
-    if (pmlp_schedule_lower(schedule, &lists, &error) == PMLP_OK)
-        pmlp_schedule_simulate(lists, &costs, NULL, &simulation, &error);
+    if (pmlp_trainer_timeline(r->trainer, 0, &seen->step) != PMLP_OK ||
+        pmlp_trainer_timeline(r->trainer, steps, &seen->steps) != PMLP_OK ||
+        pmlp_trainer_costs(r->trainer, &costs) != PMLP_OK)
+        return fail(FAILED, "what was traced cannot be had: %s",
+                    pmlp_trainer_error(r->trainer)->text);
+    if (j->opt.no_threads) costs.latency = 0; /* that was the other workers' turns */
+    if (traced_lists(j, r, seen->step, &lists, &error) == PMLP_OK)
+        pmlp_schedule_timeline(lists, &costs, &seen->simulated, &error);
     pmlp_schedule_destroy(lists);
-    free(f);
     if (error.result != PMLP_OK)
         return fail(FAILED, "the schedule cannot be simulated: %s", error.text);
-    *by_cut = all / simulation.busiest;
-    *by_both = all / simulation.makespan;
+    return find_ceiling(j, r, &costs, &seen->ceiling);
+}
+
+/* Writes --svg and --trace, and says so on `out`, which may be NULL. */
+static int write_traced(const job *j, const run *r, const traced *seen, FILE *out) {
+    const char *svg = j->opt.svg, *trace = j->opt.trace;
+    const pmlp_trainer_desc desc = pmlp_trainer_query_desc(r->trainer);
+    char network[8 * (MOST_LAYERS + 2)], title[8192];
+    const pmlp_picture picture = {.title = title, .unit = "ms", .scale = 1000};
+    pmlp_error error = {0};
+
+    snprintf(title, sizeof title, "%s, %s, %d worker%s, %d micro-batch%s, batch %lu",
+             network_name(j, network, sizeof network), j->opt.schedule, r->workers,
+             r->workers == 1 ? "" : "s", desc.microbatches, desc.microbatches == 1 ? "" : "es",
+             (unsigned long)desc.batch);
+    if (svg != NULL &&
+        pmlp_timeline_write_svg(seen->step, seen->simulated, &picture, svg, &error) != PMLP_OK)
+        return fail(FAILED, "--svg: %s", error.text);
+    if (trace != NULL &&
+        pmlp_timeline_write_trace(seen->steps, seen->simulated, &picture, trace, &error) != PMLP_OK)
+        return fail(FAILED, "--trace: %s", error.text);
+    if (out != NULL)
+        fprintf(out, "  wrote %s%s%s\n", svg != NULL ? svg : trace,
+                svg != NULL && trace != NULL ? " and " : "",
+                svg != NULL && trace != NULL ? trace : "");
     return OK;
+}
+
+/* What --svg and --trace ask for; a speedup has its ceiling printed, too. */
+static int show_traced(const job *j, const run *r, double speedup, FILE *out) {
+    traced seen = {0};
+    int status;
+
+    if (j->opt.svg == NULL && j->opt.trace == NULL) return OK;
+    status = collect_traced(j, r, &seen);
+    if (status == OK && speedup > 0) print_ceiling(&seen.ceiling, true, speedup);
+    if (status == OK) status = write_traced(j, r, &seen, out);
+    free_traced(&seen);
+    return status;
 }
 
 /*--- the three things this program does -----------------------------------------------------*/
@@ -804,6 +1013,7 @@ static int train_one(job *j) {
     progress shown = {.epochs = j->opt.epochs};
     int status = begin_run(j, trainer_desc(j), &shown, r);
 
+    if (status == OK) announce(j);
     r->name = "training";
     shown.rows_in_all = (double)j->train.rows * (double)j->opt.epochs;
     for (shown.epoch = 1; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
@@ -814,9 +1024,11 @@ static int train_one(job *j) {
                 r->seconds);
     }
     if (status != OK || (status = finish_run(j, r)) != OK) return status;
+    if (!j->opt.quiet) print_staleness(stderr, j, r);
+    status = show_traced(j, r, 0, j->opt.quiet ? NULL : stderr);
     print_result(j, r);
     printf("\n");
-    return OK;
+    return status;
 }
 
 /* Serial and pipelined epochs take turns, and so does who begins, so that a machine that becomes
@@ -827,6 +1039,7 @@ static int train_both(job *j) {
 
     shown.rows_in_all = 2 * (double)j->train.rows * (double)j->opt.epochs;
     if (status == OK) status = begin_run(j, trainer_desc(j), &shown, &j->pipeline);
+    if (status == OK) announce(j);
     for (shown.epoch = 1; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
         run *first = shown.epoch % 2 == 1 ? &j->serial : &j->pipeline;
         run *second = first == &j->serial ? &j->pipeline : &j->serial;
@@ -847,11 +1060,12 @@ static bool same_bits(double a, double b) {
 
 static int compare(job *j) {
     run *serial = &j->serial, *pipeline = &j->pipeline;
-    double serial_epoch, epoch, speedup, by_cut = 0, by_both = 0;
+    pmlp_ceiling_report ceiling = {0};
+    double serial_epoch, epoch, speedup;
     bool identical;
     int status = train_both(j);
 
-    if (status == OK) status = find_bounds(j, pipeline, &by_cut, &by_both);
+    if (status == OK) status = find_ceiling(j, pipeline, NULL, &ceiling);
     if (status != OK) return status;
     serial_epoch = median_epoch(j, serial);
     epoch = median_epoch(j, pipeline);
@@ -863,13 +1077,12 @@ static int compare(job *j) {
     print_network(j);
     print_table(j, serial_epoch, epoch, identical);
     print_stages(j, pipeline);
-    printf("  bound of this cut, counted in multiply-adds:\n"
-           "    %.2fx by the balance of the %d workers\n"
-           "    %.2fx with fill and drain of the schedule on top; %.0f %% of that was reached\n\n",
-           by_cut, pipeline->workers, by_both, 100 * speedup / by_both);
+    print_staleness(stdout, j, pipeline);
+    print_ceiling(&ceiling, false, speedup);
+    status = show_traced(j, pipeline, speedup, stdout);
     print_result(j, pipeline);
     printf(" speedup=%.2f identical=%s\n", speedup, identical ? "yes" : "no");
-    return identical ? OK : FAILED;
+    return identical || j->asynchronous ? status : FAILED;
 }
 
 static int verify(job *j) {
@@ -883,15 +1096,8 @@ static int verify(job *j) {
     if (status != OK) return status;
     desc.gradient_norm = true;
     if (pmlp_verify(*model, &desc, &data, (int)j->opt.verify, &report, &error) != PMLP_OK)
-        return fail(FAILED, "--verify: %s", error.text);
-    if (!report.identical && report.layer < 0)
-        return fail(FAILED, "--verify: in step %d the %s differs: pipelined %.17g, serial %.17g",
-                    report.steps, report.what, report.pipeline, report.serial);
-    if (!report.identical)
-        return fail(FAILED, "--verify: in step %d the %s of layer %d differs at [%lu][%lu]: "
-                    "pipelined %.9g, serial %.9g", report.steps, report.what, report.layer,
-                    (unsigned long)report.row, (unsigned long)report.column, report.pipeline,
-                    report.serial);
+        return fail_with(&error, "--verify");
+    if (!report.identical) return fail(FAILED, "--verify: %s", report.text);
     printf("verify steps=%d identical=yes weights=%016llx\n", report.steps,
            (unsigned long long)report.hash);
     return OK;

@@ -190,10 +190,180 @@ different --optimizer adam
 different --optimizer sgd --lr 0.02
 different --optimizer nesterov --clip 0.5 --weight-decay 0.01
 
+# --- every schedule ------------------------------------------------------------------------------------
+
+synchronous=(sequential gpipe 1f1b eager-1f1b interleaved looped-bfs zb-h1 zb-h2 zb-v dualpipe-v auto)
+asynchronous=(pipedream pipedream-2bw)
+drawn=(--limit 320 --epochs 2 --layers "64,48,48,32,32,24" --quiet) # on digits that it draws itself
+run_drawn() { # OPTIONS...: the output is in $work/drawn, what went wrong in $wrong
+    wrong=""
+    if ! timeout 60 $train "${drawn[@]}" "$@" > "$work/drawn" 2> "$work/drawn.err" < /dev/null; then
+        wrong="$*: exit status not 0: $(head -n 1 "$work/drawn.err")"
+    elif [ -s "$work/drawn.err" ]; then
+        wrong="$*: --quiet, and yet on stderr: $(head -n 1 "$work/drawn.err")"
+    fi
+}
+resolved() { # WORKERS VIRTUAL MICROBATCHES: what the result line must say of the defaults
+    local got
+    got="$(field "$work/drawn" workers) $(field "$work/drawn" virtual) $(field "$work/drawn" microbatches)"
+    [ -n "$wrong" ] || [ "$got" = "$*" ] ||
+        wrong="$(field "$work/drawn" schedule): workers, virtual and microbatches are $got, not $*"
+}
+
+run_drawn
+first=$(field "$work/drawn" weights) runs=1
+resolved 1 1 1
+for schedule in "${synchronous[@]}"; do
+    for options in '--workers 1' '--workers 2' '--workers 3 --microbatches 6' '--workers 2 --virtual 2' \
+            '--workers 2 --virtual 3 --microbatches 4' '--workers 2 --no-threads'; do
+        [ -z "$wrong" ] || break 2
+        case $schedule:$options in # how many stages per worker a schedule may have
+            interleaved:* | looped-bfs:* | auto:*) ;;
+            zb-v:*virtual\ 3* | dualpipe-v:*virtual\ 3*) continue ;;
+            zb-v:* | dualpipe-v:*) ;;
+            *virtual*) continue ;;
+        esac
+        read -r -a words <<< "$options"
+        run_drawn --schedule "$schedule" "${words[@]}"
+        [ -n "$wrong" ] || parseable "$work/drawn" '' || wrong="$schedule: $(tail -n 1 "$work/drawn")"
+        [ -n "$wrong" ] || [ "$(field "$work/drawn" weights)" = "$first" ] ||
+            wrong="$schedule $options: weights $(field "$work/drawn" weights), not $first"
+        case $schedule:$options in
+            *virtual* | *microbatches*) ;;
+            interleaved:*1 | looped-bfs:*1 | zb-v:*1 | dualpipe-v:*1) resolved 1 2 2 ;;
+            interleaved:* | looped-bfs:* | zb-v:* | dualpipe-v:*) resolved 2 2 4 ;;
+            *1) resolved 1 1 1 ;;
+            *) resolved 2 1 4 ;;
+        esac
+        runs=$((runs + 1))
+    done
+done
+if [ -n "$wrong" ]; then bad "train --schedule $wrong"
+else ok "train --schedule ${synchronous[*]}: $runs runs, one weights word $first"
+fi
+
+for schedule in "${asynchronous[@]}"; do
+    both=""
+    for _ in 1 2; do
+        [ -n "$wrong" ] || run_drawn --schedule "$schedule" --workers 3
+        [ -n "$wrong" ] || parseable "$work/drawn" ' staleness' || wrong="$schedule: $(tail -n 1 "$work/drawn")"
+        [[ -n $wrong || $(field "$work/drawn" staleness) =~ ^[0-9]+\.[0-9]{2}(,[0-9]+\.[0-9]{2}){2}$ ]] ||
+            wrong="$schedule: staleness=$(field "$work/drawn" staleness)"
+        both="$both $(field "$work/drawn" weights)"
+    done
+    read -r a b <<< "$both"
+    if [ -n "$wrong" ]; then bad "train --schedule $wrong"
+    elif [ "$a" != "$b" ]; then bad "train --schedule $schedule: $a, and another time $b"
+    elif [ "$a" = "$first" ]; then bad "train --schedule $schedule: the weights of serial training"
+    else ok "train --schedule $schedule: another word, $a each time, staleness=$(field "$work/drawn" staleness)"
+    fi
+done
+
+all=""
+for p in 1 2 3; do
+    run_drawn --schedule pipedream-2bw --microbatches 4 --workers $p
+    all="$all ${wrong:-$(field "$work/drawn" weights)}"
+done
+read -r a b c <<< "$all"
+if [[ $a =~ ^[0-9a-f]{16}$ ]] && [ "$a" = "$b" ] && [ "$a" = "$c" ]; then
+    ok "train --schedule pipedream-2bw: $a with 1, 2 and 3 workers"
+else
+    bad "train --schedule pipedream-2bw with 1, 2 and 3 workers:$all"
+fi
+run_drawn --schedule pipedream --workers 3 --cut layers # the first layer's backward reads no weights
+a=$(field "$work/drawn" weights)
+run_drawn --schedule pipedream --workers 3 --cut layers --no-stashing
+if [ -z "$wrong" ] && [ "$(field "$work/drawn" weights)" != "$a" ]; then
+    ok "train --schedule pipedream --no-stashing: another word again"
+else
+    bad "train --schedule pipedream --no-stashing: ${wrong:-$(tail -n 1 "$work/drawn")}"
+fi
+if timeout 60 $train "${drawn[@]}" --schedule pipedream --workers 2 --compare > "$work/drawn" 2>&1 < /dev/null &&
+        parseable "$work/drawn" ' staleness speedup identical' &&
+        [ "$(field "$work/drawn" identical)" = no ] && grep -q 'staleness, mean' "$work/drawn" &&
+        grep -q '^ *accuracy [-+]0\.[0-9]*, loss' "$work/drawn"; then
+    ok "train --schedule pipedream --compare: differs, which is no failure"
+else
+    bad "train --schedule pipedream --compare: $(tail -n 1 "$work/drawn")"
+fi
+
+# --- pictures and traces ---------------------------------------------------------------------------------
+
+well_formed() { # FILE.svg
+    if command -v python3 > /dev/null 2>&1; then
+        python3 -c 'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.argv[1])' "$1"
+    else
+        head -n 1 "$1" | grep -q '^<svg ' && tail -n 1 "$1" | grep -q '</svg>$' &&
+            [ "$(grep -o '<text' "$1" | wc -l)" = "$(grep -o '</text>' "$1" | wc -l)" ]
+    fi
+}
+valid_json() { # FILE.json
+    if command -v python3 > /dev/null 2>&1; then
+        python3 -c 'import json, sys; sys.exit(not json.load(open(sys.argv[1]))["traceEvents"])' "$1"
+    else
+        grep -q '"traceEvents"' "$1" &&
+            [ "$(tr -dc '[{' < "$1" | wc -c)" = "$(tr -dc ']}' < "$1" | wc -c)" ]
+    fi
+}
+printf '0F0,0B0,0F1,0B1\n1F0,1B0,1F1,1B1\n' > "$work/<a> & \"b\".csv"
+wrong="" runs=0
+for options in '--workers 1' '--workers 2 --compare' '--workers 3 --no-threads' "--schedule zb-h1 --workers 2" \
+        '--schedule interleaved --workers 2' '--schedule auto --workers 2' \
+        '--schedule pipedream --workers 2' '--schedule pipedream-2bw --workers 2 --compare' FILE; do
+    read -r -a words <<< "$options"
+    [ "$options" != FILE ] || words=(--schedule "$work/<a> & \"b\".csv")
+    echo old > "$work/old.svg"
+    rm -f "$work/new.json"
+    run_drawn "${words[@]}" --svg "$work/old.svg" --trace "$work/new.json"
+    if [ -z "$wrong" ] && ! well_formed "$work/old.svg" 2> "$work/xml.err"; then
+        wrong="$options: no SVG: $(tail -n 1 "$work/xml.err")"
+    elif [ -z "$wrong" ] && ! grep -q '784-64-48-48-32-32-24-10' "$work/old.svg"; then
+        wrong="$options: the SVG does not name the network"
+    elif [ -z "$wrong" ] && ! valid_json "$work/new.json" 2> "$work/json.err"; then
+        wrong="$options: no JSON: $(tail -n 1 "$work/json.err")"
+    elif [ -z "$wrong" ] && ! tail -n 1 "$work/drawn" | grep -q '^result '; then
+        wrong="$options: the last line is no result"
+    fi
+    [ -z "$wrong" ] || break
+    runs=$((runs + 1))
+done
+if [ -n "$wrong" ]; then bad "train --svg --trace $wrong"
+else ok "train --svg --trace: $runs runs, well-formed XML, valid JSON"
+fi
+echo keep > "$work/kept.svg"
+rm -f "$work/new.json"
+$train --svg "$work/kept.svg" --trace "$work/new.json" --data /nonexistent > /dev/null 2>&1 < /dev/null
+if [ "$(cat "$work/kept.svg")" = keep ] && [ ! -e "$work/new.json" ]; then
+    ok "train --svg --trace: files stay as they are until there is something to write"
+else
+    bad "train --svg --trace: touches its files, and then does not train"
+fi
+
+# --- comparing ------------------------------------------------------------------------------------------
+
+if timeout 60 $train --limit 256 --epochs 1 --workers 2 --cut layers --compare --quiet > "$work/layers" 2>&1 \
+        < /dev/null && grep -q 'balance of the cut *1\.617x' "$work/layers" &&
+        grep -q 'cuts between whole layers: 1\.617x' "$work/layers" &&
+        grep -q 'what binds: balance; ' "$work/layers" && grep -q '[0-9] % of that was reached' "$work/layers"; then
+    ok "train --cut layers --compare: 1.617x at most, by the balance of the cut"
+else
+    bad "train --cut layers --compare: $(grep -A 5 ceiling "$work/layers")"
+fi
+
 if timeout 60 $train "${data[@]}" --limit 640 --layers 24,16,12 --workers 2 --verify 5 --quiet \
         > "$work/verify" 2>&1 < /dev/null && grep -q "^verify steps=5 identical=yes weights=$word\$" "$work/verify"
 then ok "train --verify 5: $(tail -n 1 "$work/verify")"
 else bad "train --verify 5: $(tail -n 1 "$work/verify")"
+fi
+
+timeout 60 $train --limit 640 --layers 24,16,12 --schedule pipedream --workers 2 --verify 5 > "$work/verify" \
+    2> "$work/verify.err" < /dev/null
+status=$?
+if [ $status -eq 1 ] && [ ! -s "$work/verify" ] && [ "$(wc -l < "$work/verify.err")" -eq 1 ] &&
+        grep -q 'step 1: .*serially.*staleness.*stage 0 [0-9.]* .*stage 1 0\.00' "$work/verify.err"; then
+    ok "train --schedule pipedream --verify 5: $(cat "$work/verify.err")"
+else
+    bad "train --schedule pipedream --verify 5: exit status $status, $(head -n 1 "$work/verify.err")"
 fi
 
 if ! timeout 120 $train "${data[@]}" --limit 2560 --epochs 1 --workers 2 --compare --quiet \
@@ -212,10 +382,11 @@ fi
 if $train --help > "$work/help" 2> "$work/help.err" < /dev/null && [ ! -s "$work/help.err" ]; then
     lost=""
     for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
-            backend limit save save-every load resume trace svg compare quiet help; do
-        grep -q -e "--$option\b" "$work/help" || lost="$lost --$option"
+            backend limit save save-every load resume trace svg compare verify quiet help memory \
+            no-stashing no-threads "${synchronous[@]}" "${asynchronous[@]}"; do
+        grep -q -e "--$option\b" -e " ${option}[,;:]" "$work/help" || lost="$lost --$option"
     done
-    if [ -z "$lost" ]; then ok "train --help lists every option"; else bad "train --help lacks$lost"; fi
+    if [ -z "$lost" ]; then ok "train --help lists every option and schedule"; else bad "train --help lacks$lost"; fi
 else
     bad "train --help: exit status not 0, or text on stderr"
 fi
@@ -252,7 +423,7 @@ refuse 2 --layer --layer 3
 refuse 2 -x -x
 refuse 2 word word
 for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
-        backend limit; do
+        backend limit svg trace memory; do
     refuse 2 "--$option" --quiet "--$option"
     refuse 2 "--$option" "--$option" ''
 done
@@ -267,20 +438,46 @@ for option in workers microbatches batch epochs limit virtual; do
 done
 for value in -1 x 1e3 ''; do refuse 2 --seed --seed "$value"; done
 for value in 0 -0.1 nan inf x 0.1x; do refuse 2 --lr --lr "$value"; done
+for value in 0 -1 nan x 1MiB; do refuse 2 --memory --schedule auto --memory "$value"; done
 for value in 12,,3 ,12 "12," x 0 12,-3 '12;3' 12,0,3 99999999999; do refuse 2 --layers --layers "$value"; done
 for option in loss optimizer cut backend; do refuse 2 "--$option" "--$option" nonsense; done
 refuse 2 nonsense --schedule nonsense
 refuse 2 --workers --workers 5 --layers 12,12,12
 refuse 2 --workers --workers 3 --layers 12 --compare
+refuse 2 --workers --workers 2 --virtual 2 --schedule interleaved --layers 12
 refusals "values out of range"
 
 refuse 2 cuda --backend cuda
-for name in eager-1f1b interleaved looped-bfs zb-h1 zb-h2 zb-v dualpipe-v auto pipedream pipedream-2bw; do
-    refuse 2 "$name" --schedule $name
-done
-for option in save save-every load resume trace svg; do refuse 2 "--$option" "--$option" 7; done
-refuse 2 --virtual --virtual 2 --workers 2
+for option in save save-every load resume; do refuse 2 "--$option" "--$option" 7; done
 refusals "what is not there yet"
+
+for schedule in zb-v dualpipe-v; do
+    refuse 2 --virtual --virtual 3 --workers 2 --schedule $schedule
+    refuse 2 --virtual --virtual 1 --workers 2 --schedule $schedule
+done
+for schedule in sequential gpipe 1f1b eager-1f1b zb-h1 zb-h2 pipedream pipedream-2bw; do
+    refuse 2 --virtual --virtual 2 --workers 2 --schedule $schedule
+done
+refuse 2 --microbatches --microbatches 7 --workers 4 --schedule dualpipe-v
+refuse 2 --microbatches --microbatches 7 --workers 3 --schedule interleaved
+refuse 2 --microbatches --microbatches 2 --workers 3 --schedule pipedream-2bw
+for schedule in "${synchronous[@]}" "$work/two.csv"; do
+    refuse 2 --no-stashing --no-stashing --workers 2 --schedule "$schedule"
+done
+for schedule in "${asynchronous[@]}"; do refuse 2 --clip --clip 1 --workers 2 --schedule $schedule; done
+refuse 2 --memory --memory 10
+refuse 2 --memory --memory 10 --schedule "$work/two.csv"
+refuse 2 --memory --memory 0.001 --schedule auto --workers 2
+refusals "what a schedule cannot have"
+
+refuse 1 /nonexistent/a.svg --svg /nonexistent/a.svg
+refuse 1 /nonexistent/a.json --trace /nonexistent/a.json
+refuse 1 "$work" --svg "$work"
+refuse 1 "$work" --trace "$work"
+refuse 2 --trace --svg "$work/a" --trace "$work/a"
+refuse 2 --svg --svg "$work/a" --verify 3
+refuse 2 --trace --trace "$work/a" --verify 3
+refusals "pictures that cannot be"
 
 printf '0F0,0F1,0B0,0B1\n1F0,1B0\n' > "$work/lacking.csv"
 printf '0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1\n' > "$work/stuck.csv"
@@ -288,6 +485,34 @@ printf '0F0,nonsense\n' > "$work/nonsense.csv"
 printf '0F0,0B0\n1F0,1B0\n2F0,2B0\n' > "$work/three.csv"
 : > "$work/empty.csv"
 for name in lacking stuck nonsense empty; do refuse 1 "$work/$name.csv" --schedule "$work/$name.csv"; done
+mistake() { # ROW ACTION REASON TEXT: the sentence names the file and these
+    local before=$refused thing
+    printf '%b' "$4" > "$work/mistake.csv"
+    refuse 1 "$work/mistake.csv" --schedule "$work/mistake.csv"
+    [ "$refused" -gt "$before" ] || return
+    for thing in "row $1" "$2" "$3"; do
+        grep -q -F -e "$thing" "$work/refused.err" ||
+            bad "train --schedule of $4: does not say '$thing': $(cat "$work/refused.err")"
+    done
+}
+mistake 1 "cell 2: 'nonsense'" 'does not begin with a stage' '0F0,nonsense\n'
+mistake 1 "cell 2: '0X0'" 'has no op' '0F0,0X0\n'
+mistake 1 "cell 1: '0F'" 'does not end with a micro-batch' '0F,0B0\n'
+mistake 1 "cell 1: '0F0;0B0'" 'behind the action' '0F0;0B0\n'
+mistake 2 "cell 1: '1RECV_F0'" 'leave those out' '0F0,0B0\n1RECV_F0,1F0,1B0\n'
+mistake 2 '' 'is empty' '0F0,0B0\n\n1F0,1B0\n'
+mistake 2 'cell 1' 'stage 1, which belongs to worker 0' '0F0,0B0,1F0\n1B0\n'
+mistake 2 1F1 'never' '0F0,0F1,0B0,0B1\n1F0,1B0\n'
+mistake 2 1W1 'never' '0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1I1\n'
+mistake 1 0F0 'twice' '0F0,0F0,0B0\n'
+mistake 1 0I0 'twice' '0F0,0B0,0I0,0W0\n'
+mistake 1 0U 'twice' '0F0,0B0,0U,0U\n'
+mistake 1 0B0 'before 0F0' '0B0,0F0\n'
+mistake 1 0W0 'before 0I0' '0F0,0W0,0I0\n'
+mistake 1 0W1 'before 0W0: gradients accumulate in ascending order' '0F0,0F1,0I0,0I1,0W1,0W0\n'
+mistake 1 0U 'before it has the gradient of micro-batch 0' '0F0,0U,0B0\n'
+mistake 2 1RECV_F1 'hands over' '0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1\n'
+mistake 1 'worker 0 waits for' 'deadlock' '0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n'
 refuse 2 --schedule --schedule "$work"
 refuse 2 --workers --schedule "$work/two.csv" --workers 3
 refuse 2 --microbatches --schedule "$work/two.csv" --microbatches 3

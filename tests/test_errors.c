@@ -186,26 +186,92 @@ static pmlp_result walk_model(test_memory *memory, const void *argument, uint64_
     return result;
 }
 
+/* Everything that can be done with a schedule; those that cannot be read back are copied instead,
+   action by action. */
+static pmlp_result copy_schedule(const pmlp_schedule *from, const pmlp_allocator *allocator,
+                                 pmlp_schedule **to, pmlp_error *error) {
+    int stage_worker[16] = {0}, at[16] = {0}, count;
+    const int workers = pmlp_schedule_workers(from);
+    for (int i = 0; i < pmlp_schedule_stages(from); i++)
+        stage_worker[i] = pmlp_schedule_stage_worker(from, i);
+    pmlp_result result = pmlp_schedule_empty(workers, pmlp_schedule_stages(from),
+                                             pmlp_schedule_microbatches(from), stage_worker,
+                                             allocator, to, error);
+    for (int w = 0; w < workers; w++) {
+        const pmlp_action *a = pmlp_schedule_actions(from, w, &count);
+        for (; result == PMLP_OK && at[w] < count; at[w]++) {
+            const pmlp_action b = a[at[w]];
+            if (b.op != PMLP_OP_U || b.microbatch < 0 || at[w] == count - 1)
+                result = pmlp_schedule_append(*to, b.op, b.stage, b.microbatch, error);
+        }
+    }
+    if (result == PMLP_OK) return result;
+    pmlp_schedule_destroy(*to);
+    *to = NULL;
+    return result;
+}
+
 static pmlp_result walk_schedule(test_memory *memory, const void *argument, uint64_t *word) {
     pmlp_schedule_desc desc = *(const pmlp_schedule_desc *)argument;
-    pmlp_schedule *schedule = NULL, *lowered = NULL, *parsed = NULL;
+    pmlp_schedule *schedule = NULL, *parsed = NULL, *made[4] = {NULL};
+    pmlp_timeline *timeline = NULL;
     pmlp_check report = {0};
     pmlp_simulation simulation;
+    pmlp_worker_time time;
     pmlp_error error = {0};
     pmlp_result result;
-    char text[4096];
+    static char text[16384];
     size_t length = 0;
     desc.allocator = memory->allocator;
     if (MAKE(schedule, pmlp_schedule_create(&desc, &schedule, &error)) &&
         TRY(pmlp_schedule_print(schedule, text, sizeof text, &length)) &&
-        MAKE(parsed, pmlp_schedule_parse(text, length, &desc.allocator, &parsed, &error)) &&
-        TRY(pmlp_schedule_check(parsed, 0, &report, &error)) &&
-        MAKE(lowered, pmlp_schedule_lower(parsed, &lowered, &error)) &&
-        TRY(pmlp_schedule_simulate(parsed, NULL, NULL, &simulation, &error)) &&
-        TRY(pmlp_schedule_draw(parsed, NULL, 0, text, sizeof text, &length, &error)))
-        *word = pmlp_hash((uint64_t)report.slots + (uint64_t)simulation.makespan, text, length);
-    pmlp_schedule_destroy(lowered);
+        MAKE(parsed, pmlp_schedule_is_synchronous(schedule)
+                         ? pmlp_schedule_parse(text, length, &desc.allocator, &parsed, &error)
+                         : copy_schedule(schedule, &desc.allocator, &parsed, &error)) &&
+        MAKE(made[0], copy_schedule(parsed, &desc.allocator, &made[0], &error)) &&
+        TRY(pmlp_schedule_check(made[0], 0, &report, &error)) && (*word = (uint64_t)report.slots, true) &&
+        TRY(pmlp_schedule_check(schedule, 0, &report, &error)) &&
+        MAKE(made[1], pmlp_schedule_lower(schedule, &made[1], &error)) &&
+        MAKE(made[2], pmlp_schedule_lower_in_order(schedule, NULL, &made[2], &error)) &&
+        MAKE(made[3], pmlp_schedule_put_off(schedule, NULL, 2, &made[3], &error)) &&
+        TRY(pmlp_schedule_replay(made[1], PMLP_TRANSPORT_UNBOUNDED, 0, NULL, &error)) &&
+        TRY(pmlp_schedule_replay(made[2], PMLP_TRANSPORT_RENDEZVOUS, 0, NULL, &error)) &&
+        TRY(pmlp_schedule_simulate(schedule, NULL, NULL, &simulation, &error)) &&
+        MAKE(timeline, pmlp_schedule_timeline(made[1], NULL, &timeline, &error)) &&
+        TRY(pmlp_schedule_draw(schedule, NULL, 0, text, sizeof text, &length, &error))) {
+        *word = pmlp_hash(*word * 99 + (uint64_t)report.slots + (uint64_t)simulation.makespan, text,
+                          length);
+        result = pmlp_timeline_worker(timeline, 0, &time); /* has no error to fill */
+        CHECK(result == PMLP_OK || result == PMLP_ERROR_MEMORY, "%s", pmlp_result_name(result));
+        *word += result == PMLP_OK ? (uint64_t)time.busy : 0;
+    }
+    pmlp_timeline_destroy(timeline);
+    for (int i = 0; i < 4; i++) pmlp_schedule_destroy(made[i]);
     pmlp_schedule_destroy(parsed);
+    pmlp_schedule_destroy(schedule);
+    return result;
+}
+
+/* Every transport, with lists that hang over some. */
+static pmlp_result walk_replays(test_memory *memory, const void *argument, uint64_t *word) {
+    pmlp_schedule_desc desc = *(const pmlp_schedule_desc *)argument;
+    pmlp_schedule *schedule = NULL;
+    pmlp_error error = {0};
+    pmlp_result result;
+    int done[8];
+    desc.allocator = memory->allocator;
+    if (MAKE(schedule, pmlp_schedule_create(&desc, &schedule, &error)))
+        for (int t = 0; t < PMLP_TRANSPORT_COUNT; t++) {
+            result = pmlp_schedule_replay(schedule, (pmlp_transport)t, 1, done, &error);
+            *word = *word * 2 + (result == PMLP_OK);
+            if (result == PMLP_ERROR_DEADLOCK ||
+                (result == PMLP_ERROR_SCHEDULE && t == PMLP_TRANSPORT_PAIR)) { /* out of order */
+                CHECK(sentence(error.text), "%s says '%s'", pmlp_transport_name((pmlp_transport)t),
+                      error.text);
+                result = PMLP_OK;
+            }
+            if (!survived(result, &error, NULL, "replay")) break;
+        }
     pmlp_schedule_destroy(schedule);
     return result;
 }
@@ -250,6 +316,63 @@ static pmlp_result walk_trainer(test_memory *memory, const void *argument, uint6
     return result;
 }
 
+/* What an asynchronous or traced trainer allocates: lists when an epoch's length changes, costs and
+   timelines when they are asked for; and what one that measures for itself does. */
+static pmlp_result walk_traced(test_memory *memory, const void *argument, uint64_t *word) {
+    pmlp_trainer_desc how = *(const pmlp_trainer_desc *)argument;
+    pmlp_model_desc desc = net_desc(memory);
+    pmlp_model *model = NULL;
+    pmlp_trainer *trainer = NULL;
+    pmlp_timeline *timelines[2] = {NULL, NULL};
+    pmlp_error error = {0};
+    pmlp_result result;
+    pmlp_costs costs;
+    pmlp_data batch = net_batch(0), data = net_data(), shorter = net_data();
+    shorter.rows = BATCH + 3;
+    how.allocator = memory->allocator;
+    if (!MAKE(model, pmlp_model_create(&desc, &model, &error))) return result;
+    if (!MAKE(trainer, pmlp_trainer_create(model, &how, &trainer, &error)))
+        try_again(memory, model, &how);
+    else if (!(TRAIN(pmlp_trainer_epoch(trainer, &data, NULL)) &&
+               TRAIN(pmlp_trainer_step(trainer, &batch, NULL)) &&
+               TRAIN(pmlp_trainer_epoch(trainer, &shorter, NULL)) &&
+               TRAIN(pmlp_trainer_timeline(trainer, 0, &timelines[0])) &&
+               TRAIN(pmlp_trainer_costs(trainer, &costs)) &&
+               TRAIN(pmlp_trainer_epoch(trainer, &data, NULL)) &&
+               TRAIN(pmlp_trainer_timeline(trainer, 2, &timelines[1])))) {
+        CHECK(!timelines[1], "a timeline in spite of the failure");
+        const pmlp_result later = pmlp_trainer_step(trainer, &batch, NULL);
+        CHECK(later == PMLP_OK || later == PMLP_ERROR_MEMORY, "a step after a failure: %s",
+              pmlp_result_name(later));
+    }
+    pmlp_trainer_destroy(trainer);
+    for (int i = 0; i < 2; i++) pmlp_timeline_destroy(timelines[i]);
+    *word = word_of(model);
+    pmlp_model_destroy(model);
+    return result;
+}
+
+static pmlp_result walk_ceiling(test_memory *memory, const void *argument, uint64_t *word) {
+    pmlp_trainer_desc how = *(const pmlp_trainer_desc *)argument;
+    pmlp_model_desc desc = net_desc(memory);
+    pmlp_model *model = NULL;
+    pmlp_ceiling_report report;
+    pmlp_error error = {0};
+    pmlp_result result;
+    how.allocator = memory->allocator, how.clip_norm = 0;
+    if (MAKE(model, pmlp_model_create(&desc, &model, &error)) &&
+        TRY(pmlp_ceiling(model, &how, NULL, &report, &error))) {
+        *word = pmlp_hash(0, &report.balance, 5 * sizeof report.balance);
+        *word = pmlp_hash(*word, report.advice, strlen(report.advice));
+    }
+    pmlp_model_destroy(model);
+    return result;
+}
+
+static bool is_asynchronous(pmlp_schedule_kind kind) {
+    return kind == PMLP_SCHEDULE_PIPEDREAM || kind == PMLP_SCHEDULE_PIPEDREAM_2BW;
+}
+
 static pmlp_result walk_verify(test_memory *memory, const void *argument, uint64_t *word) {
     pmlp_trainer_desc how = *(const pmlp_trainer_desc *)argument;
     pmlp_model_desc desc = net_desc(memory);
@@ -261,7 +384,7 @@ static pmlp_result walk_verify(test_memory *memory, const void *argument, uint64
     how.allocator = memory->allocator;
     if (MAKE(model, pmlp_model_create(&desc, &model, &error)) &&
         TRY(pmlp_verify(model, &how, &data, 2, &report, &error))) {
-        CHECK(report.identical, "not identical: %s", report.what);
+        CHECK(report.identical == !is_asynchronous(how.schedule), "not identical: %s", report.what);
         *word = report.hash;
     }
     pmlp_model_destroy(model);
@@ -325,10 +448,35 @@ TEST(memory_schedule) {
     long cases = 0;
     for (int kind = 0; kind < PMLP_SCHEDULE_KIND_COUNT; kind++) {
         pmlp_schedule_desc desc = {
-            .kind = (pmlp_schedule_kind)kind, .workers = 3, .microbatches = 4};
+            .kind = (pmlp_schedule_kind)kind, .workers = 2, .microbatches = 4};
+        if (is_asynchronous(desc.kind)) desc.batches = 2;
         cases += exhaust(pmlp_schedule_kind_name(desc.kind), walk_schedule, &desc);
+        cases += exhaust(pmlp_schedule_kind_name(desc.kind), walk_replays, &desc);
     }
-    SAY("memory fails at its k-th call: schedules built, parsed, checked, lowered, drawn, %s cases",
+    SAY("memory fails at its k-th call: schedules of every kind built, read, copied, checked, "
+        "lowered, put off, replayed, timed, drawn, %s cases",
+        test_count(cases));
+}
+
+/* Kinds that a trainer has its own ways with. */
+static pmlp_trainer_desc special_how(int which, bool no_threads) {
+    static const pmlp_schedule_kind kinds[] = {PMLP_SCHEDULE_1F1B, PMLP_SCHEDULE_PIPEDREAM,
+                                               PMLP_SCHEDULE_PIPEDREAM_2BW, PMLP_SCHEDULE_AUTO};
+    pmlp_trainer_desc how = net_how(2, no_threads);
+    how.schedule = kinds[which], how.trace = 2;
+    if (is_asynchronous(how.schedule)) how.clip_norm = 0;
+    return how;
+}
+
+TEST(memory_traced) {
+    long cases = 0;
+    for (int which = 0; which < 4; which++) {
+        pmlp_trainer_desc how = special_how(which, which % 2);
+        cases += exhaust(pmlp_schedule_kind_name(how.schedule), walk_traced, &how);
+        cases += exhaust(pmlp_schedule_kind_name(how.schedule), walk_ceiling, &how);
+    }
+    SAY("memory fails at its k-th call: traces, costs, asynchronous epochs of new lengths, auto that "
+        "measures, ceilings, %s cases",
         test_count(cases));
 }
 
@@ -346,8 +494,9 @@ TEST(memory_trainer) {
 
 TEST(memory_verify) {
     pmlp_trainer_desc how = net_how(2, false);
+    pmlp_trainer_desc late = special_how(1, true);
     SAY("memory fails at its k-th call: verify, %s cases",
-        test_count(exhaust("verify", walk_verify, &how)));
+        test_count(exhaust("verify", walk_verify, &how) + exhaust("late", walk_verify, &late)));
 }
 
 /* --- (b) the back end fails at its k-th operation ------------------------------------------------ */
@@ -454,18 +603,19 @@ static pmlp_result shim_input(void *context, size_t rows, size_t n, const float 
                               const uint32_t *index, size_t first, float *x) {
     return PASS(INPUT, input(INNER, rows, n, data, index, first, x));
 }
-static pmlp_result shim_forward(void *context, void *layer, size_t rows, const float *x, float *y) {
+static pmlp_result shim_forward(void *context, void *layer, int version, size_t rows,
+                                const float *x, float *y) {
     faulty *plan = ((shim *)context)->plan;
     if (plan->hook && ((shim *)context)->worker == 0) {
         void (*hook)(void *) = plan->hook;
         plan->hook = NULL;
         hook(plan->hook_user);
     }
-    return PASS(FORWARD, forward(INNER, layer, rows, x, y));
+    return PASS(FORWARD, forward(INNER, layer, version, rows, x, y));
 }
-static pmlp_result shim_backward_input(void *context, void *layer, size_t rows, const float *dz,
-                                       const float *x, float *dz_below) {
-    return PASS(BACKWARD_INPUT, backward_input(INNER, layer, rows, dz, x, dz_below));
+static pmlp_result shim_backward_input(void *context, void *layer, int version, size_t rows,
+                                       const float *dz, const float *x, float *dz_below) {
+    return PASS(BACKWARD_INPUT, backward_input(INNER, layer, version, rows, dz, x, dz_below));
 }
 static pmlp_result shim_backward_weight(void *context, void *layer, size_t rows, const float *x,
                                         const float *dz, bool accumulate) {
@@ -744,7 +894,8 @@ static void check_where(const fault_case *c, const pmlp_trainer *trainer, pmlp_r
           "%s: blames stage %d", c->what, error->stage);
     CHECK(error->op[0] && (!op || strcmp(op, error->op) == 0), "%s: blames op \"%s\"", c->what,
           error->op);
-    CHECK(error->microbatch >= -1 && error->microbatch < c->how.microbatches,
+    CHECK(error->microbatch >= -1 &&
+              error->microbatch < c->how.microbatches * (is_asynchronous(c->how.schedule) ? 3 : 1),
           "%s: blames micro-batch %d", c->what, error->microbatch);
 }
 
@@ -827,6 +978,81 @@ static void run_fault(fault_case *c) {
     CHECK(memory.blocks == 0, "%s: %ld blocks leak", c->what, memory.blocks);
     CHECK(!c->plan || balanced(c->plan), "%s: contexts, buffers or layers leak", c->what);
     CHECK(!c->wires || c->wires->living == 0, "%s: edges leak", c->what);
+}
+
+/* The same in epochs without a flush: three batches at once, then two. Returns the weights word. */
+static uint64_t run_late_fault(fault_case *c) {
+    pmlp_model *model = NULL;
+    pmlp_trainer *trainer = NULL;
+    pmlp_data data = net_data();
+    pmlp_error error = {0};
+    test_memory memory;
+    const int threads = living_threads();
+    const double begin = test_seconds();
+    uint64_t word = 0;
+    test_memory_init(&memory, 0);
+    pmlp_model_desc desc = net_desc(&memory);
+    c->how.allocator = memory.allocator;
+    if (c->plan) c->how.backend = &c->plan->table;
+    if (c->wires) c->how.edges = &c->wires->table;
+    alarm(CASE_SECONDS);
+    CHECK(pmlp_model_create(&desc, &model, &error) == PMLP_OK, "%s: %s", c->what, error.text);
+    if (pmlp_trainer_create(model, &c->how, &trainer, &error) != PMLP_OK)
+        CHECK(has_failed(c) && !trainer && sentence(error.text), "%s: %s", c->what, error.text);
+    for (int epoch = 0; trainer && epoch < 2 && !has_failed(c); epoch++, data.rows = BATCH + 4) {
+        const pmlp_result result = pmlp_trainer_epoch(trainer, &data, NULL);
+        CHECK((result != PMLP_OK) == has_failed(c), "%s: %s", c->what, pmlp_result_name(result));
+        if (result != PMLP_OK) check_where(c, trainer, result), check_state(c, trainer);
+    }
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_hash(model, &word, NULL); /* they may be lost */
+    pmlp_model_destroy(model);
+    not_slow(c->what, test_seconds() - begin);
+    CHECK(all_joined(threads), "%s: threads are left over", c->what);
+    CHECK(memory.blocks == 0, "%s: %ld blocks leak", c->what, memory.blocks);
+    CHECK(!c->plan || balanced(c->plan), "%s: contexts, buffers or layers leak", c->what);
+    CHECK(!c->wires || c->wires->living == 0, "%s: edges leak", c->what);
+    return word;
+}
+
+TEST(asynchronous) {
+    static faulty plan;
+    wire_plan wires;
+    long cases = 0, stride = test_quick() ? 11 : 2;
+    bool seen[ENTRIES] = {false};
+    for (int way = 0; way < 4; way++) {
+        uint64_t good = 0;
+        fault_case c = {.how = special_how(1 + way % 2, way / 2), .plan = &plan};
+        c.how.workers = 3, c.how.no_stashing = way == 3;
+        for (int w = -1; w < 3; w++)
+            for (long k = 1, missed = 0; missed < 2; k += w < 0 ? 1000 : stride, cases++) {
+                snprintf(c.what, sizeof c.what, "%s%s, worker %d fails at operation %ld",
+                         pmlp_schedule_kind_name(c.how.schedule), way / 2 ? " without threads" : "",
+                         w, k);
+                faulty_make(&plan, w, k, k % 2);
+                const uint64_t word = run_late_fault(&c);
+                if (w < 0 && !good) good = word;
+                missed = plan.failed < 0 ? missed + 1 : 0;
+                if (plan.failed >= 0) seen[plan.failed] = true;
+                else CHECK(word == good && word, "%s: other weights", c.what);
+                if (!CHECK(w < 0 || k < 2000, "%s: does this never end?", c.what)) break;
+            }
+        c.plan = NULL, c.how.backend = NULL, c.wires = &wires;
+        for (int edge = 0; edge < 4; edge++)
+            for (int entry = 0; entry < WIRE_ENTRIES; entry++)
+                for (long k = 1; k <= (entry < SEND ? 1 : 15); k += entry < SEND ? 1 : stride) {
+                    snprintf(c.what, sizeof c.what, "%s%s, edge %d fails at %s %ld",
+                             pmlp_schedule_kind_name(c.how.schedule),
+                             way / 2 ? " without threads" : "", edge, wire_names[entry], k);
+                    wire_make(&wires, edge, (enum wire_entry)entry, k);
+                    run_late_fault(&c);
+                    CHECK(wires.failed, "%s: never got there", c.what), cases++;
+                }
+    }
+    for (int e = FORWARD; e < ENTRIES; e++)
+        CHECK(seen[e] || e == SQUARES || test_quick(), "%s never failed", entry_names[e]);
+    SAY("back end and edges fail in epochs without a flush: an error, nothing lost, %s cases",
+        test_count(cases));
 }
 
 /* Every operation of every worker of one pipeline; fills which entries have failed. How many there are
@@ -1089,6 +1315,10 @@ TEST(null_arguments) {
     NULL_CALL(pmlp_verify(model, &how, NULL, 1, &report, &error), "data");
     NULL_CALL(pmlp_verify(model, &how, &data, 0, &report, &error), "steps");
     NULL_CALL(pmlp_verify(model, &how, &data, 1, NULL, &error), "report");
+    pmlp_ceiling_report ceiling;
+    NULL_CALL(pmlp_ceiling(NULL, &how, NULL, &ceiling, &error), "model");
+    NULL_CALL(pmlp_ceiling(model, NULL, NULL, &ceiling, &error), "desc");
+    NULL_CALL(pmlp_ceiling(model, &how, NULL, NULL, &error), "report");
     CHECK(pmlp_schedule_print(NULL, NULL, 0, NULL) == PMLP_ERROR_ARGUMENT, "print nothing");
     CHECK(!pmlp_schedule_actions(schedule, 2, &count) && count == 0, "actions of worker 2 of 2");
     CHECK(pmlp_schedule_stage_worker(schedule, 9) == -1, "stage 9 has a worker");
@@ -1111,16 +1341,34 @@ TEST(bad_schedules) {
                                         {.kind = PMLP_SCHEDULE_KIND_COUNT},
                                         {.kind = (pmlp_schedule_kind)-1},
                                         {.allocator = {.alloc = no_alloc}},
+                                        {.virtual_stages = -1},
+                                        {.kind = PMLP_SCHEDULE_GPIPE, .virtual_stages = 2},
+                                        {.kind = PMLP_SCHEDULE_ZB_V, .virtual_stages = 3},
+                                        {.kind = PMLP_SCHEDULE_ZB_V, .virtual_stages = 1},
+                                        {.kind = PMLP_SCHEDULE_LOOPED_BFS, .virtual_stages = INT32_MAX},
+                                        {.kind = PMLP_SCHEDULE_INTERLEAVED, .workers = 2, .microbatches = 5},
+                                        {.kind = PMLP_SCHEDULE_DUALPIPE_V, .workers = 2, .microbatches = 3},
+                                        {.kind = PMLP_SCHEDULE_PIPEDREAM_2BW, .workers = 3, .microbatches = 2},
+                                        {.kind = PMLP_SCHEDULE_PIPEDREAM, .batches = -1},
+                                        {.kind = PMLP_SCHEDULE_PIPEDREAM, .batches = INT32_MAX},
+                                        {.batches = 2},
+                                        {.kind = PMLP_SCHEDULE_AUTO, .memory = -1},
+                                        {.kind = PMLP_SCHEDULE_AUTO, .memory = (double)NAN},
+                                        {.kind = PMLP_SCHEDULE_AUTO, .memory = 0.5},
                                         {.workers = INT32_MAX, .microbatches = INT32_MAX},
                                         {.workers = INT32_MAX},
                                         {.microbatches = INT32_MAX}};
-    const char *const things[] = {"workers", "microbatches", "kind", "kind", "allocator", "", "", ""};
-    for (int i = 0; i < 8; i++) {
+    const char *const things[] = {"workers", "microbatches", "kind", "kind", "allocator",
+                                  "virtual_stages", "virtual_stages", "virtual_stages",
+                                  "virtual_stages", "virtual_stages", "microbatches", "microbatches",
+                                  "microbatches", "batches", "batches", "batches", "memory", "memory",
+                                  "memory", "", "", ""};
+    for (int i = 0; i < 22; i++) {
         test_memory memory;
         pmlp_error error = {0};
         pmlp_schedule *schedule = (void *)&error;
         pmlp_schedule_desc desc = descs[i];
-        pmlp_result want = i < 5 ? PMLP_ERROR_ARGUMENT : PMLP_ERROR_MEMORY;
+        pmlp_result want = i < 19 ? PMLP_ERROR_ARGUMENT : PMLP_ERROR_MEMORY;
         char what[32];
         capped_memory(&memory);
         if (!desc.allocator.alloc) desc.allocator = memory.allocator;
@@ -1171,6 +1419,162 @@ static void bad_trainer(const pmlp_trainer_desc *desc, pmlp_result want, const c
         bad_trainer(&desc, want, thing, #change);                                              \
     } while (0)
 
+/* Costs with one thing wrong each; names what of the nine it is. */
+enum { BAD_COSTS = 24 };
+static pmlp_costs bad_costs(int which, char *what) {
+    static double arrays[3][4] = {{1, -1, 1, 1}, {1, NAN, 1, 1}, {INFINITY, 1, 1, 1}};
+    static const char *const names[] = {"f", "i", "w", "u", "message_bytes", "held", "latency",
+                                        "per_byte"};
+    const double values[] = {-1, NAN, INFINITY};
+    pmlp_costs c = {0};
+    const double **of_stage[] = {&c.f, &c.i, &c.w, &c.u, &c.message_bytes, &c.held};
+    if (which / 3 < 6) *of_stage[which / 3] = arrays[which % 3];
+    if (which / 3 == 6) c.latency = values[which % 3];
+    if (which / 3 == 7) c.per_byte = values[which % 3];
+    sprintf(what, "costs with a bad %s, %g", names[which / 3], values[which % 3]);
+    return c;
+}
+
+TEST(bad_costs) {
+    pmlp_schedule_desc plan = {.workers = 3, .microbatches = 4}; /* message_bytes has 2 */
+    pmlp_schedule *schedule = NULL, *out = NULL;
+    pmlp_timeline *timeline = NULL;
+    pmlp_simulation simulation;
+    pmlp_model_desc desc = net_desc(NULL);
+    pmlp_model *model = NULL;
+    pmlp_trainer_desc how = net_how(3, true);
+    pmlp_ceiling_report report;
+    char what[60];
+    CHECK(pmlp_schedule_create(&plan, &schedule, NULL) == PMLP_OK, "no schedule");
+    CHECK(pmlp_model_create(&desc, &model, NULL) == PMLP_OK, "no model");
+    plan.kind = PMLP_SCHEDULE_AUTO;
+    for (int i = 0; i < BAD_COSTS; i++) {
+        pmlp_costs costs = bad_costs(i, what);
+#define BAD_COST(call)                                                                         \
+    do {                                                                                       \
+        pmlp_error error = {0};                                                                \
+        refused(what, call, PMLP_ERROR_ARGUMENT, &error, "cost");                              \
+    } while (0)
+        BAD_COST(pmlp_schedule_simulate(schedule, &costs, NULL, &simulation, &error));
+        BAD_COST(pmlp_schedule_timeline(schedule, &costs, &timeline, &error));
+        BAD_COST(pmlp_schedule_draw(schedule, &costs, 0, NULL, 0, NULL, &error));
+        BAD_COST(pmlp_schedule_lower_in_order(schedule, &costs, &out, &error));
+        BAD_COST(pmlp_schedule_put_off(schedule, &costs, 1, &out, &error));
+        BAD_COST(pmlp_ceiling(model, &how, &costs, &report, &error));
+        plan.costs = &costs;
+        BAD_COST(pmlp_schedule_create(&plan, &out, &error));
+        BAD_TRAINER((desc.schedule = PMLP_SCHEDULE_AUTO, desc.workers = 3, desc.costs = &costs),
+                    PMLP_ERROR_ARGUMENT, "cost");
+    }
+    const double nothing[3] = {0};
+    pmlp_costs free_costs = {.f = nothing, .i = nothing, .w = nothing};
+    strcpy(what, "nothing costs anything");
+    BAD_COST(pmlp_ceiling(model, &how, &free_costs, &report, &error));
+    pmlp_model_destroy(model);
+    pmlp_schedule_destroy(schedule);
+    SAY("costs that are negative, infinite or no number: refused by all who take some, %s checks",
+        test_count(test_run.checks));
+}
+
+/* Functions that are new to schedules: every argument. */
+TEST(schedule_arguments) {
+    const int workers[] = {0, 1, 1}, outside[] = {0, 2, 1}, below[] = {0, -1, 1};
+    const pmlp_allocator half = {no_alloc, NULL, NULL};
+    pmlp_schedule_desc plan = {.workers = 2, .microbatches = 3};
+    pmlp_schedule *s = NULL, *made = NULL, *lowered = NULL, *out = NULL;
+    pmlp_timeline *t = NULL;
+    pmlp_worker_time time;
+    pmlp_error error = {0};
+    int count = 7;
+    CHECK(pmlp_schedule_create(&plan, &s, NULL) == PMLP_OK, "no schedule");
+    CHECK(pmlp_schedule_empty(2, 3, 4, workers, NULL, &made, &error) == PMLP_OK, "%s", error.text);
+    CHECK(pmlp_schedule_lower(s, &lowered, NULL) == PMLP_OK, "lower");
+    NULL_CALL(pmlp_schedule_empty(0, 3, 4, workers, NULL, &out, &error), "worker");
+    NULL_CALL(pmlp_schedule_empty(-1, 3, 4, workers, NULL, &out, &error), "worker");
+    NULL_CALL(pmlp_schedule_empty(INT32_MAX, 3, 4, workers, NULL, &out, &error), "worker");
+    NULL_CALL(pmlp_schedule_empty(2, 0, 4, workers, NULL, &out, &error), "stage");
+    NULL_CALL(pmlp_schedule_empty(2, INT32_MAX, 4, workers, NULL, &out, &error), "stage");
+    NULL_CALL(pmlp_schedule_empty(2, 3, 0, workers, NULL, &out, &error), "micro-batch");
+    NULL_CALL(pmlp_schedule_empty(2, 3, INT32_MAX, workers, NULL, &out, &error), "micro-batch");
+    NULL_CALL(pmlp_schedule_empty(2, 3, 4, NULL, NULL, &out, &error), "stage_worker");
+    NULL_CALL(pmlp_schedule_empty(2, 3, 4, outside, NULL, &out, &error), "stage_worker");
+    NULL_CALL(pmlp_schedule_empty(2, 3, 4, below, NULL, &out, &error), "stage_worker");
+    NULL_CALL(pmlp_schedule_empty(2, 3, 4, workers, &half, &out, &error), "allocator");
+    NULL_CALL(pmlp_schedule_empty(2, 3, 4, workers, NULL, NULL, &error), "schedule");
+    CHECK(!out, "something was made");
+    NULL_CALL(pmlp_schedule_append(NULL, PMLP_OP_F, 0, 0, &error), "schedule");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_NONE, 0, 0, &error), "op");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_COUNT, 0, 0, &error), "op");
+    NULL_CALL(pmlp_schedule_append(made, (pmlp_op)-1, 0, 0, &error), "op");
+    NULL_CALL(pmlp_schedule_append(made, (pmlp_op)99, 0, 0, &error), "op");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_F, -1, 0, &error), "stage");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_U, 3, 0, &error), "stage");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_F, 0, -1, &error), "microbatch");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_W, 0, 4, &error), "microbatch");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_SEND_F, 2, 0, &error), "stage");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_RECV_B, 2, 0, &error), "stage");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_RECV_F, 0, 0, &error), "stage");
+    NULL_CALL(pmlp_schedule_append(made, PMLP_OP_SEND_B, 0, 0, &error), "stage");
+    CHECK(pmlp_schedule_append(made, PMLP_OP_U, 2, -77, &error) == PMLP_OK, "U: %s", error.text);
+    const pmlp_action *u = pmlp_schedule_actions(made, 1, &count);
+    CHECK(count == 1 && u[0].op == PMLP_OP_U && u[0].microbatch == -1, "%d actions", count);
+    CHECK(!pmlp_schedule_actions(made, 0, &count) || count == 0, "refused, but appended");
+    refused("a schedule with holes", pmlp_schedule_check(made, 0, NULL, &error), PMLP_ERROR_SCHEDULE,
+            &error, "");
+    NULL_CALL(pmlp_schedule_lower_in_order(NULL, NULL, &out, &error), "schedule");
+    NULL_CALL(pmlp_schedule_lower_in_order(s, NULL, NULL, &error), "lowered");
+    refused("lowered twice", pmlp_schedule_lower_in_order(lowered, NULL, &out, &error),
+            PMLP_ERROR_SCHEDULE, &error, "lowered");
+    NULL_CALL(pmlp_schedule_put_off(NULL, NULL, 1, &out, &error), "schedule");
+    NULL_CALL(pmlp_schedule_put_off(s, NULL, 1, NULL, &error), "out");
+    NULL_CALL(pmlp_schedule_put_off(s, NULL, 0, &out, &error), "most");
+    NULL_CALL(pmlp_schedule_put_off(s, NULL, -1, &out, &error), "most");
+    refused("put off too late", pmlp_schedule_put_off(lowered, NULL, 1, &out, &error),
+            PMLP_ERROR_SCHEDULE, &error, "lowered");
+    NULL_CALL(pmlp_schedule_replay(NULL, PMLP_TRANSPORT_SLOTS, 1, NULL, &error), "schedule");
+    NULL_CALL(pmlp_schedule_replay(s, PMLP_TRANSPORT_COUNT, 1, NULL, &error), "transport");
+    NULL_CALL(pmlp_schedule_replay(s, (pmlp_transport)-1, 1, NULL, &error), "transport");
+    NULL_CALL(pmlp_schedule_replay(s, (pmlp_transport)99, 1, NULL, &error), "transport");
+    NULL_CALL(pmlp_schedule_replay(s, PMLP_TRANSPORT_SLOTS, -1, NULL, &error), "slots");
+    NULL_CALL(pmlp_schedule_timeline(NULL, NULL, &t, &error), "schedule");
+    NULL_CALL(pmlp_schedule_timeline(s, NULL, NULL, &error), "timeline");
+    CHECK(!t && !out, "something was made");
+    CHECK(pmlp_schedule_timeline(s, NULL, &t, &error) == PMLP_OK, "%s", error.text);
+    NULL_CALL(pmlp_timeline_draw(NULL, 0, NULL, 0, NULL, &error), "timeline");
+    NULL_CALL(pmlp_timeline_draw(t, -1, NULL, 0, NULL, &error), "unit");
+    NULL_CALL(pmlp_timeline_draw(t, (double)NAN, NULL, 0, NULL, &error), "unit");
+    CHECK(pmlp_timeline_worker(t, -1, &time) == PMLP_ERROR_ARGUMENT &&
+              pmlp_timeline_worker(t, 2, &time) == PMLP_ERROR_ARGUMENT &&
+              pmlp_timeline_worker(t, 0, NULL) == PMLP_ERROR_ARGUMENT &&
+              pmlp_timeline_worker(NULL, 0, &time) == PMLP_ERROR_ARGUMENT,
+          "times of worker -1, 2, nobody");
+    CHECK(!pmlp_timeline_spans(t, 2, &count) && count == 0, "spans of worker 2 of 2");
+    CHECK(!pmlp_timeline_spans(NULL, 0, &count) && count == 0, "spans of nothing");
+    CHECK(pmlp_timeline_workers(NULL) == 0 && pmlp_timeline_makespan(NULL) == 0, "of nothing");
+    CHECK(pmlp_schedule_versions(NULL, 0) == 0 && pmlp_schedule_versions(s, -1) == 0 &&
+              pmlp_schedule_versions(s, 2) == 0 && pmlp_schedule_versions(s, 1) == 1,
+          "versions");
+    CHECK(pmlp_schedule_kind_of(NULL) == PMLP_SCHEDULE_DEFAULT &&
+              pmlp_schedule_kind_of("") == PMLP_SCHEDULE_DEFAULT &&
+              pmlp_schedule_kind_of("1F1B") == PMLP_SCHEDULE_DEFAULT,
+          "names of no kind");
+    for (int i = -1; i <= PMLP_SCHEDULE_KIND_COUNT; i++) {
+        const char *name = pmlp_schedule_kind_name((pmlp_schedule_kind)i);
+        const bool is = i >= 0 && i < PMLP_SCHEDULE_KIND_COUNT;
+        CHECK(is ? (int)pmlp_schedule_kind_of(name) == i : !strcmp(name, "?"), "%d: %s", i, name);
+    }
+    for (int i = -1; i <= PMLP_TRANSPORT_COUNT; i++)
+        CHECK(*pmlp_transport_name((pmlp_transport)i), "transport %d", i);
+    CHECK(!strcmp(pmlp_transport_name((pmlp_transport)99), "?"), "transport 99 has a name");
+    pmlp_timeline_destroy(t);
+    pmlp_timeline_destroy(NULL);
+    pmlp_schedule_destroy(s);
+    pmlp_schedule_destroy(made);
+    pmlp_schedule_destroy(lowered);
+    SAY("empty, append, lower_in_order, put_off, replay, timelines: every bad argument, %s checks",
+        test_count(test_run.checks));
+}
+
 TEST(bad_trainers) {
     BAD_TRAINER(desc.workers = -1, PMLP_ERROR_ARGUMENT, "workers");
     BAD_TRAINER(desc.workers = LAYERS + 1, PMLP_ERROR_SHAPE, "layers");
@@ -1200,6 +1604,23 @@ TEST(bad_trainers) {
     BAD_TRAINER(desc.clip_norm = -1, PMLP_ERROR_ARGUMENT, "clip_norm");
     BAD_TRAINER(desc.clip_norm = not_a_number, PMLP_ERROR_ARGUMENT, "clip_norm");
     BAD_TRAINER(desc.allocator.alloc = no_alloc, PMLP_ERROR_ARGUMENT, "allocator");
+    BAD_TRAINER(desc.virtual_stages = -1, PMLP_ERROR_ARGUMENT, "virtual_stages");
+    BAD_TRAINER(desc.virtual_stages = INT32_MAX, PMLP_ERROR_ARGUMENT, "virtual_stages");
+    BAD_TRAINER(desc.virtual_stages = 2, PMLP_ERROR_ARGUMENT, "virtual_stages"); /* 1F1B */
+    BAD_TRAINER((desc.schedule = PMLP_SCHEDULE_ZB_V, desc.virtual_stages = 1), PMLP_ERROR_ARGUMENT,
+                "virtual_stages");
+    BAD_TRAINER((desc.schedule = PMLP_SCHEDULE_LOOPED_BFS, desc.virtual_stages = 3),
+                PMLP_ERROR_SHAPE, "stages");
+    BAD_TRAINER((desc.schedule = PMLP_SCHEDULE_ZB_V, desc.workers = 3), PMLP_ERROR_SHAPE, "stages");
+    BAD_TRAINER((desc.schedule = PMLP_SCHEDULE_DUALPIPE_V), PMLP_ERROR_ARGUMENT, "microbatches");
+    BAD_TRAINER((desc.schedule = PMLP_SCHEDULE_INTERLEAVED, desc.microbatches = 5),
+                PMLP_ERROR_ARGUMENT, "microbatches");
+    BAD_TRAINER(desc.trace = -1, PMLP_ERROR_ARGUMENT, "trace");
+    BAD_TRAINER(desc.trace = INT32_MAX, PMLP_ERROR_ARGUMENT, "trace");
+    BAD_TRAINER(desc.memory = -1, PMLP_ERROR_ARGUMENT, "memory");
+    BAD_TRAINER(desc.memory = (double)NAN, PMLP_ERROR_ARGUMENT, "memory");
+    BAD_TRAINER((desc.schedule = PMLP_SCHEDULE_AUTO, desc.memory = 1), PMLP_ERROR_ARGUMENT,
+                "memory"); /* a byte, measured */
     SAY("trainers: numbers out of range refused, the model is as before, %s checks",
         test_count(test_run.checks));
 }
@@ -1237,9 +1658,12 @@ TEST(bad_tables) {
     BAD_BACKEND(backend.size = 0, "backend");
     BAD_EDGES(edges.abi++, "edges");
     BAD_EDGES(edges.size++, "edges");
+    BAD_EDGES(edges.transport = (pmlp_transport)-1, "transport");
+    BAD_EDGES(edges.transport = PMLP_TRANSPORT_COUNT, "transport");
+    BAD_EDGES(edges.transport = PMLP_TRANSPORT_GROUPED, "transport");
     BAD_EDGES(edges.abi = 0, "edges");
     BAD_EDGES(edges.size = 0, "edges");
-    SAY("tables of another ABI or size are refused");
+    SAY("tables of another ABI, size or transport are refused");
 }
 
 static void bad_custom(const char *text, pmlp_result want, const char *thing) {
@@ -1269,13 +1693,13 @@ TEST(bad_odds_and_ends) {
             "lowered");
     for (int b = 0; b < 2; b++)
         for (int which = 0; which < 4; which++) {
-            pmlp_costs costs = {fine, fine, fine, fine, 0};
+            pmlp_costs costs = {.f = fine, .i = fine, .w = fine, .u = fine};
             const double **of_stage[] = {&costs.f, &costs.i, &costs.w, &costs.u};
             *of_stage[which] = bad[b];
             refused("a bad cost", pmlp_schedule_simulate(schedule, &costs, NULL, NULL, &error),
                     PMLP_ERROR_ARGUMENT, &error, "costs");
         }
-    pmlp_costs slow = {NULL, NULL, NULL, NULL, -1};
+    pmlp_costs slow = {.latency = -1};
     refused("a bad transfer", pmlp_schedule_simulate(schedule, &slow, NULL, NULL, &error),
             PMLP_ERROR_ARGUMENT, &error, "costs");
     pmlp_schedule_destroy(lowered);
@@ -1463,6 +1887,16 @@ TEST(bad_calls) {
     CHECK(pmlp_trainer_stage(s.trainer, 3, &info) == PMLP_ERROR_ARGUMENT, "stage 3 of 3");
     CHECK(pmlp_trainer_stage(s.trainer, -1, &info) == PMLP_ERROR_ARGUMENT, "stage -1");
     CHECK(pmlp_trainer_stage(s.trainer, 0, NULL) == PMLP_ERROR_ARGUMENT, "stage into NULL");
+    pmlp_timeline *timeline = (void *)&info;
+    pmlp_costs costs;
+    BAD_CALL(pmlp_trainer_timeline(s.trainer, 1, &timeline), PMLP_ERROR_STATE, "trace");
+    CHECK(!timeline, "a timeline of nothing");
+    BAD_CALL(pmlp_trainer_timeline(s.trainer, -1, &timeline), PMLP_ERROR_ARGUMENT, "steps");
+    BAD_CALL(pmlp_trainer_timeline(s.trainer, 1, NULL), PMLP_ERROR_ARGUMENT, "timeline");
+    BAD_CALL(pmlp_trainer_costs(s.trainer, &costs), PMLP_ERROR_STATE, "trace");
+    BAD_CALL(pmlp_trainer_costs(s.trainer, NULL), PMLP_ERROR_ARGUMENT, "costs");
+    CHECK(pmlp_trainer_timeline(NULL, 1, &timeline) == PMLP_ERROR_ARGUMENT && !timeline, "NULL");
+    CHECK(pmlp_trainer_costs(NULL, &costs) == PMLP_ERROR_ARGUMENT, "costs(NULL)");
     CHECK(pmlp_trainer_gradient(s.trainer, 0, NULL, NULL) == PMLP_OK, "a gradient nobody wants");
     CHECK(subject_end(&s, "bad calls") == net_words[2], "then other weights");
     SAY("calls with NULL, bad layers, stages, learning rates: refused, then the same weights");
@@ -1514,7 +1948,7 @@ TEST(states) {
 
 typedef struct intruder {
     pmlp_trainer *trainer;
-    pmlp_result results[6];
+    pmlp_result results[8];
 } intruder;
 
 static void *intrude(void *user) {
@@ -1527,6 +1961,10 @@ static void *intrude(void *user) {
     in->results[3] = pmlp_trainer_sync(in->trainer);
     in->results[4] = pmlp_trainer_set_learning_rate(in->trainer, 9);
     in->results[5] = pmlp_trainer_gradient(in->trainer, 0, dw, NULL);
+    pmlp_timeline *timeline = NULL;
+    pmlp_costs costs;
+    in->results[6] = pmlp_trainer_timeline(in->trainer, 1, &timeline);
+    in->results[7] = pmlp_trainer_costs(in->trainer, &costs);
     return NULL;
 }
 
@@ -1544,12 +1982,12 @@ TEST(two_callers) {
             subject s;
             pmlp_trainer_desc how = net_how(workers, no_threads);
             faulty_make(&plan, -1, 0, false);
-            how.backend = &plan.table;
+            how.backend = &plan.table, how.trace = 1;
             if (!subject_make(&s, &how, PMLP_LOSS_XENT)) return;
             in.trainer = s.trainer;
             plan.hook = intrude_now, plan.hook_user = &in;
             CHECK(subject_end(&s, "an intruder") == net_words[2], "other weights");
-            for (int i = 0; i < 6; i++)
+            for (int i = 0; i < 8; i++)
                 CHECK(in.results[i] == PMLP_ERROR_STATE, "%d workers: the intruder's call %d gives %s",
                       workers, i, pmlp_result_name(in.results[i]));
             CHECK(balanced(&plan), "%d workers: contexts, buffers or layers leak", workers);
@@ -1776,17 +2214,21 @@ int main(void) {
     alarm(0);
     RUN(memory_model);
     RUN(memory_schedule);
+    RUN(memory_traced);
     RUN(memory_trainer);
     RUN(memory_verify);
     RUN(backend_threads);
     RUN(backend_no_threads);
+    RUN(asynchronous);
     RUN(edges);
     RUN(edges_busy);
     RUN(edges_copying);
     RUN(threads);
     RUN(bad_models);
     RUN(null_arguments);
+    RUN(schedule_arguments);
     RUN(bad_schedules);
+    RUN(bad_costs);
     RUN(bad_trainers);
     RUN(bad_cuts);
     RUN(bad_odds_and_ends);

@@ -101,6 +101,7 @@ static void *new_layer(size_t n_in, size_t n_out, pmlp_activation below, pmlp_ac
     desc.n_in = n_in, desc.n_out = desc.row_outs = n_out;
     desc.activation = activation, desc.below = below;
     desc.optimizer = optimizer, desc.needs_input_gradient = needs_dx;
+    desc.versions = 1;
     CHECK(be->layer_create(context, &desc, &layer) == PMLP_OK, "%s: layer_create", isa);
     CHECK(be->write(context, layer, PMLP_TENSOR_PARAMS, w, b) == PMLP_OK, "%s: write", isa);
     return layer;
@@ -117,7 +118,7 @@ static bool canary_alive(const float *rows_end, size_t n) {
 }
 
 static void stack_forward(void) {
-    CHECK(be->forward(context, s.upper, s.rows, s.x, s.y) == PMLP_OK, "%s: forward", isa);
+    CHECK(be->forward(context, s.upper, 0, s.rows, s.x, s.y) == PMLP_OK, "%s: forward", isa);
     CHECK(be->synchronize(context) == PMLP_OK, "%s: synchronize", isa);
 }
 
@@ -144,7 +145,7 @@ static void stack_open(size_t rows, size_t n_in, size_t n_out, bool raw, pmlp_ac
         s.lower =
             new_layer(BELOW_IN, n_in, PMLP_LINEAR, below, PMLP_SGD, false, s.w_below, s.b_below);
         CHECK(be->input(context, rows, BELOW_IN, s.data, NULL, 0, s.data_x) == PMLP_OK &&
-                  be->forward(context, s.lower, rows, s.data_x, s.x) == PMLP_OK,
+                  be->forward(context, s.lower, 0, rows, s.data_x, s.x) == PMLP_OK,
               "%s: layer below", isa);
     }
     CHECK(be->synchronize(context) == PMLP_OK, "%s: synchronize", isa);
@@ -370,8 +371,8 @@ static void check_sweep(void) {
                 dz[r * data_floats] = 1;
             }
             bool ok = be->input(context, MAX, 1, z, NULL, 0, data) == PMLP_OK &&
-                      be->forward(context, lower, MAX, data, x) == PMLP_OK &&
-                      be->backward_input(context, upper, MAX, dz, x, dx) == PMLP_OK &&
+                      be->forward(context, lower, 0, MAX, data, x) == PMLP_OK &&
+                      be->backward_input(context, upper, 0, MAX, dz, x, dx) == PMLP_OK &&
                       be->synchronize(context) == PMLP_OK;
             CHECK(ok, "%s: %s", isa, pmlp_activation_name(act));
             for (size_t r = 0; r < MAX; r++) {
@@ -424,7 +425,7 @@ static void check_backward_input_shape(size_t rows, size_t n_in, size_t n_out) {
         pmlp_activation own = activations[(rows + n_in + n_out + (size_t)a) % ACTIVATIONS];
         stack_open(rows, n_in, n_out, false, activations[a], own);
         canary_set(s.dx + rows * s.x_floats, s.x_floats);
-        CHECK(be->backward_input(context, s.upper, rows, s.dz, s.x, s.dx) == PMLP_OK &&
+        CHECK(be->backward_input(context, s.upper, 0, rows, s.dz, s.x, s.dx) == PMLP_OK &&
                   be->synchronize(context) == PMLP_OK,
               "%s", shape());
         backward_input_reference();
@@ -556,7 +557,7 @@ static void check_cuts_shape(size_t rows, size_t n_in, size_t n_out) {
     float *data_x = raw ? x : buffer(rows, data_floats);
     stack_forward();
     if (!raw)
-        CHECK(be->backward_input(context, s.upper, rows, s.dz, s.x, s.dx) == PMLP_OK, "%s",
+        CHECK(be->backward_input(context, s.upper, 0, rows, s.dz, s.x, s.dx) == PMLP_OK, "%s",
               shape());
     run_backward_weight(false);
     read_gradient(dw, db);
@@ -566,12 +567,12 @@ static void check_cuts_shape(size_t rows, size_t n_in, size_t n_out) {
             bool ok =
                 be->input(context, n, data_n, s.data, NULL, i, data_x + i * data_floats) == PMLP_OK;
             if (!raw)
-                ok = ok && be->forward(context, s.lower, n, data_x + i * data_floats,
+                ok = ok && be->forward(context, s.lower, 0, n, data_x + i * data_floats,
                                        x + i * s.x_floats) == PMLP_OK;
-            ok = ok && be->forward(context, s.upper, n, x + i * s.x_floats, y + i * s.y_floats) ==
+            ok = ok && be->forward(context, s.upper, 0, n, x + i * s.x_floats, y + i * s.y_floats) ==
                            PMLP_OK;
             if (!raw)
-                ok = ok && be->backward_input(context, s.upper, n, s.dz + i * s.y_floats,
+                ok = ok && be->backward_input(context, s.upper, 0, n, s.dz + i * s.y_floats,
                                               x + i * s.x_floats, dx + i * s.x_floats) == PMLP_OK;
             ok = ok && be->backward_weight(context, s.upper, n, x + i * s.x_floats,
                                            s.dz + i * s.y_floats, i > 0) == PMLP_OK;
@@ -609,6 +610,7 @@ static void *slice_layer(size_t first, size_t n) {
     void *layer = NULL;
     desc.n_in = s.n_in, desc.n_out = n, desc.first_out = first, desc.row_outs = s.n_out;
     desc.activation = s.activation, desc.below = PMLP_LINEAR, desc.optimizer = PMLP_SGD;
+    desc.versions = 1;
     CHECK(be->layer_create(context, &desc, &layer) == PMLP_OK &&
               be->write(context, layer, PMLP_TENSOR_PARAMS, s.w + first * s.n_in, s.b + first) ==
                   PMLP_OK,
@@ -637,15 +639,15 @@ static void check_slices_shape(size_t rows, size_t n_in, size_t n_out) {
         for (size_t first = 0; first < n_out; first += step) {
             const size_t n = n_out - first < step ? n_out - first : step;
             void *part = slice_layer(first, n);
-            ok = ok && be->forward(context, part, rows, s.x, y) == PMLP_OK &&
+            ok = ok && be->forward(context, part, 0, rows, s.x, y) == PMLP_OK &&
                  be->backward_weight(context, part, rows, s.x, s.dz, false) == PMLP_OK &&
                  be->gradient_squares(context, part, part_squares + first) == PMLP_OK &&
                  be->read(context, part, PMLP_TENSOR_GRADIENTS, dw2 + first * n_in, db2 + first) ==
                      PMLP_OK;
             be->layer_destroy(context, part);
         }
-        ok = ok && be->backward_input(context, above, rows, dz_above, s.y, dx) == PMLP_OK &&
-             be->backward_input(context, above, rows, dz_above, y, dx2) == PMLP_OK &&
+        ok = ok && be->backward_input(context, above, 0, rows, dz_above, s.y, dx) == PMLP_OK &&
+             be->backward_input(context, above, 0, rows, dz_above, y, dx2) == PMLP_OK &&
              be->synchronize(context) == PMLP_OK;
         CHECK(ok, "%s", shape());
         CHECK(same_rows(s.y, y, s.y_floats, rows, n_out), "y, step %zu; %s", step, shape());
@@ -755,7 +757,7 @@ static void check_loss_case(int kind, pmlp_activation act, size_t rows, size_t n
     args.scale = scale, args.dz = dz, args.row_loss = row_loss, args.row_hit = row_hit;
     canary_set(dz + rows * floats, floats);
     bool ok = be->input(context, rows, n, z, NULL, 0, x) == PMLP_OK &&
-              be->forward(context, layer, rows, x, y) == PMLP_OK &&
+              be->forward(context, layer, 0, rows, x, y) == PMLP_OK &&
               be->loss(context, layer, &args) == PMLP_OK;
     args.dz = NULL, args.row_loss = eval_loss, args.row_hit = eval_hit;
     ok = ok && be->loss(context, layer, &args) == PMLP_OK && be->synchronize(context) == PMLP_OK;
@@ -948,7 +950,7 @@ static void check_fresh_shape(size_t rows, size_t n_in, size_t n_out) {
         stack_forward();
         forward_reference();
         compare("y after a change", s.y, s.y_floats, want, tolerance, rows, n_out);
-        CHECK(be->backward_input(context, s.upper, rows, s.dz, s.x, s.dx) == PMLP_OK &&
+        CHECK(be->backward_input(context, s.upper, 0, rows, s.dz, s.x, s.dx) == PMLP_OK &&
                   be->synchronize(context) == PMLP_OK,
               "%s", shape());
         backward_input_reference();
@@ -964,6 +966,72 @@ TEST(fresh) {
     shapes = 0;
     each_isa(check_fresh);
     SAY("forward and backward_input see updated and written weights, %s shapes, %d back ends",
+        test_count(shapes / isas), isas);
+}
+
+/* --- versions -------------------------------------------------------------------------------- */
+
+/* Several versions of the weights: each update reads one and writes another, and leaves all others
+   as they were, for forward() and for backward_input(); read and write mean the one written last. A
+   layer with one version of those weights is what to compare with. */
+static void check_versions_shape(size_t rows, size_t n_in, size_t n_out) {
+    enum { VERSIONS = 3 };
+    static float g[MAX * MAX], w[VERSIONS][MAX * MAX], b[VERSIONS][MAX], got_w[MAX * MAX], got_b[MAX];
+    pmlp_layer_desc desc = {0};
+    void *layer = NULL;
+    stack_open(rows, n_in, n_out, false, PMLP_TANH, PMLP_SIGMOID);
+    float *y = buffer(rows, s.y_floats), *dx = buffer(rows, s.x_floats);
+    desc.n_in = n_in, desc.n_out = desc.row_outs = n_out, desc.activation = s.activation;
+    desc.below = s.below, desc.needs_input_gradient = true, desc.versions = VERSIONS;
+    desc.optimizer = PMLP_MOMENTUM;
+    CHECK(be->layer_create(context, &desc, &layer) == PMLP_OK &&
+              be->write(context, layer, PMLP_TENSOR_PARAMS, s.w, s.b) == PMLP_OK,
+          "%s", shape());
+    memcpy(w[0], s.w, sizeof w[0]), memcpy(b[0], s.b, n_out * sizeof(float));
+    for (int step = 1; step <= 2 * VERSIONS; step++) {
+        pmlp_update_args args = {0};
+        const int from = (step - 1) % VERSIONS, to = step % VERSIONS;
+        args.optimizer = PMLP_MOMENTUM, args.momentum = 0.9f, args.learning_rate = 0.1f;
+        args.gradient_scale = 1, args.step = (uint64_t)step, args.from = from, args.to = to;
+        fill_rows(g, n_out, n_in, n_in);
+        bool ok = be->write(context, layer, PMLP_TENSOR_GRADIENTS, g, g) == PMLP_OK &&
+                  be->update(context, layer, &args) == PMLP_OK &&
+                  be->read(context, layer, PMLP_TENSOR_PARAMS, w[to], b[to]) == PMLP_OK;
+        CHECK(ok && memcmp(w[to], w[from], n_in * n_out * sizeof(float)), "step %d; %s", step,
+              shape());
+        if (step == VERSIONS) { /* what is written by hand counts as the latest, too */
+            fill_rows(w[to], n_out, n_in, n_in);
+            CHECK(be->write(context, layer, PMLP_TENSOR_PARAMS, w[to], NULL) == PMLP_OK &&
+                      be->read(context, layer, PMLP_TENSOR_PARAMS, got_w, got_b) == PMLP_OK &&
+                      !memcmp(got_w, w[to], n_in * n_out * sizeof(float)) &&
+                      !memcmp(got_b, b[to], n_out * sizeof(float)),
+                  "written and read; %s", shape());
+        }
+        for (int v = 0; v <= step && v < VERSIONS; v++) { /* those that there are */
+            ok = be->write(context, s.upper, PMLP_TENSOR_PARAMS, w[v], b[v]) == PMLP_OK &&
+                 be->forward(context, s.upper, 0, rows, s.x, s.y) == PMLP_OK &&
+                 be->forward(context, layer, v, rows, s.x, y) == PMLP_OK &&
+                 be->backward_input(context, s.upper, 0, rows, s.dz, s.x, s.dx) == PMLP_OK &&
+                 be->backward_input(context, layer, v, rows, s.dz, s.x, dx) == PMLP_OK &&
+                 be->synchronize(context) == PMLP_OK;
+            for (size_t r = 0; r < rows; r++)
+                ok = ok && !memcmp(y + r * s.y_floats, s.y + r * s.y_floats, n_out * sizeof *y) &&
+                     !memcmp(dx + r * s.x_floats, s.dx + r * s.x_floats, n_in * sizeof *dx);
+            CHECK(ok, "%s: step %d, version %d; %s", isa, step, v, shape());
+        }
+    }
+    be->layer_destroy(context, layer);
+    be->free(context, y), be->free(context, dx);
+    stack_close();
+}
+static void check_versions(void) {
+    each_shape(check_versions_shape);
+}
+
+TEST(versions) {
+    shapes = 0;
+    each_isa(check_versions);
+    SAY("three versions of the weights, each as if it were alone, %s shapes, %d back ends",
         test_count(shapes / isas), isas);
 }
 
@@ -1032,6 +1100,7 @@ int main(void) {
     RUN(loss);
     RUN(update);
     RUN(fresh);
+    RUN(versions);
     RUN(tensors);
     return test_end();
 }

@@ -8,7 +8,7 @@
 #include "../pipemlp.h"
 #include "test.h"
 
-enum { MAX_LAYERS = 8, ROWS = 53, BATCH = 16, MAX_WIDTH = 104 };
+enum { MAX_LAYERS = 12, ROWS = 53, BATCH = 16, MAX_WIDTH = 104 };
 
 /* --- networks and data ----------------------------------------------------------------------- */
 
@@ -31,6 +31,15 @@ static const network deep_net = {
     "deep, xent", 8, {6, 9, 7, 12, 5, 8, 10, 6, 4},
     {PMLP_TANH, PMLP_GELU, PMLP_RELU, PMLP_SIGMOID, PMLP_TANH, PMLP_GELU, PMLP_TANH, PMLP_LINEAR},
     PMLP_LOSS_XENT, false};
+/* Twelve places to cut at, four of them inside the first layer or none. */
+static const network long_net = {
+    "long, xent", 12, {6, 5, 4, 7, 3, 6, 5, 4, 6, 3, 5, 6, 4},
+    {PMLP_TANH, PMLP_GELU, PMLP_RELU, PMLP_SIGMOID, PMLP_TANH, PMLP_TANH, PMLP_GELU, PMLP_TANH,
+     PMLP_SIGMOID, PMLP_TANH, PMLP_RELU, PMLP_LINEAR}, PMLP_LOSS_XENT, false};
+static const network wide_net = {
+    "wide, mse", 9, {19, 101, 6, 5, 9, 4, 7, 3, 6, 5},
+    {PMLP_GELU, PMLP_TANH, PMLP_RELU, PMLP_SIGMOID, PMLP_TANH, PMLP_GELU, PMLP_TANH, PMLP_TANH,
+     PMLP_SIGMOID}, PMLP_LOSS_MSE, true};
 /* clang-format on */
 
 static float data_x[ROWS * MAX_WIDTH], data_targets[ROWS * MAX_WIDTH];
@@ -150,6 +159,7 @@ static words train_serially(const network *net, pmlp_trainer_desc desc) {
     desc.workers = desc.microbatches = 1, desc.no_threads = true;
     desc.schedule = PMLP_SCHEDULE_SEQUENTIAL;
     desc.custom = NULL, desc.cuts = NULL, desc.slots = 0, desc.w_rows = 0;
+    desc.virtual_stages = 0, desc.edges = NULL;
     snprintf(label, sizeof label, "serial, %s, %s", net->name, pmlp_optimizer_name(desc.optimizer));
     return train(net, desc);
 }
@@ -163,9 +173,11 @@ static void compare(words serial, words pipeline) {
 }
 
 static void describe(const network *net, const pmlp_trainer_desc *desc) {
-    snprintf(label, sizeof label, "%s, %s, %d workers, %d micro-batches, %s, slots %d%s%s%s",
-             net->name, pmlp_optimizer_name(desc->optimizer), desc->workers, desc->microbatches,
+    snprintf(label, sizeof label, "%s, %s, %d x %d stages, %d micro-batches, %s, slots %d%s%s%s%s",
+             net->name, pmlp_optimizer_name(desc->optimizer), desc->workers,
+             desc->virtual_stages ? desc->virtual_stages : 1, desc->microbatches,
              pmlp_schedule_kind_name(desc->schedule), desc->slots,
+             desc->edges ? ", other edges" : "",
              desc->clip_norm > 0 ? ", clip" : "", desc->weight_decay > 0 ? ", decay" : "",
              desc->no_threads ? ", no threads" : "");
 }
@@ -237,6 +249,316 @@ TEST(exhaustive) {
     SAY("workers 1..4 x micro-batches 1..16 x 3 schedules x threads or none x 5 optimizers x "
         "clipping and decay x 2 networks: %s runs, equal bits to %s serial ones (word %016llx)",
         test_count(runs), test_count(references), (unsigned long long)word);
+}
+
+/* Every synchronous kind, with so many stages per worker. */
+static const struct { pmlp_schedule_kind kind; int least, most; } all_kinds[] = {
+    {PMLP_SCHEDULE_SEQUENTIAL, 1, 1}, {PMLP_SCHEDULE_GPIPE, 1, 1},
+    {PMLP_SCHEDULE_1F1B, 1, 1},       {PMLP_SCHEDULE_EAGER_1F1B, 1, 1},
+    {PMLP_SCHEDULE_INTERLEAVED, 1, 3},{PMLP_SCHEDULE_LOOPED_BFS, 1, 3},
+    {PMLP_SCHEDULE_ZB_H1, 1, 1},      {PMLP_SCHEDULE_ZB_H2, 1, 1},
+    {PMLP_SCHEDULE_ZB_V, 2, 2},       {PMLP_SCHEDULE_DUALPIPE_V, 2, 2},
+    {PMLP_SCHEDULE_AUTO, 1, 3}};
+enum { ALL_KINDS = (int)(sizeof all_kinds / sizeof *all_kinds), COMBINATIONS = 457 };
+
+/* What each kind can do, said once more than in the library. */
+static bool can_have(int k, int p, int v, int m) {
+    if (v < all_kinds[k].least || v > all_kinds[k].most) return false;
+    if (all_kinds[k].kind == PMLP_SCHEDULE_DUALPIPE_V) return m >= 2 * p;
+    if (all_kinds[k].kind == PMLP_SCHEDULE_INTERLEAVED) return m < p || m % (m / p) == 0;
+    return true;
+}
+
+/* The micro-batches of all, fewer than workers and no multiple of them too. Calls body for what the
+   kinds can have, every `stride`-th; what they cannot is refused. Returns how many can be. */
+static long each_kind(long stride, void (*body)(pmlp_trainer_desc, void *), pmlp_trainer_desc desc,
+                      void *user, long *called) {
+    static const int many[] = {1, 2, 3, 5, 6, 8, 16};
+    long allowed = 0;
+    for (int k = 0; k < ALL_KINDS; k++)
+        for (int p = 1; p <= 4; p++)
+            for (int v = 1; v <= 3; v++)
+                for (int m = 0; m < 7; m++) {
+                    pmlp_schedule_desc plan = {0};
+                    pmlp_schedule *schedule = NULL;
+                    plan.kind = desc.schedule = all_kinds[k].kind;
+                    plan.workers = desc.workers = p, plan.virtual_stages = desc.virtual_stages = v;
+                    plan.microbatches = desc.microbatches = many[m], plan.costs = desc.costs;
+                    const pmlp_result made = pmlp_schedule_create(&plan, &schedule, NULL);
+                    pmlp_schedule_destroy(schedule);
+                    CHECK(made == (can_have(k, p, v, many[m]) ? PMLP_OK : PMLP_ERROR_ARGUMENT),
+                          "%s, %d workers with %d stages, %d micro-batches: %s",
+                          pmlp_schedule_kind_name(plan.kind), p, v, many[m], pmlp_result_name(made));
+                    if (made != PMLP_OK || allowed++ % stride) continue;
+                    body(desc, user), ++*called;
+                }
+    return allowed;
+}
+
+/* Each with another optimizer, network, way of putting off W, with threads and without. */
+typedef struct all_words {
+    words serial[2][5];
+    long number;
+} all_words;
+
+static pmlp_trainer_desc nth_desc(pmlp_trainer_desc desc, long number, int *net, int *o) {
+    static const size_t w_rows[] = {0, 1, 6};
+    *net = (int)(number / 2 % 2), *o = (int)(number / 4 % 5);
+    desc.optimizer = optimizers[*o], desc.gradient_norm = true;
+    if (*o % 2) desc.clip_norm = 0.05f, desc.weight_decay = 0.01f;
+    desc.w_rows = w_rows[number / 20 % 3], desc.no_threads = number % 2;
+    return desc;
+}
+
+static void serial_words(all_words *all, pmlp_trainer_desc desc) {
+    int net, o;
+    memset(all, 0, sizeof *all);
+    for (long number = 0; number < 20; number += 2) {
+        pmlp_trainer_desc how = nth_desc(desc, number, &net, &o);
+        all->serial[net][o] = train_serially(net ? &wide_net : &long_net, how);
+    }
+}
+
+static void compare_nth(pmlp_trainer_desc desc, all_words *all) {
+    int net, o;
+    desc = nth_desc(desc, all->number++, &net, &o);
+    describe(net ? &wide_net : &long_net, &desc);
+    const words got = train(net ? &wide_net : &long_net, desc);
+    describe(net ? &wide_net : &long_net, &desc);
+    compare(all->serial[net][o], got);
+}
+
+static void compare_twice(pmlp_trainer_desc desc, void *user) { /* with threads and without */
+    compare_nth(desc, user), compare_nth(desc, user);
+}
+
+TEST(all_kinds) {
+    static all_words all;
+    double costs[4][12];
+    uint64_t rng = 6;
+    pmlp_trainer_desc desc = {0};
+    pmlp_costs given = {.f = costs[0], .i = costs[1], .w = costs[2], .u = costs[3], .latency = 0.2};
+    long called = 0, columns = 0;
+    for (int i = 0; i < 48; i++) costs[i / 12][i % 12] = test_uniform(&rng, 0.1, 3);
+    serial_words(&all, desc);
+    desc.costs = &given; /* auto's */
+    const long allowed = each_kind(test_quick() ? 9 : 1, compare_twice, desc, &all, &called);
+    CHECK(allowed == COMBINATIONS, "%ld combinations, not %d", allowed, COMBINATIONS);
+    for (int stages = 2; stages <= 12; stages++) {
+        pmlp_cut cuts[12];
+        pmlp_model *model = make_model(&wide_net);
+        CHECK(pmlp_partition(model, stages, false, cuts, NULL, NULL) == PMLP_OK, "%d", stages);
+        for (int i = 0; i < stages - 1; i++) columns += cuts[i].column > 0;
+        pmlp_model_destroy(model);
+    }
+    CHECK(columns > 11, "only %ld cuts inside the first layer", columns);
+    SAY("all 11 synchronous kinds, 1..4 workers x 1..3 stages x 1..16 micro-batches: %s of %s that "
+        "can be, with threads and without, W put off or not: equal bits",
+        test_count(called), test_count(allowed));
+}
+
+/* Auto that measures for itself. */
+TEST(auto_measured) {
+    static all_words all;
+    long runs = 0;
+    pmlp_trainer_desc desc = {0};
+    serial_words(&all, desc);
+    desc.schedule = PMLP_SCHEDULE_AUTO;
+    for (desc.workers = 1; desc.workers <= 4; desc.workers++)
+        for (desc.virtual_stages = 1; desc.virtual_stages <= 3; desc.virtual_stages++)
+            for (int m = 1; m < 4; m++, runs++) {
+                if (test_quick() && (desc.workers + desc.virtual_stages + m) % 4) continue;
+                desc.microbatches = microbatches[m];
+                compare_nth(desc, &all);
+            }
+    SAY("auto by its own measurements: %s runs, equal bits", test_count(runs));
+}
+
+/* --- edges without a buffer ------------------------------------------------------------------ */
+
+/* send() is BUSY until the receiver has taken the message: either side waits for the other. */
+typedef struct meeting {
+    pmlp_edge_desc desc;
+    struct meet_plan *plan;
+    pthread_mutex_t lock;
+    bool offered, taken;
+    int microbatch;
+    const void *data;
+    size_t bytes;
+    long busy;
+} meeting;
+
+typedef struct meet_plan {
+    pmlp_edges table;
+    pthread_mutex_t lock;
+    long patience; /* BUSYs in a row after which a send gives up; 0: endless */
+    long messages, broken;
+} meet_plan;
+
+static pmlp_result meet_connect(const pmlp_edges *self, const pmlp_edge_desc *desc, void **edge,
+                                pmlp_error *error) {
+    meeting *e = calloc(1, sizeof *e);
+    (void)error;
+    if (!e) return PMLP_ERROR_MEMORY;
+    e->desc = *desc, e->plan = (meet_plan *)(uintptr_t)self->user;
+    pthread_mutex_init(&e->lock, NULL);
+    return *edge = e, PMLP_OK;
+}
+
+static void meet_disconnect(void *edge) {
+    meeting *e = edge;
+    pthread_mutex_destroy(&e->lock);
+    free(e);
+}
+
+static pmlp_result meet_reset(void *edge) {
+    meeting *e = edge;
+    e->plan->broken += e->offered; /* something of the last pass was never taken */
+    e->busy = 0;
+    return PMLP_OK;
+}
+
+static pmlp_result meet_send(void *edge, int microbatch, const void *data, size_t bytes) {
+    meeting *e = edge;
+    pmlp_result result = PMLP_BUSY;
+    bool offers = false;
+    long broken = 0;
+    pthread_mutex_lock(&e->lock);
+    if (!e->offered) {
+        offers = e->offered = true, e->taken = false;
+        e->microbatch = microbatch, e->data = data, e->bytes = bytes;
+    }
+    broken += e->microbatch != microbatch || e->data != data || e->bytes != bytes;
+    if (e->taken) e->offered = false, result = PMLP_OK;
+    e->busy = result == PMLP_OK ? 0 : e->busy + 1;
+    if (e->plan->patience && e->busy > e->plan->patience) e->offered = false, result = PMLP_ERROR_BACKEND;
+    pthread_mutex_unlock(&e->lock);
+    if (offers) e->desc.wake(e->desc.to_wake);
+    if (broken || result == PMLP_OK) {
+        pthread_mutex_lock(&e->plan->lock);
+        e->plan->messages += result == PMLP_OK, e->plan->broken += broken;
+        pthread_mutex_unlock(&e->plan->lock);
+    }
+    return result;
+}
+
+static pmlp_result meet_receive(void *edge, int microbatch, void *data, size_t bytes) {
+    meeting *e = edge;
+    pmlp_result result = PMLP_BUSY;
+    long broken = 0;
+    pthread_mutex_lock(&e->lock);
+    if (e->offered && !e->taken) {
+        broken = e->microbatch != microbatch || e->bytes != bytes ||
+                 (e->plan->table.shared && e->data != data);
+        if (!e->plan->table.shared && bytes && !broken) memcpy(data, e->data, bytes);
+        e->taken = true, result = PMLP_OK;
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (result == PMLP_OK) e->desc.wake(e->desc.from_wake);
+    if (broken) {
+        pthread_mutex_lock(&e->plan->lock);
+        e->plan->broken += broken;
+        pthread_mutex_unlock(&e->plan->lock);
+    }
+    return result;
+}
+
+static void meet_make(meet_plan *plan, bool shared, pmlp_transport transport, long patience) {
+    memset(plan, 0, sizeof *plan);
+    pthread_mutex_init(&plan->lock, NULL);
+    plan->patience = patience;
+    plan->table.abi = PMLP_EDGES_ABI, plan->table.size = sizeof plan->table;
+    plan->table.name = "meetings", plan->table.user = plan;
+    plan->table.shared = shared, plan->table.transport = transport;
+    plan->table.connect = meet_connect, plan->table.disconnect = meet_disconnect;
+    plan->table.reset = meet_reset, plan->table.send = meet_send;
+    plan->table.receive = meet_receive;
+}
+
+static meet_plan meet;
+static long met; /* messages */
+
+static void compare_meeting(pmlp_trainer_desc desc, void *user) {
+    if (desc.workers == 1) return;
+    const bool first = ((all_words *)user)->number / 4 % 2;
+    for (int turn = 0; turn < 2; turn++) { /* with threads, then without; one of the two copies */
+        meet_make(&meet, first ^ turn, PMLP_TRANSPORT_RENDEZVOUS, 0);
+        desc.edges = &meet.table;
+        compare_nth(desc, user);
+        CHECK(meet.messages > 0 && meet.broken == 0, "%s: %ld messages, %ld broken rules", label,
+              meet.messages, meet.broken);
+        met += meet.messages;
+    }
+}
+
+/* Left at SLOTS, the trainer would write lists that hang over such edges where the replay says so;
+   here they give up instead. The trainer runs without threads. */
+typedef struct hang_count { long hung, went; } hang_count;
+
+static void expect_hang(pmlp_trainer_desc desc, void *user) {
+    hang_count *count = user;
+    pmlp_data data = make_data(&long_net), batch = rows_of(&long_net, &data, 0, BATCH);
+    pmlp_model *model = make_model(&long_net);
+    pmlp_trainer *trainer = NULL;
+    pmlp_schedule *lowered = NULL;
+    pmlp_error error = {0};
+    if (desc.workers > 1) {
+        meet_make(&meet, true, PMLP_TRANSPORT_SLOTS, 5000);
+        desc.edges = &meet.table, desc.no_threads = true, desc.batch = BATCH;
+        describe(&long_net, &desc);
+        CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s: %s", label,
+              error.text);
+    }
+    if (trainer) {
+        pmlp_schedule_lower(pmlp_trainer_schedule(trainer), &lowered, NULL);
+        const pmlp_result said =
+            pmlp_schedule_replay(lowered, PMLP_TRANSPORT_RENDEZVOUS, 0, NULL, &error);
+        const pmlp_result got = pmlp_trainer_step(trainer, &batch, NULL);
+        CHECK(got == (said == PMLP_OK ? PMLP_OK : PMLP_ERROR_BACKEND), "%s: %s, the replay: %s",
+              label, pmlp_result_name(got), pmlp_result_name(said));
+        CHECK(said == PMLP_OK || (said == PMLP_ERROR_DEADLOCK && strstr(error.text, "waits for")),
+              "%s: the replay says '%s'", label, error.text);
+        if (got != PMLP_OK)
+            CHECK(!strncmp(pmlp_trainer_error(trainer)->op, "SEND", 4), "%s: '%s'", label,
+                  pmlp_trainer_error(trainer)->text);
+        *(got == PMLP_OK ? &count->went : &count->hung) += 1;
+    }
+    pmlp_schedule_destroy(lowered);
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(model);
+}
+
+TEST(rendezvous) {
+    static all_words all;
+    long called = 0, runs = 0;
+    hang_count hangs = {0, 0};
+    pmlp_trainer_desc desc = {0};
+    const pmlp_costs unit = {0};
+    met = 0;
+    serial_words(&all, desc);
+    desc.costs = &unit;
+    each_kind(test_quick() ? 41 : 3, compare_meeting, desc, &all, &called);
+    for (int kind = PMLP_SCHEDULE_PIPEDREAM; kind <= PMLP_SCHEDULE_PIPEDREAM_2BW; kind++)
+        for (desc.workers = 2; desc.workers <= 4; desc.workers++)
+            for (int way = 0; way < 4; way++, runs++) { /* asynchronous ones against themselves */
+                desc.schedule = (pmlp_schedule_kind)kind, desc.virtual_stages = 1;
+                desc.microbatches = desc.workers + way % 2, desc.edges = NULL, desc.no_threads = true;
+                describe(&long_net, &desc);
+                const words slots = train(&long_net, desc);
+                meet_make(&meet, way / 2, PMLP_TRANSPORT_RENDEZVOUS, 0);
+                desc.edges = &meet.table, desc.no_threads = way % 2;
+                compare(slots, train(&long_net, desc));
+                CHECK(meet.messages > 0 && meet.broken == 0, "%s: %ld broken rules", label,
+                      meet.broken);
+                met += meet.messages;
+            }
+    desc.edges = NULL;
+    each_kind(test_quick() ? 7 : 2, expect_hang, desc, &hangs, &called);
+    CHECK(hangs.hung > hangs.went && hangs.went > 0, "%ld hang, %ld do not", hangs.hung, hangs.went);
+    SAY("edges without a buffer, shared and copying: %s runs of all kinds, %s messages, equal bits; "
+        "in slots' order %s of %s would hang, as the replay says",
+        test_count(all.number + runs), test_count(met), test_count(hangs.hung),
+        test_count(hangs.hung + hangs.went));
 }
 
 /* Asking for the norm, with a limit that is never reached, must change no weight. */
@@ -346,6 +668,18 @@ TEST(columns) {
                         compare(serial, train(&net, desc));
                         runs++;
                     }
+            for (int c = 0; c < 6; c++) /* the same cuts, two stages a worker */
+                for (int k = 0; k < ALL_KINDS; k++) {
+                    pmlp_trainer_desc two = desc;
+                    if (all_kinds[k].most < 2 || by_hand[c][2].layer >= net.layers) continue;
+                    two.cuts = by_hand[c], two.workers = two.virtual_stages = 2;
+                    two.schedule = all_kinds[k].kind, two.microbatches = 4;
+                    two.no_threads = runs % 2;
+                    runs++;
+                    if (test_quick() && runs % 5) continue;
+                    describe(&net, &two);
+                    compare(serial, train(&net, two));
+                }
         }
     SAY("stages cut inside the first layer: %s runs, equal bits", test_count(runs));
 }
@@ -744,19 +1078,20 @@ static pmlp_result spy_input(void *context, size_t rows, size_t n, const float *
         drawn[drawn_count++] = index ? index[r] : (uint32_t)(first + r);
     return s->inner->input(s->context, rows, n, data, index, first, x);
 }
-static pmlp_result spy_forward(void *context, void *layer, size_t rows, const float *x, float *y) {
+static pmlp_result spy_forward(void *context, void *layer, int version, size_t rows, const float *x,
+                               float *y) {
     spy *s = context;
     spy_layer *l = layer;
     spy_seen(s), l->forward_rows += rows, l->empty += rows == 0;
     if (rows > l->most_rows) l->most_rows = rows;
-    return s->inner->forward(s->context, l->inner, rows, x, y);
+    return s->inner->forward(s->context, l->inner, version, rows, x, y);
 }
-static pmlp_result spy_backward_input(void *context, void *layer, size_t rows, const float *dz,
-                                      const float *x, float *dz_below) {
+static pmlp_result spy_backward_input(void *context, void *layer, int version, size_t rows,
+                                      const float *dz, const float *x, float *dz_below) {
     spy *s = context;
     spy_layer *l = layer;
     spy_seen(s), l->input_rows += rows, l->empty += rows == 0;
-    return s->inner->backward_input(s->context, l->inner, rows, dz, x, dz_below);
+    return s->inner->backward_input(s->context, l->inner, version, rows, dz, x, dz_below);
 }
 static pmlp_result spy_backward_weight(void *context, void *layer, size_t rows, const float *x,
                                        const float *dz, bool accumulate) {
@@ -1130,6 +1465,8 @@ TEST(epochs) {
 
 /* --- pmlp_partition --------------------------------------------------------------------------- */
 
+enum { CUT_LAYERS = 8 };
+
 /* Multiply-adds of F, I and W per row; the first layer has no I. */
 static double layer_cost(const network *net, int layer) {
     return (layer ? 3.0 : 2.0) * net->sizes[layer] * net->sizes[layer + 1];
@@ -1147,7 +1484,7 @@ static double costliest(const network *net, unsigned begins) {
 }
 
 static void check_partition(const network *net, int stages) {
-    pmlp_cut cuts[MAX_LAYERS];
+    pmlp_cut cuts[CUT_LAYERS];
     double balance = 0, total = 0, best = -1;
     unsigned begins = 0;
     pmlp_error error = {0};
@@ -1201,12 +1538,12 @@ TEST(partition) {
     const int tries = test_quick() ? 20 : 200;
     for (int t = 0; t < tries; t++) {
         net = deep_net;
-        net.layers = 1 + (int)(test_random(&rng) % MAX_LAYERS);
+        net.layers = 1 + (int)(test_random(&rng) % CUT_LAYERS);
         for (int l = 0; l <= net.layers; l++) net.sizes[l] = 1 + (int)(test_random(&rng) % 40);
         for (int stages = 1; stages <= net.layers; stages++) check_partition(&net, stages);
     }
     SAY("pmlp_partition is as good as the best of all cuts: %d networks of up to %d layers", tries,
-        MAX_LAYERS);
+        CUT_LAYERS);
 }
 
 /* With cuts inside the first layer: the smallest largest cost of all ways to choose the places,
@@ -1317,6 +1654,9 @@ TEST(no_errors) {
 int main(void) {
     test_begin("parity");
     RUN(exhaustive);
+    RUN(all_kinds);
+    RUN(auto_measured);
+    RUN(rendezvous);
     RUN(norm_is_free);
     RUN(instruction_sets);
     RUN(slots);
