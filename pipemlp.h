@@ -203,7 +203,8 @@
       PipeDream-2BW (pipedream-2bw) updates every m micro-batches, always from weights one update
       old: two versions, the same staleness everywhere, and the same bits for any number of workers.
 
-      None of them gives the bits of serial training, and pmlp_verify() says so. They are as
+      None of them gives the bits of serial training, except pipedream on one worker with one
+      micro-batch, which is just that; pmlp_verify() tells. They are as
       repeatable as the synchronous ones: which version is read follows from the lists, not from
       timing. An epoch is one long pipeline, drained every 65,536 rows.
 
@@ -539,8 +540,9 @@ PMLP_API const char *pmlp_schedule_kind_name(pmlp_schedule_kind kind);
 /* The kind of that name; PMLP_SCHEDULE_DEFAULT if there is none. */
 PMLP_API pmlp_schedule_kind pmlp_schedule_kind_of(const char *name);
 
-/* What actions cost and hold, in any units. All-zero means F = I = W = 1, U free, hand-offs free,
-   and every stage holds 1 per micro-batch. The arrays are read during a call only. */
+/* What actions cost and hold, in any units, 1e100 at most. All-zero means F = I = W = 1, U
+   free, hand-offs free, and every stage holds 1 per micro-batch. The arrays are read during a
+   call only. */
 typedef struct pmlp_costs {
     const double *f, *i, *w;    /* [S] each, of one micro-batch; NULL means 1 for every stage */
     const double *u;            /* [S]; NULL means 0 */
@@ -551,6 +553,7 @@ typedef struct pmlp_costs {
                                    either way; NULL means 0 */
     const double *held;         /* [S]: what a stage keeps of one micro-batch from its F to its W;
                                    NULL means 1, so that sums count micro-batches */
+    int stages;                 /* S, for which the arrays are; 0: whatever they are used for */
 } pmlp_costs;
 
 typedef struct pmlp_schedule pmlp_schedule;
@@ -576,7 +579,8 @@ typedef struct pmlp_schedule_desc {
 PMLP_API pmlp_result pmlp_schedule_create(const pmlp_schedule_desc *desc, pmlp_schedule **schedule,
                                           pmlp_error *error);
 /* A schedule without actions, to be filled with pmlp_schedule_append(): stage_worker [stages] says
-   which worker has each stage. allocator may be NULL. Errors: ARGUMENT, MEMORY. */
+   which worker has each stage; each worker must have one. allocator may be NULL. Errors: ARGUMENT,
+   MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_empty(int workers, int stages, int microbatches,
                                          const int *stage_worker, const pmlp_allocator *allocator,
                                          pmlp_schedule **schedule, pmlp_error *error);
@@ -663,10 +667,12 @@ typedef struct pmlp_check {
      makes the bits of the gradient), U after every W whose gradient it takes and before the next;
    - with bounded queues between stages and blocking ends, all workers reach the end of their lists.
      Such a pipeline is a Kahn network: whether it deadlocks does not depend on timing, so that one
-     replay proves it for all runs. U of a synchronous schedule waits for the last W of every stage.
-   slots > 0: with that many slots on every edge; 0: finds the fewest. report may be NULL; set its
-   pointers to NULL or to arrays of your own. Errors: SCHEDULE or DEADLOCK, with worker, stage,
-   micro-batch and op in *error and a sentence that names the action and what it lacks; MEMORY. */
+     replay proves it for all runs. U of a synchronous schedule waits for the last W of every stage;
+   - in lists with hand-offs of their own, what is sent is received, and is there before it is
+     needed. slots > 0: with that many slots on every edge; 0: finds the fewest. report may be NULL;
+     set its pointers to NULL or to arrays of your own. Errors: SCHEDULE or DEADLOCK, with worker,
+     stage, micro-batch and op in *error and a sentence that names the action and what it lacks;
+     MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *schedule, int slots,
                                          pmlp_check *report, pmlp_error *error);
 
@@ -706,8 +712,8 @@ typedef struct pmlp_simulation {
 
 /* Times a schedule under given costs with unbounded edges. begin, if not NULL, is [sum of all list
    lengths], worker by worker: when each action begins. costs may be NULL. Time and memory grow with
-   the number of actions. Errors: ARGUMENT if a cost is not a finite number >= 0; as the checker's
-   if the schedule cannot finish; MEMORY. */
+   the number of actions. That the rules hold is for pmlp_schedule_check() to say. Errors: ARGUMENT
+   if a cost is not a finite number >= 0; as the checker's if the schedule cannot finish; MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_simulate(const pmlp_schedule *schedule, const pmlp_costs *costs,
                                             double *begin, pmlp_simulation *simulation,
                                             pmlp_error *error);
@@ -874,14 +880,16 @@ typedef struct pmlp_trainer_desc {
                                       copied */
     const pmlp_costs *costs;       /* auto: what it goes by; default: measured on a copy of the
                                       model, in a few steps on zeros */
-    double memory;                 /* auto: most that a worker may hold at once, in the unit of
-                                      costs->held, bytes if measured; default: no limit */
+    double memory;                 /* auto: most that a worker may hold at once by the schedule as
+                                      it is written, in the unit of costs->held, bytes if measured;
+                                      the trainer's own buffers hold a batch; default: no limit */
     bool no_stashing;              /* asynchronous schedules: keep one version of the weights, so
                                       that a backward may see others than its forward did */
     const pmlp_cut *cuts;          /* [S - 1]: where stages 1, 2, ... begin; default
                                       pmlp_partition(); copied */
     bool whole_layers;             /* do not cut inside layer 0 */
-    int slots;                     /* per edge between stages; default m, which never blocks */
+    int slots;                     /* per edge between stages; default m, which never blocks a
+                                      synchronous schedule */
     size_t w_rows; /* W is put off until so many rows are together, see ON PIPELINES;
                                       1: done where the schedule has it; default 128 */
 
@@ -943,7 +951,8 @@ PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *trainer);
 /* From the next step on. Errors: ARGUMENT if not a finite number >= 0. */
 PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *trainer, float learning_rate);
 /* The gradient of the last step's mean loss, before clipping: dw [n_out][n_in], db [n_out]; either
-   may be NULL. Errors: ARGUMENT; STATE before the first step and after one that failed. */
+   may be NULL. With an asynchronous schedule: what each stage's last update took. Errors: ARGUMENT;
+   STATE before the first step and after one that failed. */
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *trainer, int layer, float *dw, float *db);
 
 /* The last failure; result is PMLP_OK if there was none. Valid until the next call. */
@@ -980,7 +989,8 @@ typedef struct pmlp_stage_info {
                                      than their forward: 0 with weight stashing */
 } pmlp_stage_info;
 
-/* What a stage consists of. Errors: ARGUMENT. */
+/* What a stage consists of, and what was measured of it; not while a call of the trainer runs on
+   another thread. Errors: ARGUMENT. */
 PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *trainer, int stage,
                                         pmlp_stage_info *info);
 
@@ -1199,11 +1209,12 @@ PMLP_API const pmlp_backend *pmlp_cpu_backend_isa(const char *isa);
    something useful or waits, and asks again. Each is called by one thread, the worker at that
    end. wake() may be called from any thread whenever an end that was BUSY may succeed now; an
    edge that never calls it is polled about once a millisecond. Memory behind `data` stays valid
-   and unchanged until the end of the step. A message of an empty micro-batch has 0 bytes.
+   and unchanged until the message has been received, and longer. A message of an empty micro-batch
+   has 0 bytes.
    connect(), reset() and disconnect() are called by the thread that calls the trainer; no
    wake() after disconnect(). The table is not copied: it must outlive the trainer. */
 
-#define PMLP_EDGES_ABI 2
+#  define PMLP_EDGES_ABI 2
 
 typedef struct pmlp_edge_desc {
     int from_stage, to_stage, from_worker, to_worker;
@@ -1581,14 +1592,13 @@ typedef struct pmlp__text {
 
 static void pmlp__put(pmlp__text *text, const char *format, ...) PMLP__FORMAT(2, 3);
 static void pmlp__put(pmlp__text *text, const char *format, ...) {
-    char piece[64];
+    const size_t room = text->length < text->size ? text->size - text->length : 0;
     va_list arguments;
-    int n, i;
+    int n;
     va_start(arguments, format);
-    n = vsnprintf(piece, sizeof piece, format, arguments);
+    n = vsnprintf(room ? text->buffer + text->length : NULL, room, format, arguments);
     va_end(arguments);
-    for (i = 0; i < n && i < (int)sizeof piece - 1; i++, text->length++)
-        if (text->length + 1 < text->size) text->buffer[text->length] = piece[i];
+    if (n > 0) text->length += (size_t)n;
 }
 
 static void pmlp__text_end(pmlp__text *text, size_t *length) {
@@ -2597,6 +2607,12 @@ static unsigned pmlp__seen_by(pmlp_op op) {
 
 static bool pmlp__is_send(pmlp_op op) { return op == PMLP_OP_SEND_F || op == PMLP_OP_SEND_B; }
 
+/* True if a stage and its neighbour (stage + 1 or stage - 1) both exist, on different workers. */
+static bool pmlp__crosses(const pmlp_schedule *s, int stage, int neighbour) {
+    return neighbour >= 0 && neighbour < s->stages &&
+           s->stage_worker[stage] != s->stage_worker[neighbour];
+}
+
 /* --- weight versions -------------------------------------------------------------------------- */
 
 /* Version n of a stage's weights is what its n-th update left behind, 0 what it began with. Which
@@ -2910,6 +2926,10 @@ static pmlp_result pmlp__check_schedule_desc(const pmlp_schedule_desc *d, pmlp_e
     if (d->batches < 1 || d->batches > PMLP__MAX_MICROBATCHES / d->microbatches)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "batches: %d is not in 1 .. %d", d->batches,
                           PMLP__MAX_MICROBATCHES / d->microbatches);
+    if ((double)d->microbatches * d->batches * d->virtual_stages > INT_MAX / 8)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "microbatches: %d in %d stages per worker are more actions than a list "
+                          "can hold", d->microbatches, d->virtual_stages);
     if (pmlp__is_half(&d->allocator))
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
     if ((int)d->kind < 0 || d->kind >= PMLP_SCHEDULE_KIND_COUNT)
@@ -2984,7 +3004,7 @@ PMLP_API pmlp_result pmlp_schedule_empty(int workers, int stages, int microbatch
                                          const int *stage_worker, const pmlp_allocator *allocator,
                                          pmlp_schedule **schedule, pmlp_error *error) {
     const pmlp_allocator memory = pmlp__allocator_or_default(allocator);
-    int stage;
+    int stage, worker;
     if (!schedule) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     *schedule = NULL;
     if (workers < 1 || workers > PMLP__MAX_WORKERS || stages < 1 || stages > PMLP__MAX_WORKERS ||
@@ -3000,6 +3020,12 @@ PMLP_API pmlp_result pmlp_schedule_empty(int workers, int stages, int microbatch
                               stage, stage_worker[stage], workers - 1);
     if (pmlp__is_half(&memory))
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
+    for (worker = 0; worker < workers; worker++) {
+        for (stage = 0; stage < stages && stage_worker[stage] != worker; stage++) continue;
+        if (stage == stages)
+            return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stage_worker: worker %d has no stage",
+                              worker);
+    }
     *schedule = pmlp__schedule_new(&memory, workers, stages, microbatches);
     if (!*schedule) return pmlp__no_memory(error, "a schedule");
     memcpy((*schedule)->stage_worker, stage_worker, (size_t)stages * sizeof *stage_worker);
@@ -3009,6 +3035,9 @@ PMLP_API pmlp_result pmlp_schedule_empty(int workers, int stages, int microbatch
 PMLP_API pmlp_result pmlp_schedule_append(pmlp_schedule *s, pmlp_op op, int stage, int microbatch,
                                           pmlp_error *error) {
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
+    if (s->per_update)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "schedule: is asynchronous; only the builders write those");
     if (op <= PMLP_OP_NONE || op >= PMLP_OP_COUNT)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "op: %d is none", (int)op);
     if (stage < 0 || stage >= s->stages)
@@ -3017,11 +3046,13 @@ PMLP_API pmlp_result pmlp_schedule_append(pmlp_schedule *s, pmlp_op op, int stag
     if (op != PMLP_OP_U && (microbatch < 0 || microbatch >= s->microbatches))
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "microbatch: %d is not in 0 .. %d",
                           microbatch, s->microbatches - 1);
-    if (((op == PMLP_OP_SEND_F || op == PMLP_OP_RECV_B) && stage == s->stages - 1) ||
-        ((op == PMLP_OP_RECV_F || op == PMLP_OP_SEND_B) && stage == 0))
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stage: stage %d has nobody for a %s", stage,
+    if (((op == PMLP_OP_SEND_F || op == PMLP_OP_RECV_B) &&
+         !pmlp__crosses(s, stage, stage + 1)) ||
+        ((op == PMLP_OP_RECV_F || op == PMLP_OP_SEND_B) && !pmlp__crosses(s, stage, stage - 1)))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "stage: stage %d has no other worker there for a %s", stage,
                           pmlp_op_name(op));
-    if (op == PMLP_OP_U && s->per_update == 0) microbatch = -1;
+    if (op == PMLP_OP_U) microbatch = -1;
     if (!pmlp__emit(s, s->stage_worker[stage], op, stage, microbatch))
         return pmlp__no_memory(error, "a schedule's actions");
     if (op >= PMLP_OP_SEND_F) s->lowered = true;
@@ -3255,12 +3286,6 @@ PMLP_API pmlp_result pmlp_schedule_print(const pmlp_schedule *s, char *buffer, s
    The gradient for the stage below leaves between I and W: nobody waits for W. Each SEND stands
    right behind its producer, each RECV right before its consumer. Whether that can deadlock, and
    how many slots each queue needs, is for the checker to say. */
-
-/* True if a stage and its neighbour (stage + 1 or stage - 1) both exist, on different workers. */
-static bool pmlp__crosses(const pmlp_schedule *s, int stage, int neighbour) {
-    return neighbour >= 0 && neighbour < s->stages &&
-           s->stage_worker[stage] != s->stage_worker[neighbour];
-}
 
 /* Writes what an action becomes, four actions at most, and returns how many; with `whole` a B stays
    one. The lists of a lowered schedule are taken as they are. Every reader that needs hand-offs
@@ -3895,6 +3920,25 @@ static pmlp_result pmlp__report_deadlock(const pmlp__replay *p, pmlp_error *erro
     return pmlp__check_fail(error, PMLP_ERROR_DEADLOCK, first, a, "%s", message);
 }
 
+/* In lists that were lowered by hand a message may be left over. */
+static pmlp_result pmlp__check_all_taken(const pmlp__replay *p, pmlp_error *error) {
+    const uint32_t m = (uint32_t)p->s->microbatches;
+    int queue;
+    for (queue = 0; queue < 2 * p->s->stages; queue++) {
+        pmlp_action a = {PMLP_OP_SEND_F, 0, 0};
+        uint32_t message;
+        if (p->offered[queue] == p->wanted[queue]) continue;
+        message = p->message[p->first[queue] + (size_t)p->wanted[queue]];
+        if (message / m % 2) a.op = PMLP_OP_SEND_B;
+        a.stage = (int)(message / m / 2 + message / m % 2);
+        a.microbatch = (int)(message % m);
+        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, p->s->stage_worker[a.stage], a,
+                                "worker %d does %s, which nobody receives",
+                                p->s->stage_worker[a.stage], pmlp__action_label(a).text);
+    }
+    return PMLP_OK;
+}
+
 /* Rule 3: with this transport everybody reaches the end of the list. p->s, slots, grouped and
    queue_of are set, everything else is 0. done [workers] may be NULL. */
 static pmlp_result pmlp__replay_run(pmlp__replay *p, bool with_updates, int *done,
@@ -3911,6 +3955,7 @@ static pmlp_result pmlp__replay_run(pmlp__replay *p, bool with_updates, int *don
         if (done) done[worker] = p->at[worker].next;
     }
     if (result == PMLP_OK && stuck > 0) result = pmlp__report_deadlock(p, error);
+    if (result == PMLP_OK) result = pmlp__check_all_taken(p, error);
     pmlp__replay_done(p);
     return result;
 }
@@ -4016,18 +4061,16 @@ PMLP_API const char *pmlp_transport_name(pmlp_transport transport) {
 
 /* queue_of [2 stages]: all channels from one worker to another share the first one's queue. */
 static void pmlp__share_queues(const pmlp_schedule *s, int *queue_of) {
+    const int channels = 2 * (s->stages - 1);
     int i, j;
-    for (i = 0; i < 2 * s->stages; i++) {
-        const int low = i / 2, high = low + 1 < s->stages ? low + 1 : low;
-        const int from = s->stage_worker[i % 2 ? high : low];
-        const int to = s->stage_worker[i % 2 ? low : high];
-        queue_of[i] = i;
-        for (j = i - 1; j >= 0; j--) {
-            const int l = j / 2, h = l + 1;
-            if (s->stage_worker[j % 2 ? h : l] == from && s->stage_worker[j % 2 ? l : h] == to)
+    for (i = 0; i < 2 * s->stages; i++) queue_of[i] = i;
+    for (i = 0; i < channels; i++)
+        for (j = 0; j < i; j++)
+            if (s->stage_worker[i / 2 + i % 2] == s->stage_worker[j / 2 + j % 2] &&
+                s->stage_worker[i / 2 + 1 - i % 2] == s->stage_worker[j / 2 + 1 - j % 2]) {
                 queue_of[i] = j;
-        }
-    }
+                break;
+            }
 }
 
 PMLP_API pmlp_result pmlp_schedule_replay(const pmlp_schedule *s, pmlp_transport transport,
@@ -4089,11 +4132,13 @@ typedef struct pmlp__simulator {
     pmlp__ready ready;
 } pmlp__simulator;
 
-static bool pmlp__bad_cost(double cost) { return !(cost >= 0.0 && cost <= DBL_MAX); }
+/* Sums of what is allowed stay finite. */
+static bool pmlp__bad_cost(double cost) { return !(cost >= 0.0 && cost <= 1e100); }
 
 static bool pmlp__bad_costs(int stages, const pmlp_costs *c) {
     const double *of_stages[6];
     int n, stage;
+    if (c->stages && c->stages != stages) return true;
     of_stages[0] = c->f;
     of_stages[1] = c->i;
     of_stages[2] = c->w;
@@ -4220,7 +4265,9 @@ static pmlp_result pmlp__simulator_run(pmlp__simulator *p, const pmlp_schedule *
     if (!s) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "schedule: is NULL");
     if (pmlp__is_sparse(s, error)) return PMLP_ERROR_SCHEDULE;
     if (costs && pmlp__bad_costs(s->stages, costs))
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "costs: are not finite numbers >= 0");
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "costs: are not numbers in 0 .. 1e100 for each of the %d stages",
+                          s->stages);
     if (!pmlp__simulator_init(p, s, costs)) return pmlp__no_memory(error, "simulating a schedule");
     if (ranked) {
         p->rank = (size_t *)pmlp__new(&s->allocator, pmlp__action_count(s), sizeof *p->rank);
@@ -4454,6 +4501,9 @@ typedef struct pmlp__runner {
     int *w_next, *w_end; /* [stages]: micro-batches whose W is put off */
     int *pending;        /* [workers]: such W of all its stages */
     bool *flushing;      /* [workers]: doing them, until none is left */
+    pmlp_action *choice; /* [workers]: what it does next */
+    double *begin;       /* [workers]: and when it can; HUGE_VAL: that depends on the others */
+    bool *stale;         /* [workers]: that has to be found out anew */
 } pmlp__runner;
 
 /* The stage whose W the worker has put off and should do, if `enough` or more are together. */
@@ -4466,8 +4516,7 @@ static int pmlp__runner_w(const pmlp__runner *p, int worker, int enough) {
     return -1;
 }
 
-/* What the worker does next and when it can begin; HUGE_VAL: that depends on the others. */
-static pmlp_action pmlp__runner_next(pmlp__runner *p, int worker, double *begin) {
+static void pmlp__runner_choose(pmlp__runner *p, int worker) {
     const pmlp__list *list = &p->sim.s->lists[worker];
     const double clock = p->sim.clock[worker];
     pmlp_action a = {PMLP_OP_NONE, 0, 0};
@@ -4490,24 +4539,36 @@ static pmlp_action pmlp__runner_next(pmlp__runner *p, int worker, double *begin)
         a.microbatch = p->w_next[w];
         available = clock;
     }
-    *begin = available < 0.0 ? HUGE_VAL : available > clock ? available : clock;
-    return a;
+    p->begin[worker] = available < 0.0 ? HUGE_VAL : available > clock ? available : clock;
+    p->choice[worker] = a;
+    p->stale[worker] = false;
 }
 
-/* Does it; false if there is no memory. */
-static bool pmlp__runner_do(pmlp__runner *p, int worker, pmlp_action a, double begin) {
+/* Does what the worker has chosen; false if there is no memory. */
+static bool pmlp__runner_do(pmlp__runner *p, int worker) {
     pmlp__simulator *sim = &p->sim;
-    const double end = begin + pmlp__action_cost(&sim->costs, a);
+    const pmlp_schedule *s = sim->s;
+    const pmlp_action a = p->choice[worker];
+    const double end = p->begin[worker] + pmlp__action_cost(&sim->costs, a);
+    int i;
     sim->clock[worker] = end;
+    p->stale[worker] = true;
     if (a.op == PMLP_OP_W) {
         p->w_next[a.stage]++;
         p->flushing[worker] = --p->pending[worker] > 0;
         if (end > sim->weights_end) sim->weights_end = end;
-        sim->weights_left--;
+        if (--sim->weights_left == 0)
+            for (i = 0; i < s->workers; i++) p->stale[i] = true;
     } else {
         sim->next[worker]++;
-        if (a.op == PMLP_OP_F) sim->f_end[pmlp__cell(sim->s, a.stage, a.microbatch)] = end;
-        if (a.op == PMLP_OP_I) sim->i_end[pmlp__cell(sim->s, a.stage, a.microbatch)] = end;
+    }
+    if (a.op == PMLP_OP_F) {
+        sim->f_end[pmlp__cell(s, a.stage, a.microbatch)] = end;
+        if (a.stage + 1 < s->stages) p->stale[s->stage_worker[a.stage + 1]] = true;
+    }
+    if (a.op == PMLP_OP_I) {
+        sim->i_end[pmlp__cell(s, a.stage, a.microbatch)] = end;
+        if (a.stage > 0) p->stale[s->stage_worker[a.stage - 1]] = true;
     }
     return pmlp__emit(p->out, worker, a.op, a.stage, a.microbatch);
 }
@@ -4517,19 +4578,15 @@ static bool pmlp__runner_do(pmlp__runner *p, int worker, pmlp_action a, double b
 static bool pmlp__runner_run(pmlp__runner *p) {
     const pmlp_schedule *s = p->sim.s;
     size_t left = pmlp__action_count(s);
+    int worker, first;
     bool ok = true;
+    for (worker = 0; worker < s->workers; worker++) p->stale[worker] = true;
     for (; ok && left > 0; left--) {
-        pmlp_action first = {PMLP_OP_NONE, 0, 0};
-        double earliest = HUGE_VAL, begin;
-        int worker, who = 0;
-        for (worker = 0; worker < s->workers; worker++) {
-            const pmlp_action a = pmlp__runner_next(p, worker, &begin);
-            if (a.op == PMLP_OP_NONE || begin >= earliest) continue;
-            earliest = begin;
-            first = a;
-            who = worker;
+        for (worker = 0, first = 0; worker < s->workers; worker++) {
+            if (p->stale[worker]) pmlp__runner_choose(p, worker);
+            if (p->begin[worker] < p->begin[first]) first = worker;
         }
-        ok = first.op != PMLP_OP_NONE && pmlp__runner_do(p, who, first, earliest);
+        ok = p->begin[first] < HUGE_VAL && pmlp__runner_do(p, first);
     }
     return ok;
 }
@@ -4549,7 +4606,9 @@ PMLP_API pmlp_result pmlp_schedule_put_off(const pmlp_schedule *s, const pmlp_co
     result = pmlp_schedule_check(s, s->microbatches, NULL, error);
     if (result != PMLP_OK) return result;
     if (costs && pmlp__bad_costs(s->stages, costs))
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "costs: are not finite numbers >= 0");
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "costs: are not numbers in 0 .. 1e100 for each of the %d stages",
+                          s->stages);
     memset(&p, 0, sizeof p);
     p.most = most;
     allocator = &s->allocator;
@@ -4559,7 +4618,11 @@ PMLP_API pmlp_result pmlp_schedule_put_off(const pmlp_schedule *s, const pmlp_co
     p.w_end = (int *)pmlp__new(allocator, (size_t)s->stages, sizeof *p.w_end);
     p.pending = (int *)pmlp__new(allocator, (size_t)s->workers, sizeof *p.pending);
     p.flushing = (bool *)pmlp__new(allocator, (size_t)s->workers, sizeof *p.flushing);
-    if (split && p.out && p.w_next && p.w_end && p.pending && p.flushing &&
+    p.choice = (pmlp_action *)pmlp__new(allocator, (size_t)s->workers, sizeof *p.choice);
+    p.begin = (double *)pmlp__new(allocator, (size_t)s->workers, sizeof *p.begin);
+    p.stale = (bool *)pmlp__new(allocator, (size_t)s->workers, sizeof *p.stale);
+    if (split && p.out && p.w_next && p.w_end && p.pending && p.flushing && p.choice && p.begin &&
+        p.stale &&
         pmlp__simulator_init(&p.sim, split, costs)) {
         if (pmlp__runner_run(&p)) *out = p.out;
         pmlp__simulator_done(&p.sim);
@@ -4573,6 +4636,9 @@ PMLP_API pmlp_result pmlp_schedule_put_off(const pmlp_schedule *s, const pmlp_co
     pmlp__delete(allocator, p.w_end);
     pmlp__delete(allocator, p.pending);
     pmlp__delete(allocator, p.flushing);
+    pmlp__delete(allocator, p.choice);
+    pmlp__delete(allocator, p.begin);
+    pmlp__delete(allocator, p.stale);
     return result;
 }
 
@@ -4703,25 +4769,23 @@ static int pmlp__spans_before(const pmlp_timeline *t, int worker, double time) {
     return low;
 }
 
-/* When the span that this one waited for ended, and whose it was; -1 if it needs nobody else. */
-static double pmlp__needed_since(const pmlp_timeline *t, int worker, const pmlp_span *span,
-                                 int *whose) {
+/* What this span needed of another worker: the last F or I of that micro-batch before it; NULL if
+   it needs nobody else. Steps that stand one behind the other have the same numbers. */
+static const pmlp_span *pmlp__needed(const pmlp_timeline *t, int worker, const pmlp_span *span) {
     const bool forward = span->op == PMLP_OP_F;
     const int from = forward ? span->stage - 1 : span->stage + 1;
-    int i;
-    *whose = -1;
+    int whose, i;
     if ((!forward && span->op != PMLP_OP_I && span->op != PMLP_OP_B) || from < 0 ||
         from >= t->stages || t->stage_worker[from] == worker)
-        return -1.0;
-    *whose = t->stage_worker[from];
-    for (i = pmlp__spans_before(t, *whose, span->begin) - 1; i >= 0; i--) {
-        const pmlp_span *other = &t->spans[*whose][i];
+        return NULL;
+    whose = t->stage_worker[from];
+    for (i = pmlp__spans_before(t, whose, span->begin) - 1; i >= 0; i--) {
+        const pmlp_span *other = &t->spans[whose][i];
         const bool same = forward ? other->op == PMLP_OP_F
                                   : other->op == PMLP_OP_I || other->op == PMLP_OP_B;
-        if (same && other->stage == from && other->microbatch == span->microbatch)
-            return other->end;
+        if (same && other->stage == from && other->microbatch == span->microbatch) return other;
     }
-    return -1.0;
+    return NULL;
 }
 
 static void pmlp__add_busy(pmlp_worker_time *time, const pmlp_span *span) {
@@ -4739,11 +4803,12 @@ static void pmlp__add_busy(pmlp_worker_time *time, const pmlp_span *span) {
 /* What the worker did while it did nothing, from `from` until the span began. */
 static void pmlp__add_gap(const pmlp_timeline *t, int worker, const pmlp_span *span, double from,
                           double *waited, pmlp_worker_time *time) {
-    int whose;
-    const double since = pmlp__needed_since(t, worker, span, &whose);
-    double until = since < from ? from : since > span->begin ? span->begin : since;
+    const pmlp_span *needed = span->begin > from ? pmlp__needed(t, worker, span) : NULL;
+    double until = from;
     if (span->begin <= from) return;
-    if (whose >= 0) waited[whose] += until - from;
+    if (needed && needed->end > from)
+        until = needed->end < span->begin ? needed->end : span->begin;
+    if (needed) waited[t->stage_worker[needed->stage]] += until - from;
     time->waiting += until - from;
     time->transfer += span->begin - until;
 }
@@ -5065,7 +5130,7 @@ static pmlp_result pmlp__try_kind(const pmlp_schedule_desc *d, const pmlp_costs 
 static pmlp_result pmlp__build_auto(const pmlp_schedule_desc *desc, pmlp_schedule **schedule,
                                     pmlp_error *error) {
     /* a limit that is a sum of what is held may be meant exactly, however it was added up */
-    const double memory = desc->memory > 0.0 ? desc->memory * (1.0 + 1e-12) : HUGE_VAL;
+    const double memory = desc->memory > 0.0 ? desc->memory * (1.0 + 1e-9) : HUGE_VAL;
     pmlp_schedule_desc d = *desc;
     pmlp_costs costs;
     pmlp__best best;
@@ -5078,7 +5143,8 @@ static pmlp_result pmlp__build_auto(const pmlp_schedule_desc *desc, pmlp_schedul
     if (desc->costs) costs = *desc->costs;
     if (pmlp__bad_costs(d.workers * d.virtual_stages, &costs) || !(desc->memory >= 0.0))
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
-                          "costs, memory: are not finite numbers >= 0");
+                          "costs, memory: are not numbers in 0 .. 1e100 for each of the %d stages",
+                          d.workers * d.virtual_stages);
     for (kind = PMLP_SCHEDULE_SEQUENTIAL; result == PMLP_OK && kind < PMLP_SCHEDULE_AUTO; kind++) {
         d.kind = (pmlp_schedule_kind)kind;
         result = pmlp__try_kind(&d, &costs, memory, &best, &why);
@@ -5194,7 +5260,7 @@ static void pmlp__put_byte(pmlp__text *text, char byte) {
     text->length++;
 }
 
-static void pmlp__put_long(pmlp__text *text, const char *string) {
+static void pmlp__put_string(pmlp__text *text, const char *string) {
     while (*string) pmlp__put_byte(text, *string++);
 }
 
@@ -5232,7 +5298,7 @@ static void pmlp__put_amount(pmlp__text *text, double value) {
     if (value >= 99.95) most = 1;
     if (value >= 999.5) most = 0;
     pmlp__put_decimal(text, value, pmlp__decimals(value, most));
-    pmlp__put_long(text, powers[power]);
+    pmlp__put_string(text, powers[power]);
 }
 
 /* Bytes of the UTF-8 character at p; 0 if there is none, or one that XML does not allow. */
@@ -5257,7 +5323,7 @@ static void pmlp__put_quoted(pmlp__text *text, const char *string, int most, boo
     for (; *p && most > 0; most--) {
         int n = pmlp__utf8(p);
         if (most == 1 && p[n > 0 ? n : 1]) {
-            pmlp__put_long(text, "\xe2\x80\xa6"); /* an ellipsis */
+            pmlp__put_string(text, "\xe2\x80\xa6"); /* an ellipsis */
             return;
         }
         if (n == 0) {
@@ -5327,7 +5393,7 @@ static void pmlp__svg_line(pmlp__picture *p, const char *kind, double x1, double
     pmlp__svg_attribute(p, "y1", y1);
     pmlp__svg_attribute(p, "x2", x2);
     pmlp__svg_attribute(p, "y2", y2);
-    pmlp__put_long(&p->text, "/>\n");
+    pmlp__put_string(&p->text, "/>\n");
 }
 
 /* Text whose content and end the caller writes. */
@@ -5338,13 +5404,13 @@ static void pmlp__svg_text(pmlp__picture *p, const char *kind, double x, double 
     pmlp__put_byte(&p->text, '>');
 }
 
-static void pmlp__svg_text_end(pmlp__picture *p) { pmlp__put_long(&p->text, "</text>\n"); }
+static void pmlp__svg_text_end(pmlp__picture *p) { pmlp__put_string(&p->text, "</text>\n"); }
 
 /* A constant text; markup in it counts as such. */
 static void pmlp__svg_say(pmlp__picture *p, const char *kind, double x, double y,
                           const char *string) {
     pmlp__svg_text(p, kind, x, y);
-    pmlp__put_long(&p->text, string);
+    pmlp__put_string(&p->text, string);
     pmlp__svg_text_end(p);
 }
 
@@ -5368,7 +5434,7 @@ static void pmlp__put_time(pmlp__picture *p, double time) {
 
 static void pmlp__put_unit(pmlp__picture *p) {
     if (!p->label.unit[0]) return;
-    pmlp__put_long(&p->text, "&#160;");
+    pmlp__put_string(&p->text, "&#160;");
     pmlp__put_quoted(&p->text, p->label.unit, 12, false);
 }
 
@@ -5379,7 +5445,7 @@ static void pmlp__put_time_unit(pmlp__picture *p, double time) {
 
 static void pmlp__put_share(pmlp__picture *p, double part, double whole) {
     pmlp__put_decimal(&p->text, whole > 0.0 ? 100.0 * part / whole : 0.0, 1);
-    pmlp__put_long(&p->text, "&#160;%");
+    pmlp__put_string(&p->text, "&#160;%");
 }
 
 /* Idle share of all workers. */
@@ -5434,7 +5500,7 @@ static int pmlp__shade(const pmlp__picture *p, int which, const pmlp_span *piece
 
 /* The class of a piece's colour, "F0" or "idle". */
 static void pmlp__put_class(pmlp__text *text, pmlp_op op, int shade) {
-    if (op == PMLP_OP_NONE) pmlp__put_long(text, "idle");
+    if (op == PMLP_OP_NONE) pmlp__put_string(text, "idle");
     else pmlp__put(text, "%s%d", pmlp_op_name(op), shade);
 }
 
@@ -5442,8 +5508,8 @@ static void pmlp__put_class(pmlp__text *text, pmlp_op op, int shade) {
 static void pmlp__svg_tooltip(pmlp__picture *p, const pmlp_span *piece) {
     pmlp__text *text = &p->text;
     const int last = piece->microbatch + piece->count - 1;
-    pmlp__put_long(text, "<title>");
-    if (piece->op == PMLP_OP_NONE) pmlp__put_long(text, "idle, ");
+    pmlp__put_string(text, "<title>");
+    if (piece->op == PMLP_OP_NONE) pmlp__put_string(text, "idle, ");
     else {
         pmlp__put(text, "%s of ", pmlp_op_name(piece->op));
         if (piece->count > 1) pmlp__put(text, "micro-batches %d to %d, ", piece->microbatch, last);
@@ -5451,9 +5517,9 @@ static void pmlp__svg_tooltip(pmlp__picture *p, const pmlp_span *piece) {
         pmlp__put(text, "stage %d, ", piece->stage);
     }
     pmlp__put_time(p, piece->begin);
-    pmlp__put_long(text, " to ");
+    pmlp__put_string(text, " to ");
     pmlp__put_time_unit(p, piece->end);
-    pmlp__put_long(text, "</title>");
+    pmlp__put_string(text, "</title>");
 }
 
 static int pmlp__digits(int number) {
@@ -5502,9 +5568,9 @@ static void pmlp__svg_bar(pmlp__picture *p, int which, const pmlp_span *piece, d
     pmlp__put_class(&text, piece->op, pmlp__shade(p, which, piece));
     pmlp__text_end(&text, NULL);
     pmlp__svg_box(p, kind, x + gap / 2.0, y, width - gap, height);
-    pmlp__put_long(&p->text, width > 8.0 ? " rx=\"2\">" : ">");
+    pmlp__put_string(&p->text, width > 8.0 ? " rx=\"2\">" : ">");
     pmlp__svg_tooltip(p, piece);
-    pmlp__put_long(&p->text, "</rect>\n");
+    pmlp__put_string(&p->text, "</rect>\n");
     pmlp__bar_label(p, which, piece, label, sizeof label);
     if (label[0])
         pmlp__svg_say(p, which ? "n n1" : "n", x + width / 2.0,
@@ -5519,9 +5585,9 @@ static void pmlp__svg_narrow(pmlp__picture *p, int which, int worker, pmlp_op op
                              double y) {
     pmlp__row row = pmlp__row_begin(p, which, worker);
     pmlp_span piece;
-    pmlp__put_long(&p->text, "<path class=\"");
+    pmlp__put_string(&p->text, "<path class=\"");
     pmlp__put_class(&p->text, op, shade);
-    pmlp__put_long(&p->text, "\" d=\"");
+    pmlp__put_string(&p->text, "\" d=\"");
     while (pmlp__row_next(&row, &piece)) {
         const double x = pmlp__snap(pmlp__x(p, piece.begin));
         const double width = pmlp__snap(pmlp__x(p, piece.end)) - x;
@@ -5540,7 +5606,7 @@ static void pmlp__svg_narrow(pmlp__picture *p, int which, int worker, pmlp_op op
         pmlp__svg_length(p, -width);
         pmlp__put_byte(&p->text, 'z');
     }
-    pmlp__put_long(&p->text, "\"/>\n");
+    pmlp__put_string(&p->text, "\"/>\n");
 }
 
 static void pmlp__svg_row(pmlp__picture *p, int which, int worker, double y) {
@@ -5576,7 +5642,7 @@ static void pmlp__svg_stages(pmlp__picture *p, int worker, double y) {
     pmlp__svg_text(p, "s m", PMLP__MARGIN, y);
     for (stage = 0; stage < t->stages; stage++) {
         if (t->stage_worker[stage] != worker || ++n > 3) continue;
-        pmlp__put_long(&p->text, n == 1 ? "stages " : n == 2 ? ", " : " &#8230;");
+        pmlp__put_string(&p->text, n == 1 ? "stages " : n == 2 ? ", " : " &#8230;");
         if (n < 3) pmlp__put(&p->text, "%d", stage);
     }
     pmlp__svg_text_end(p);
@@ -5620,7 +5686,7 @@ static void pmlp__svg_axis(pmlp__picture *p, double top, double bottom) {
     double step;
     int i, decimals = 0;
     pmlp__svg_text(p, "e s m", p->left - 16.0, bottom + 18.0);
-    pmlp__put_long(&p->text, p->label.unit[0] ? "time in " : "time");
+    pmlp__put_string(&p->text, p->label.unit[0] ? "time in " : "time");
     pmlp__put_quoted(&p->text, p->label.unit, 6, false);
     pmlp__svg_text_end(p);
     if (!(p->right > p->left) || !(per_label > 0.0)) return;
@@ -5673,11 +5739,11 @@ static void pmlp__svg_summary(pmlp__picture *p) {
     pmlp__svg_text(p, "m", PMLP__MARGIN, p->y);
     if (p->label.name[0]) {
         pmlp__svg_name(p, 0, 40);
-        pmlp__put_long(&p->text, ": ");
+        pmlp__put_string(&p->text, ": ");
     }
-    pmlp__put_long(&p->text, "makespan ");
+    pmlp__put_string(&p->text, "makespan ");
     pmlp__put_time_unit(p, p->of[0]->makespan);
-    pmlp__put_long(&p->text, ", bubble ");
+    pmlp__put_string(&p->text, ", bubble ");
     pmlp__put_share(p, pmlp__bubble(p, 0), 1.0);
     pmlp__svg_text_end(p);
 }
@@ -5715,7 +5781,7 @@ static void pmlp__svg_entry(pmlp__picture *p, double *x, const char *kind, const
     }
     if (kind) {
         pmlp__svg_box(p, kind, *x, p->y - 10.0, 18.0, 12.0);
-        pmlp__put_long(&p->text, " rx=\"2\"/>\n");
+        pmlp__put_string(&p->text, " rx=\"2\"/>\n");
     }
     pmlp__svg_say(p, "s", *x + begin, p->y, string);
     *x += width;
@@ -5729,7 +5795,7 @@ static void pmlp__svg_entry_names(pmlp__picture *p, double *x) {
     text.size = sizeof string;
     text.length = 0;
     pmlp__put_quoted(&text, p->label.name, 14, false);
-    pmlp__put_long(&text, " above ");
+    pmlp__put_string(&text, " above ");
     pmlp__put_quoted(&text, p->label.against_name, 14, false);
     pmlp__text_end(&text, NULL);
     pmlp__svg_entry(p, x, NULL, string);
@@ -5803,7 +5869,7 @@ static void pmlp__svg_heads(pmlp__picture *p, double begin, const char *const *h
 
 /* ", in ms": the end of a table's heading. */
 static void pmlp__svg_heading_end(pmlp__picture *p) {
-    if (p->label.unit[0]) pmlp__put_long(&p->text, ", in");
+    if (p->label.unit[0]) pmlp__put_string(&p->text, ", in");
     pmlp__put_unit(p);
     pmlp__svg_text_end(p);
 }
@@ -5837,7 +5903,7 @@ static void pmlp__svg_time_row(pmlp__picture *p, int which, int worker) {
     }
     pmlp__svg_text(p, kind, pmlp__column(p, 3), p->y);
     if (time->waits_for >= 0) pmlp__put(&p->text, "%d", time->waits_for);
-    else pmlp__put_long(&p->text, "&#8211;");
+    else pmlp__put_string(&p->text, "&#8211;");
     pmlp__svg_text_end(p);
     pmlp__svg_text(p, kind, pmlp__column(p, 6), p->y);
     pmlp__put_amount(&p->text, time->peak);
@@ -5850,7 +5916,7 @@ static void pmlp__svg_times(pmlp__picture *p) {
     int which, worker;
     p->y += 28.0;
     pmlp__svg_text(p, "b", PMLP__MARGIN, p->y);
-    pmlp__put_long(&p->text, "Where each worker's time went");
+    pmlp__put_string(&p->text, "Where each worker's time went");
     pmlp__svg_heading_end(p);
     pmlp__svg_heads(p, p->table, heads, 7);
     for (worker = 0; worker < p->of[0]->workers; worker++) {
@@ -5896,7 +5962,7 @@ static int pmlp__differences(const pmlp__picture *p, int worker, double *parts) 
 static void pmlp__put_signed(pmlp__picture *p, double time) {
     const double least = 0.25 * pow(10.0, -(double)p->decimals) / p->label.scale;
     if (fabs(time) < least) time = 0.0;
-    if (time != 0.0) pmlp__put_long(&p->text, time > 0.0 ? "+" : "&#8722;");
+    if (time != 0.0) pmlp__put_string(&p->text, time > 0.0 ? "+" : "&#8722;");
     pmlp__put_time(p, fabs(time));
 }
 
@@ -5932,7 +5998,7 @@ static void pmlp__svg_difference_row(pmlp__picture *p, int worker, const int *sh
         const double x = pmlp__column(p, column);
         if (strong) {
             pmlp__svg_box(p, "mark", x - 50.0, p->y - 13.0, 56.0, 17.0);
-            pmlp__put_long(&p->text, " rx=\"3\"/>\n");
+            pmlp__put_string(&p->text, " rx=\"3\"/>\n");
         }
         pmlp__svg_text(p, strong ? "e b" : "e", x, p->y);
         if (column < columns) sum += parts[shown[column]];
@@ -5952,9 +6018,9 @@ static void pmlp__svg_differences(pmlp__picture *p) {
     heads[columns] = "sum";
     p->y += 28.0;
     pmlp__svg_text(p, "b", PMLP__MARGIN, p->y);
-    pmlp__put_long(&p->text, "Where the difference went: ");
+    pmlp__put_string(&p->text, "Where the difference went: ");
     pmlp__svg_name(p, 0, 20);
-    pmlp__put_long(&p->text, " less ");
+    pmlp__put_string(&p->text, " less ");
     pmlp__svg_name(p, 1, 20);
     pmlp__svg_heading_end(p);
     pmlp__svg_heads(p, PMLP__MARGIN + 64.0, heads, columns + 1);
@@ -5992,14 +6058,14 @@ static void pmlp__svg_reasons(pmlp__picture *p, int worker) {
     pmlp__svg_text(p, "", PMLP__MARGIN, p->y);
     pmlp__put(&p->text, "on worker %d: ", worker);
     for (n = 0; n < 3 && parts[most] * sign > 0.0; n++) {
-        if (n > 0) pmlp__put_long(&p->text, ", ");
+        if (n > 0) pmlp__put_string(&p->text, ", ");
         pmlp__put_reason(p, most, parts[most]);
         parts[most] = 0.0;
         most = pmlp__largest(parts, sign);
     }
     most = pmlp__largest(parts, -sign);
     if (parts[most] * sign < 0.0) {
-        pmlp__put_long(&p->text, "; ");
+        pmlp__put_string(&p->text, "; ");
         pmlp__put_reason(p, most, parts[most]);
     }
     pmlp__svg_text_end(p);
@@ -6015,17 +6081,17 @@ static void pmlp__svg_verdict(pmlp__picture *p) {
         pmlp__svg_name(p, which, 24);
         pmlp__put_byte(&p->text, ' ');
         pmlp__put_time_unit(p, p->of[which]->makespan);
-        pmlp__put_long(&p->text, which ? ": " : ", ");
+        pmlp__put_string(&p->text, which ? ": " : ", ");
     }
-    if (more == 0.0) pmlp__put_long(&p->text, "no difference");
+    if (more == 0.0) pmlp__put_string(&p->text, "no difference");
     else pmlp__put_time_unit(p, fabs(more));
-    if (more != 0.0) pmlp__put_long(&p->text, more < 0.0 ? " less" : " more");
+    if (more != 0.0) pmlp__put_string(&p->text, more < 0.0 ? " less" : " more");
     pmlp__svg_text_end(p);
     pmlp__svg_reasons(p, pmlp__telling_worker(p));
     p->y += 18.0;
     pmlp__svg_text(p, "m", PMLP__MARGIN, p->y);
     for (which = 0; which < 2; which++) {
-        pmlp__put_long(&p->text, which ? ", " : "bubble: ");
+        pmlp__put_string(&p->text, which ? ", " : "bubble: ");
         pmlp__svg_name(p, which, 24);
         pmlp__put_byte(&p->text, ' ');
         pmlp__put_share(p, pmlp__bubble(p, which), 1.0);
@@ -6046,23 +6112,23 @@ static void pmlp__svg_gradient(pmlp__picture *p, pmlp_op op, int shade) {
     const double at[] = {0.0, 0.12, 0.12, 0.88, 0.88, 1.0};
     int stop, i;
     pmlp__put(&p->text, "<linearGradient id=\"pmlp-%s%d\"", pmlp_op_name(op), shade);
-    pmlp__put_long(&p->text, op == PMLP_OP_U ? ">" : " x2=\"0\" y2=\"1\">");
+    pmlp__put_string(&p->text, op == PMLP_OP_U ? ">" : " x2=\"0\" y2=\"1\">");
     for (stop = 0; stop < 6; stop++) {
         const double dark = (stop < 2 && first) || (stop > 3 && last) ? 0.66 : 1.0;
-        pmlp__put_long(&p->text, "<stop");
+        pmlp__put_string(&p->text, "<stop");
         pmlp__svg_attribute(p, "offset", at[stop]);
-        pmlp__put_long(&p->text, " stop-color=\"#");
+        pmlp__put_string(&p->text, " stop-color=\"#");
         for (i = 0; i < 3; i++) {
             const double light = (double)colours[op][i] + (255.0 - colours[op][i]) * pale[shade];
             pmlp__put(&p->text, "%02x", (unsigned)(light * dark));
         }
-        pmlp__put_long(&p->text, "\"/>");
+        pmlp__put_string(&p->text, "\"/>");
     }
-    pmlp__put_long(&p->text, "</linearGradient>\n");
+    pmlp__put_string(&p->text, "</linearGradient>\n");
 }
 
 static void pmlp__svg_style(pmlp__picture *p) {
-    pmlp__put_long(&p->text,
+    pmlp__put_string(&p->text,
         "<style>\n"
         ".pmlp{font:13px 'Helvetica Neue',Helvetica,Arial,'Liberation Sans',sans-serif;"
         "font-variant-numeric:tabular-nums}\n"
@@ -6082,7 +6148,7 @@ static void pmlp__svg_style(pmlp__picture *p) {
         ".pmlp .ground{fill:#f4f5f7}\n"
         ".pmlp .hatch{stroke:#b4bbc5}\n"
         ".pmlp .idle{fill:url(#pmlp-idle)}\n");
-    pmlp__put_long(&p->text,
+    pmlp__put_string(&p->text,
         "@media (prefers-color-scheme:dark){\n"
         ".pmlp text{fill:#e8eaed}\n"
         ".pmlp .m{fill:#a3acb8}\n"
@@ -6100,42 +6166,43 @@ static void pmlp__svg_style(pmlp__picture *p) {
 static void pmlp__svg_colours(pmlp__picture *p) {
     int op, shade, which;
     for (which = 0; which < 2 && p->of[which]; which++) {
-        pmlp__put_long(&p->text, which ? ".pmlp .n1{font-size:" : ".pmlp .n{fill:#111;font-size:");
+        pmlp__put_string(&p->text,
+                         which ? ".pmlp .n1{font-size:" : ".pmlp .n{fill:#111;font-size:");
         pmlp__svg_length(p, pmlp__font(p, which));
-        pmlp__put_long(&p->text, "px}\n");
+        pmlp__put_string(&p->text, "px}\n");
     }
     for (op = PMLP_OP_F; op <= PMLP_OP_U; op++)
         for (shade = 0; shade < p->shades; shade++)
             pmlp__put(&p->text, ".pmlp .%s%d{fill:url(#pmlp-%s%d)}\n", pmlp_op_name((pmlp_op)op),
                       shade, pmlp_op_name((pmlp_op)op), shade);
-    pmlp__put_long(&p->text,
+    pmlp__put_string(&p->text,
         "</style>\n<defs>\n"
         "<pattern id=\"pmlp-idle\" width=\"6\" height=\"6\" patternUnits=\"userSpaceOnUse\" "
         "patternTransform=\"rotate(45)\"><rect class=\"ground\" width=\"6\" height=\"6\"/>"
         "<line class=\"hatch\" x1=\"3\" y1=\"0\" x2=\"3\" y2=\"6\"/></pattern>\n");
     for (op = PMLP_OP_F; op <= PMLP_OP_U; op++)
         for (shade = 0; shade < p->shades; shade++) pmlp__svg_gradient(p, (pmlp_op)op, shade);
-    pmlp__put_long(&p->text, "</defs>\n");
+    pmlp__put_string(&p->text, "</defs>\n");
 }
 
 static void pmlp__svg_head(pmlp__picture *p, double height) {
-    pmlp__put_long(&p->text, "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"pmlp\"");
-    pmlp__put_long(&p->text, " role=\"img\"");
+    pmlp__put_string(&p->text, "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"pmlp\"");
+    pmlp__put_string(&p->text, " role=\"img\"");
     pmlp__svg_attribute(p, "width", (double)p->label.width);
     pmlp__svg_attribute(p, "height", height);
     pmlp__put(&p->text, " viewBox=\"0 0 %d %.0f\">\n<title>", p->label.width, height);
     pmlp__put_quoted(&p->text, p->label.title[0] ? p->label.title : "Timeline", 200, false);
-    pmlp__put_long(&p->text, "</title>\n<desc>");
+    pmlp__put_string(&p->text, "</title>\n<desc>");
     pmlp__put(&p->text, "%d workers, one row each, time to the right: ", p->of[0]->workers);
-    pmlp__put_long(&p->text, "makespan ");
+    pmlp__put_string(&p->text, "makespan ");
     pmlp__put_time_unit(p, p->of[0]->makespan);
-    pmlp__put_long(&p->text, ", of which ");
+    pmlp__put_string(&p->text, ", of which ");
     pmlp__put_share(p, pmlp__bubble(p, 0), 1.0);
-    pmlp__put_long(&p->text, " idle. Tables below say why.</desc>\n");
+    pmlp__put_string(&p->text, " idle. Tables below say why.</desc>\n");
     pmlp__svg_style(p);
     pmlp__svg_colours(p);
     pmlp__svg_box(p, "page", 0.0, 0.0, (double)p->label.width, height);
-    pmlp__put_long(&p->text, "/>\n");
+    pmlp__put_string(&p->text, "/>\n");
 }
 
 /* Returns the height that all needs. */
@@ -6149,7 +6216,7 @@ static double pmlp__svg_all(pmlp__picture *p, double height) {
     pmlp__svg_plot(p);
     pmlp__svg_times(p);
     if (p->of[1]) pmlp__svg_differences(p);
-    pmlp__put_long(&p->text, "</svg>\n");
+    pmlp__put_string(&p->text, "</svg>\n");
     return p->y + PMLP__MARGIN - 6.0;
 }
 
@@ -6232,6 +6299,7 @@ static pmlp_picture pmlp__picture_labels(const pmlp_picture *picture, bool two) 
 static pmlp_result pmlp__picture_begin(pmlp__picture *p, const pmlp_timeline *timeline,
                                        const pmlp_timeline *against, const pmlp_picture *picture,
                                        char *buffer, size_t size, pmlp_error *error) {
+    double longest;
     memset(p, 0, sizeof *p);
     if (!timeline) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "timeline: is NULL");
     if (!buffer && size > 0) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "buffer: is NULL");
@@ -6245,6 +6313,12 @@ static pmlp_result pmlp__picture_begin(pmlp__picture *p, const pmlp_timeline *ti
     if (p->label.width < 640 || p->label.width > 100000)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "picture: width %d is not in 640 .. 100000",
                           p->label.width);
+    longest = against && against->makespan > timeline->makespan ? against->makespan
+                                                                : timeline->makespan;
+    if (longest > 0.0 && !(longest * p->label.scale > 1e-100 && longest * p->label.scale < 1e100))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "picture: %g times the scale %g is no time that can be printed", longest,
+                          p->label.scale);
     p->of[0] = timeline;
     p->of[1] = against;
     p->text.buffer = buffer;
@@ -6318,39 +6392,7 @@ static void pmlp__trace_arrow(pmlp__picture *p, int which, const pmlp_span *from
     pmlp__trace_event(p, "f", which, stage_worker[to->stage]);
     pmlp__trace_time(p, "ts", pmlp__trace_ns(p, to->begin));
     pmlp__put(&p->text, ",\"name\":\"%s\",\"cat\":\"hand-off\",\"id\":%d", name, id);
-    pmlp__put_long(&p->text, ",\"bp\":\"e\"}");
-}
-
-/* The cell of what a span needs (step 1) or makes (step 0): forward results of all stages come
-   first, then backward ones. -1 if there is none. */
-static ptrdiff_t pmlp__trace_cell(const pmlp_timeline *t, const pmlp_span *span, int step) {
-    const bool forward = span->op == PMLP_OP_F;
-    const int stage = span->stage + (forward ? -step : step);
-    if (!forward && span->op != PMLP_OP_I && span->op != PMLP_OP_B) return -1;
-    if (stage < 0 || stage >= t->stages || span->microbatch < 0 ||
-        span->microbatch >= t->microbatches)
-        return -1;
-    return ((ptrdiff_t)(forward ? 0 : t->stages) + stage) * t->microbatches + span->microbatch;
-}
-
-/* makers [2][stages][microbatches]: the spans that other workers may depend on. */
-static void pmlp__trace_arrows(pmlp__picture *p, int which, const pmlp_span **makers, int *id) {
-    const pmlp_timeline *t = p->of[which];
-    int worker, i;
-    for (worker = 0; worker < t->workers; worker++)
-        for (i = 0; i < t->counts[worker]; i++) {
-            const pmlp_span *span = &t->spans[worker][i];
-            const ptrdiff_t makes = pmlp__trace_cell(t, span, 0);
-            if (makes >= 0 && pmlp__is_shown(span)) makers[makes] = span;
-        }
-    for (worker = 0; worker < t->workers; worker++)
-        for (i = 0; i < t->counts[worker]; i++) {
-            const pmlp_span *span = &t->spans[worker][i];
-            const ptrdiff_t needs = pmlp__trace_cell(t, span, 1);
-            if (needs >= 0 && pmlp__is_shown(span) && makers[needs] &&
-                t->stage_worker[makers[needs]->stage] != worker)
-                pmlp__trace_arrow(p, which, makers[needs], span, ++*id);
-        }
+    pmlp__put_string(&p->text, ",\"bp\":\"e\"}");
 }
 
 /* The names of a timeline and its workers. */
@@ -6358,11 +6400,11 @@ static void pmlp__trace_names(pmlp__picture *p, int which) {
     const char *name = pmlp__picture_name(p, which);
     int worker;
     if (!name[0]) name = p->label.title[0] ? p->label.title : "pipeline";
-    if (which) pmlp__put_long(&p->text, ",\n");
+    if (which) pmlp__put_string(&p->text, ",\n");
     pmlp__put(&p->text, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",", which + 1);
-    pmlp__put_long(&p->text, "\"args\":{\"name\":\"");
+    pmlp__put_string(&p->text, "\"args\":{\"name\":\"");
     pmlp__put_quoted(&p->text, name, 200, true);
-    pmlp__put_long(&p->text, "\"}}");
+    pmlp__put_string(&p->text, "\"}}");
     pmlp__put(&p->text, ",\n{\"ph\":\"M\",\"pid\":%d,", which + 1);
     pmlp__put(&p->text, "\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}}", which);
     for (worker = 0; worker < p->of[which]->workers; worker++) {
@@ -6374,22 +6416,19 @@ static void pmlp__trace_names(pmlp__picture *p, int which) {
     }
 }
 
-/* False: no memory. */
-static bool pmlp__trace_timeline(pmlp__picture *p, int which, int *id) {
+/* Its spans, each with the arrow from what it needed. */
+static void pmlp__trace_timeline(pmlp__picture *p, int which, int *id) {
     const pmlp_timeline *t = p->of[which];
-    const pmlp_allocator *allocator = &p->of[0]->allocator;
-    const size_t cells = 2 * (size_t)t->stages * (size_t)t->microbatches;
-    const pmlp_span **makers = (const pmlp_span **)pmlp__new(allocator, cells, sizeof *makers);
     int worker, i;
-    if (!makers) return false;
     pmlp__trace_names(p, which);
     for (worker = 0; worker < t->workers; worker++)
-        for (i = 0; i < t->counts[worker]; i++)
-            if (pmlp__is_shown(&t->spans[worker][i]))
-                pmlp__trace_span(p, which, worker, &t->spans[worker][i]);
-    pmlp__trace_arrows(p, which, makers, id);
-    pmlp__delete(allocator, (void *)makers);
-    return true;
+        for (i = 0; i < t->counts[worker]; i++) {
+            const pmlp_span *span = &t->spans[worker][i];
+            const pmlp_span *needed = pmlp__needed(t, worker, span);
+            if (!pmlp__is_shown(span)) continue;
+            pmlp__trace_span(p, which, worker, span);
+            if (needed && pmlp__is_shown(needed)) pmlp__trace_arrow(p, which, needed, span, ++*id);
+        }
 }
 
 PMLP_API pmlp_result pmlp_timeline_trace(const pmlp_timeline *timeline,
@@ -6401,10 +6440,10 @@ PMLP_API pmlp_result pmlp_timeline_trace(const pmlp_timeline *timeline,
         pmlp__picture_begin(&p, timeline, against, picture, buffer, size, error);
     int id = 0;
     if (result != PMLP_OK) return result;
-    pmlp__put_long(&p.text, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
-    if (!pmlp__trace_timeline(&p, 0, &id) || (against && !pmlp__trace_timeline(&p, 1, &id)))
-        return pmlp__no_memory(error, "a trace");
-    pmlp__put_long(&p.text, "\n]}\n");
+    pmlp__put_string(&p.text, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
+    pmlp__trace_timeline(&p, 0, &id);
+    if (against) pmlp__trace_timeline(&p, 1, &id);
+    pmlp__put_string(&p.text, "\n]}\n");
     pmlp__text_end(&p.text, length);
     return PMLP_OK;
 }
@@ -6868,9 +6907,6 @@ static double pmlp__output_cost(const pmlp_model *model, int layer) {
     return (layer == 0 ? 2.0 : 3.0) * (double)pmlp__n_in(model, layer);
 }
 
-/* Dynamic programming over places and stages: the best way to make S - s stages of what lies above
-   place i is to end the first of them at the place e for which the costlier of (i .. e) and the
-   best of the rest is cheapest. */
 /* A place where a boundary may lie, with the cost of all that is below it. */
 typedef struct pmlp__place {
     pmlp_cut cut;
@@ -6899,8 +6935,11 @@ static size_t pmlp__places(const pmlp_model *model, bool whole_layers, pmlp__pla
     return count;
 }
 
-/* best[s][i]: the smallest possible largest cost when all above place i makes S - s stages;
-   end[s][i]: where the first of these ends. Filled from the last stage down. */
+/* Dynamic programming over places and stages: the best way to make S - s stages of what lies
+   above place i is to end the first of them at the place e for which the costlier of (i .. e)
+   and the best of the rest is cheapest. best[s][i]: the smallest possible largest cost when all
+   above place i makes S - s stages; end[s][i]: where the first of these ends. Filled from the
+   last stage down. */
 static void pmlp__partition_table(const pmlp__place *places, size_t count, size_t stages,
                                   double *best, size_t *end) {
     size_t s = stages, i, e;
@@ -7035,6 +7074,9 @@ static pmlp_result pmlp__validate_desc(const pmlp_model *model, const pmlp_train
               "is asynchronous; only the built kinds can be that");
     PMLP__BAD(d->custom && d->custom->lowered, "custom",
               "has been lowered; the trainer does that itself");
+    PMLP__BAD(!d->custom && pmlp__is_asynchronous(d->schedule) &&
+                  d->microbatches > PMLP__MAX_MICROBATCHES / 8,
+              "microbatches", "is not in 1 .. 131072, as asynchronous schedules want it");
     PMLP__BAD(!d->custom && pmlp__is_asynchronous(d->schedule) && d->clip_norm > 0.0f, "clip_norm",
               "wants the whole gradient, which an asynchronous schedule never has at once");
     PMLP__BAD(pmlp__is_half(&d->allocator), "allocator", "has only one of alloc and free");
@@ -7499,7 +7541,7 @@ static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
     pmlp__trace_end(w, traced, stage->w_end - stage->w_begin, begin);
     stage->w_begin = stage->w_end;
     w->w_pending--;
-    if (result == PMLP_OK && stage->w_end == t->schedule->microbatches)
+    if (result == PMLP_OK && stage->w_end == t->schedule->microbatches && !t->schedule->per_update)
         result = pmlp__gradients_done(t, stage);
     if (result != PMLP_OK) {
         const pmlp_action a = {PMLP_OP_W, stage->index, stage->w_end - 1};
@@ -8123,8 +8165,10 @@ static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) 
     pmlp_costs costs;
     pmlp_data zeros;
     float *x = NULL;
+    double *arrays = NULL;
     pmlp_result result = pmlp_model_clone(model, &copy, error);
     int i;
+    memset(&d.logger, 0, sizeof d.logger);
     memset(&zeros, 0, sizeof zeros);
     zeros.rows = d.batch;
     d.schedule = d.virtual_stages > 1 ? PMLP_SCHEDULE_LOOPED_BFS : PMLP_SCHEDULE_GPIPE;
@@ -8135,16 +8179,20 @@ static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) 
         result = pmlp_trainer_step(probe, &zeros, NULL);
     if (result == PMLP_OK) result = pmlp_trainer_costs(probe, &costs);
     if (result == PMLP_OK) {
+        arrays = probe->costs; /* they outlive it */
+        probe->costs = NULL;
         if (d.no_threads) costs.latency = 0.0; /* that was the other workers' turns */
-        t->desc.costs = &costs;
-        result = pmlp__trainer_build(t, error);
-        t->desc.costs = NULL;
     } else if (probe) {
         *error = *pmlp_trainer_error(probe);
     }
     pmlp_trainer_destroy(probe);
     pmlp_model_destroy(copy);
     pmlp__delete(&model->desc.allocator, x);
+    if (result == PMLP_OK) {
+        t->desc.costs = &costs;
+        result = pmlp__trainer_build(t, error);
+    }
+    pmlp__delete(&t->desc.allocator, arrays);
     return result;
 }
 
@@ -8751,6 +8799,8 @@ static pmlp_timeline *pmlp__timeline_of(const pmlp_trainer *t, int first, int la
             const pmlp_span *spans = pmlp__traced(t, worker, back, &count);
             for (i = 0; i < count; i++) {
                 pmlp_span span = spans[i];
+                if (span.microbatch + span.count > out->microbatches)
+                    out->microbatches = span.microbatch + span.count;
                 span.begin -= begin;
                 span.end -= begin;
                 pmlp__timeline_add(out, worker, &span);
@@ -8763,7 +8813,10 @@ static pmlp_timeline *pmlp__timeline_of(const pmlp_trainer *t, int first, int la
 static pmlp_result pmlp__check_traced(pmlp_trainer *t) {
     if (t->desc.trace == 0)
         return pmlp__fail(&t->error, PMLP_ERROR_STATE, "nothing is traced: desc.trace is 0");
-    if (t->traced == 0 || pmlp__load(&t->failed))
+    if (pmlp__load(&t->failed))
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE, "the trainer has failed: %.200s",
+                          t->failure.text);
+    if (t->traced == 0)
         return pmlp__fail(&t->error, PMLP_ERROR_STATE, "no step has been traced");
     return PMLP_OK;
 }
@@ -8805,13 +8858,13 @@ static double pmlp__median_cost(const pmlp_timeline *all, int worker, int stage,
 
 /* Median time from the end of a producer to the begin of a consumer that was waiting for it. */
 static double pmlp__median_latency(const pmlp_timeline *all, double *values) {
-    int count = 0, worker, i, whose;
+    int count = 0, worker, i;
     for (worker = 0; worker < all->workers; worker++)
         for (i = 1; i < all->counts[worker]; i++) {
             const pmlp_span *span = &all->spans[worker][i];
-            const double since = pmlp__needed_since(all, worker, span, &whose);
-            if (since > all->spans[worker][i - 1].end && since <= span->begin)
-                values[count++] = span->begin - since;
+            const pmlp_span *needed = pmlp__needed(all, worker, span);
+            if (needed && needed->end > all->spans[worker][i - 1].end && needed->end <= span->begin)
+                values[count++] = span->begin - needed->end;
         }
     return pmlp__median(values, count);
 }
@@ -8829,6 +8882,7 @@ static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *
         t->costs[4 * stages + i] = rows * (double)s->row[s->layers] * (double)sizeof(float);
         t->costs[5 * stages + i] = pmlp__stage_bytes(t, s);
     }
+    costs->stages = stages;
     costs->f = t->costs;
     costs->i = t->costs + stages;
     costs->w = t->costs + 2 * stages;
@@ -9042,6 +9096,7 @@ typedef struct pmlp__bounds {
     const pmlp_model *model;
     pmlp_trainer_desc d;
     pmlp_schedule *schedule;
+    int stages;
     pmlp_cut *cuts;
     double *counted; /* [3][stages]: F, I, W in multiply-adds per row */
     pmlp_costs costs;
@@ -9050,7 +9105,7 @@ typedef struct pmlp__bounds {
 /* Multiply-adds of a stage: column by column of the layers that it has. */
 static void pmlp__count_costs(pmlp__bounds *b) {
     const pmlp_model *model = b->model;
-    const int stages = b->schedule->stages;
+    const int stages = b->stages;
     const pmlp_cut top = {model->desc.layers, 0}, bottom = {0, 0};
     int s, l;
     for (s = 0; s < stages; s++) {
@@ -9117,19 +9172,29 @@ static pmlp_result pmlp__speedup(const pmlp_trainer_desc *d, const pmlp_schedule
     return result;
 }
 
-static pmlp_result pmlp__bounds_begin(pmlp__bounds *b, pmlp_error *error) {
+/* The cut, what its stages cost, and then the schedule: auto goes by these costs. */
+static pmlp_result pmlp__bounds_begin(pmlp__bounds *b, const pmlp_costs *costs,
+                                      pmlp_error *error) {
     const pmlp_allocator *allocator = &b->model->desc.allocator;
     const bool async = !b->d.custom && pmlp__is_asynchronous(b->d.schedule);
-    pmlp_result result = pmlp__trainer_schedule(&b->d, async ? 16 : 1, &b->schedule, error);
-    size_t stages;
-    if (result != PMLP_OK) return result;
-    stages = (size_t)b->schedule->stages;
+    const int n = b->d.custom ? b->d.custom->stages : b->d.workers * b->d.virtual_stages;
+    const size_t stages = (size_t)n;
+    pmlp_result result = PMLP_OK;
+    b->stages = n;
+    if (costs && pmlp__bad_costs(n, costs))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "costs: are not numbers in 0 .. 1e100 for each of the %d stages", n);
     b->cuts = (pmlp_cut *)pmlp__new(allocator, stages, sizeof *b->cuts);
     b->counted = (double *)pmlp__new(allocator, 3 * stages, sizeof *b->counted);
     if (!b->cuts || !b->counted) return pmlp__no_memory(error, "bounds");
     if (b->d.cuts) memcpy(b->cuts, b->d.cuts, (stages - 1) * sizeof *b->cuts);
-    else result = pmlp_partition(b->model, (int)stages, b->d.whole_layers, b->cuts, NULL, error);
-    return result;
+    else result = pmlp_partition(b->model, n, b->d.whole_layers, b->cuts, NULL, error);
+    if (result != PMLP_OK) return result;
+    pmlp__count_costs(b);
+    if (costs) b->costs = *costs;
+    b->costs.u = NULL;
+    if (!b->d.costs) b->d.costs = &b->costs;
+    return pmlp__trainer_schedule(&b->d, async ? 16 : 1, &b->schedule, error);
 }
 
 static void pmlp__bounds_end(pmlp__bounds *b) {
@@ -9207,18 +9272,12 @@ static void pmlp__advise(const pmlp__bounds *b, int busiest, double doubled,
     }
 }
 
-static pmlp_result pmlp__bounds_fill(pmlp__bounds *b, const pmlp_costs *costs,
-                                     pmlp_ceiling_report *r, pmlp_error *error) {
+static pmlp_result pmlp__bounds_fill(pmlp__bounds *b, pmlp_ceiling_report *r, pmlp_error *error) {
     pmlp_costs even, free_handoffs;
     double busiest, all, doubled;
     int whose;
     pmlp_result result;
     memset(&even, 0, sizeof even);
-    pmlp__count_costs(b);
-    if (costs && pmlp__bad_costs(b->schedule->stages, costs))
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "costs: are not finite numbers >= 0");
-    if (costs) b->costs = *costs;
-    b->costs.u = NULL;
     free_handoffs = b->costs;
     free_handoffs.latency = free_handoffs.per_byte = 0.0;
     all = pmlp__all_work(b->schedule, &b->costs, &busiest, &whose);
@@ -9253,9 +9312,8 @@ PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_de
     if (result != PMLP_OK) return result;
     b.model = model;
     b.d = pmlp__trainer_defaults(desc);
-    if (!b.d.costs) b.d.costs = costs; /* for auto */
-    result = pmlp__bounds_begin(&b, error);
-    if (result == PMLP_OK) result = pmlp__bounds_fill(&b, costs, report, error);
+    result = pmlp__bounds_begin(&b, costs, error);
+    if (result == PMLP_OK) result = pmlp__bounds_fill(&b, report, error);
     pmlp__bounds_end(&b);
     return result;
 }

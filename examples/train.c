@@ -889,18 +889,20 @@ static int find_ceiling(const job *j, const run *r, const pmlp_costs *costs,
     return fail(FAILED, "the ceiling cannot be found: %s", error.text);
 }
 
-/* Of which the speedup is the share that was reached; the last steps tell nothing about that. */
-static void print_ceiling(const pmlp_ceiling_report *ceiling, bool measured, double speedup) {
+/* Counted, and what share of it was reached; or measured in the last steps, which do not tell what
+   all of them could reach: share is 0. */
+static void print_ceiling(const pmlp_ceiling_report *ceiling, double share) {
+    const bool counted = share > 0;
     printf("  ceiling of %d worker%s, %s:\n", ceiling->workers, ceiling->workers == 1 ? "" : "s",
-           measured ? "with the costs of its last steps, measured" : "counted in multiply-adds");
+           counted ? "counted in multiply-adds" : "with the costs of its last steps, measured");
     printf("    balance of the cut      %6.3fx", ceiling->balance);
-    if (!measured && ceiling->whole_layers > 0)
+    if (counted && ceiling->whole_layers > 0)
         printf("  (cuts between whole layers: %.3fx)", ceiling->whole_layers);
     printf("\n    fill and drain          %6.3fx  (of equal stages)\n"
            "    both together           %6.3fx\n",
            ceiling->fill, ceiling->schedule);
-    if (measured) printf("    with hand-offs          %6.3fx\n", ceiling->speedup);
-    else printf("    %.0f %% of that was reached\n", 100 * speedup / ceiling->speedup);
+    if (counted) printf("    %.0f %% of that was reached\n", 100 * share);
+    else printf("    with hand-offs          %6.3fx\n", ceiling->speedup);
     printf("    what binds: %s; %s\n\n", ceiling->binds, ceiling->advice);
 }
 
@@ -993,14 +995,14 @@ static int write_traced(const job *j, const run *r, const traced *seen, FILE *ou
     return OK;
 }
 
-/* What --svg and --trace ask for; a speedup has its ceiling printed, too. */
-static int show_traced(const job *j, const run *r, double speedup, FILE *out) {
+/* What --svg and --trace ask for. */
+static int show_traced(const job *j, const run *r, FILE *out) {
     traced seen = {0};
     int status;
 
     if (j->opt.svg == NULL && j->opt.trace == NULL) return OK;
     status = collect_traced(j, r, &seen);
-    if (status == OK && speedup > 0) print_ceiling(&seen.ceiling, true, speedup);
+    if (status == OK && j->opt.compare) print_ceiling(&seen.ceiling, 0);
     if (status == OK) status = write_traced(j, r, &seen, out);
     free_traced(&seen);
     return status;
@@ -1025,7 +1027,7 @@ static int train_one(job *j) {
     }
     if (status != OK || (status = finish_run(j, r)) != OK) return status;
     if (!j->opt.quiet) print_staleness(stderr, j, r);
-    status = show_traced(j, r, 0, j->opt.quiet ? NULL : stderr);
+    status = show_traced(j, r, j->opt.quiet ? NULL : stderr);
     print_result(j, r);
     printf("\n");
     return status;
@@ -1078,8 +1080,8 @@ static int compare(job *j) {
     print_table(j, serial_epoch, epoch, identical);
     print_stages(j, pipeline);
     print_staleness(stdout, j, pipeline);
-    print_ceiling(&ceiling, false, speedup);
-    status = show_traced(j, pipeline, speedup, stdout);
+    print_ceiling(&ceiling, speedup / ceiling.speedup);
+    status = show_traced(j, pipeline, stdout);
     print_result(j, pipeline);
     printf(" speedup=%.2f identical=%s\n", speedup, identical ? "yes" : "no");
     return identical || j->asynchronous ? status : FAILED;

@@ -763,7 +763,7 @@ static const pmlp_span *find_span(const pmlp_timeline *t, pmlp_op op, int stage,
     return NULL;
 }
 
-/* Nobody begins before what he needs has ended. one: the last span of all must not lie before. */
+/* Nobody begins before what he needs has ended. */
 static void check_order(const pmlp_timeline *t, int stages, int m, bool updates) {
     for (int s = 0; s < stages; s++)
         for (int i = 0; i < m; i++) {

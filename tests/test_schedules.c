@@ -691,7 +691,7 @@ static void check_makespan(shape c, pmlp_schedule *schedule) {
         double f[MAX_S], i[MAX_S], w[MAX_S];
         const double *x = units[u], want = published(c, x[0], x[1], x[2]);
         for (int s = 0; s < c.p * c.v; s++) f[s] = x[0] / c.v, i[s] = x[1] / c.v, w[s] = x[2] / c.v;
-        pmlp_costs costs = {f, i, w, NULL, 0, 0, NULL, NULL};
+        pmlp_costs costs = {f, i, w, NULL, 0, 0, NULL, NULL, 0};
         pmlp_simulation sim = {0};
         pmlp_error error = {0};
         CHECK(pmlp_schedule_simulate(schedule, u || c.v > 1 ? &costs : NULL, begin, &sim, &error) ==
@@ -727,7 +727,7 @@ static void check_begins(shape c, pmlp_schedule *schedule) {
         cost[PMLP_OP_B][s] = cost[PMLP_OP_I][s] + cost[PMLP_OP_W][s];
     }
     pmlp_costs costs = {
-        cost[PMLP_OP_F], cost[PMLP_OP_I], cost[PMLP_OP_W], cost[PMLP_OP_U], 0.75, 0, NULL, NULL};
+        cost[PMLP_OP_F], cost[PMLP_OP_I], cost[PMLP_OP_W], cost[PMLP_OP_U], 0.75, 0, NULL, NULL, 0};
     CHECK(pmlp_schedule_simulate(schedule, &costs, begin, &sim, &error) == PMLP_OK, "%s",
           error.text);
     to_lists_of(c, schedule, &original);
@@ -768,7 +768,7 @@ TEST(simulator) {
                  {PMLP_SCHEDULE_ZB_H1, 27},         {PMLP_SCHEDULE_ZB_H2, 27},
                  {PMLP_SCHEDULE_INTERLEAVED, 28.5}, {PMLP_SCHEDULE_ZB_V, 25.5}};
     static const double half[] = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
-    const pmlp_costs halves = {half, half, half, NULL, 0, 0, NULL, NULL};
+    const pmlp_costs halves = {half, half, half, NULL, 0, 0, NULL, NULL, 0};
     for (int k = 0; k < (int)(sizeof known / sizeof *known); k++) {
         pmlp_schedule *schedule = build(known[k].kind, 4, 8);
         pmlp_simulation sim = {0};
@@ -789,7 +789,7 @@ TEST(simulator) {
 /* I and W apart, costs of U, and what an update waits for. */
 TEST(simulator_by_hand) {
     double begin[16], f[] = {2, 1}, i[] = {1, 2}, w[] = {3, 1}, u[] = {0.5, 4};
-    pmlp_costs costs = {f, i, w, u, 0.25, 0, NULL, NULL};
+    pmlp_costs costs = {f, i, w, u, 0.25, 0, NULL, NULL, 0};
     pmlp_simulation sim = {0};
     pmlp_error error = {0};
     /* worker 0: F 0-2, then I when worker 1's I ends at 2.25+1+2, that is at 5.5, W 6.5-9.5
@@ -1141,8 +1141,8 @@ static void check_drawing(const char *form, const pmlp_costs *costs, double unit
 /* The rows are written out by hand from the unit costs; between the bars stand the cells. */
 TEST(drawing) {
     static const double two[] = {2, 2}, one[] = {1, 1}, four[] = {4, 4};
-    pmlp_costs costs = {two, one, one, NULL, 1, 0, NULL, NULL},
-               large = {four, two, two, NULL, 2, 0, NULL, NULL};
+    pmlp_costs costs = {two, one, one, NULL, 1, 0, NULL, NULL, 0},
+               large = {four, two, two, NULL, 2, 0, NULL, NULL, 0};
     int n = 0;
     check_drawing("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n", NULL, 0,
                   "worker 0  | F0 F1 .. .. B0 == .. B1 == |\n"
@@ -1800,6 +1800,129 @@ TEST(slots) {
     SAY("an edge too small is refused; fewest slots %d, as the second checker finds", fewest);
 }
 
+/* --- W put off ------------------------------------------------------------------------------- */
+
+static pmlp_schedule *put_off(const pmlp_schedule *schedule, const pmlp_costs *costs, int most) {
+    pmlp_schedule *out = NULL;
+    pmlp_error error = {0};
+    CHECK(pmlp_schedule_put_off(schedule, costs, most, &out, &error) == PMLP_OK, "%s", error.text);
+    return out;
+}
+
+static double makespan_of(const pmlp_schedule *schedule, const pmlp_costs *costs) {
+    pmlp_simulation sim = {0};
+    pmlp_error error = {0};
+    CHECK(pmlp_schedule_simulate(schedule, costs, NULL, &sim, &error) == PMLP_OK, "%s", error.text);
+    return sim.makespan;
+}
+
+/* F and I stay in order, each W comes once and behind its I, no more of a stage than `most` are ever
+   put off, and the checker agrees. */
+static void check_put_off(const pmlp_schedule *schedule, const pmlp_schedule *out, int most) {
+    const int p = pmlp_schedule_workers(schedule);
+    pmlp_error error = {0};
+    CHECK(pmlp_schedule_check(out, 0, NULL, &error) == PMLP_OK, "%s", error.text);
+    for (int w = 0; w < p; w++) {
+        int n = 0, k = 0, at = 0, i = 0, waiting[3 * MAX_S] = {0};
+        const pmlp_action *a = pmlp_schedule_actions(schedule, w, &n);
+        const pmlp_action *b = pmlp_schedule_actions(out, w, &k);
+        bool whole = true; /* else the schedule itself has W behind its I */
+        for (int c = 0; c < n; c++) whole &= a[c].op != PMLP_OP_I;
+        for (; i < k; i++) {
+            if (b[i].op == PMLP_OP_I) waiting[b[i].stage]++;
+            if (b[i].op == PMLP_OP_W) waiting[b[i].stage]--;
+            CHECK(!whole || waiting[b[i].stage] <= most, "%d W put off", waiting[b[i].stage]);
+            if (b[i].op == PMLP_OP_W) continue;
+            while (at < n && a[at].op == PMLP_OP_W) at++;
+            CHECK(at < n && b[i].stage == a[at].stage && b[i].microbatch == a[at].microbatch &&
+                      (b[i].op == a[at].op || (b[i].op == PMLP_OP_I && a[at].op == PMLP_OP_B)),
+                  "worker %d: action %d is another one", w, i);
+            at++;
+        }
+    }
+}
+
+TEST(putting_off) {
+    pmlp_error error = {0};
+    long runs = 0;
+    for (int kind = 1; kind < PMLP_SCHEDULE_KIND_COUNT; kind++)
+        for (int p = 1; p <= 4; p++)
+            for (int most = 1; most <= 8; most *= 2, runs++) {
+                pmlp_schedule_desc desc = {0};
+                pmlp_schedule *schedule = NULL, *out;
+                desc.kind = (pmlp_schedule_kind)kind, desc.workers = p, desc.microbatches = 8;
+                if (pmlp_schedule_create(&desc, &schedule, &error) != PMLP_OK) continue;
+                out = put_off(schedule, NULL, most);
+                check_put_off(schedule, out, most);
+                pmlp_schedule_destroy(schedule), pmlp_schedule_destroy(out);
+            }
+    /* 1F1B of two workers and four micro-batches, by hand: 15 as written; worker 1 is busy from 1 to
+       13 and hands the last gradient over at 9, worker 0 has F4 I4 W4 done at 13 */
+    pmlp_schedule *schedule = build(PMLP_SCHEDULE_1F1B, 2, 4), *out = put_off(schedule, NULL, 4);
+    CHECK(makespan_of(schedule, NULL) == 15 && makespan_of(out, NULL) == 13, "%g, then %g",
+          makespan_of(schedule, NULL), makespan_of(out, NULL));
+    pmlp_schedule_destroy(out);
+    CHECK(pmlp_schedule_put_off(schedule, NULL, 0, &out, &error) == PMLP_ERROR_ARGUMENT && !out,
+          "at most 0: %s", error.text);
+    pmlp_schedule *lowered = NULL;
+    CHECK(pmlp_schedule_lower(schedule, &lowered, &error) == PMLP_OK &&
+              pmlp_schedule_put_off(lowered, NULL, 1, &out, &error) == PMLP_ERROR_SCHEDULE,
+          "lowered: %s", error.text);
+    pmlp_schedule_destroy(lowered);
+    pmlp_schedule_destroy(schedule);
+    SAY("W put off, %s schedules: F and I as they were, never more together than allowed; 1F1B in 13 "
+        "instead of 15", test_count(runs));
+}
+
+/* --- what nobody may ask for ------------------------------------------------------------------ */
+
+TEST(refusals) {
+    static const int lonely[] = {0, 0}, two[] = {0, 1};
+    pmlp_schedule *schedule = NULL;
+    pmlp_error error = {0};
+    CHECK(pmlp_schedule_empty(2, 2, 1, lonely, NULL, &schedule, &error) == PMLP_ERROR_ARGUMENT &&
+              !schedule && strstr(error.text, "worker 1 has no stage"),
+          "a worker without a stage: '%s'", error.text);
+    /* lists longer than an int can count */
+    static const int sizes[][2] = {{1, 16384}, {2, 8192}};
+    for (int i = 0; i < 2; i++)
+        for (int kind = PMLP_SCHEDULE_INTERLEAVED; kind <= PMLP_SCHEDULE_LOOPED_BFS; kind++) {
+            pmlp_schedule_desc desc = {0};
+            desc.kind = (pmlp_schedule_kind)kind, desc.workers = sizes[i][0];
+            desc.virtual_stages = sizes[i][1], desc.microbatches = 1 << 20;
+            CHECK(pmlp_schedule_create(&desc, &schedule, &error) == PMLP_ERROR_ARGUMENT,
+                  "%d stages of %d micro-batches: '%s'", sizes[i][1], 1 << 20, error.text);
+        }
+    /* a message that nobody takes */
+    static const struct {
+        pmlp_op op;
+        int stage;
+    } rows[] = {{PMLP_OP_F, 0},      {PMLP_OP_SEND_F, 0}, {PMLP_OP_RECV_B, 0}, {PMLP_OP_B, 0},
+                {PMLP_OP_U, 0},      {PMLP_OP_RECV_F, 1}, {PMLP_OP_F, 1},      {PMLP_OP_B, 1},
+                {PMLP_OP_SEND_B, 1}, {PMLP_OP_U, 1}};
+    for (int without = -1; without < 10; without++) {
+        if (without >= 0 && rows[without].op != PMLP_OP_RECV_B) continue;
+        CHECK(pmlp_schedule_empty(2, 2, 1, two, NULL, &schedule, &error) == PMLP_OK, "%s",
+              error.text);
+        for (int i = 0; i < 10; i++)
+            if (i != without)
+                CHECK(pmlp_schedule_append(schedule, rows[i].op, rows[i].stage, 0, &error) ==
+                          PMLP_OK, "%s", error.text);
+        const pmlp_result result = pmlp_schedule_check(schedule, 0, NULL, &error);
+        CHECK(result == (without < 0 ? PMLP_OK : PMLP_ERROR_SCHEDULE), "without %d: %s", without,
+              error.text);
+        pmlp_schedule_destroy(schedule);
+    }
+    /* costs of another number of stages */
+    static const double four[] = {1, 1, 1, 1};
+    const pmlp_costs costs = {four, four, four, NULL, 0, 0, NULL, NULL, 4};
+    schedule = build(PMLP_SCHEDULE_1F1B, 2, 2);
+    CHECK(pmlp_schedule_simulate(schedule, &costs, NULL, NULL, &error) == PMLP_ERROR_ARGUMENT,
+          "costs of 4 stages for 2: %s", error.text);
+    pmlp_schedule_destroy(schedule);
+    SAY("workers without stages, lists too long, messages that nobody takes, costs of other stages");
+}
+
 int main(void) {
     test_begin("schedules");
     RUN(builders);
@@ -1820,5 +1943,7 @@ int main(void) {
     RUN(by_lot);
     RUN(appending);
     RUN(slots);
+    RUN(putting_off);
+    RUN(refusals);
     return test_end();
 }
