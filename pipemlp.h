@@ -199,7 +199,9 @@
       is subtracted from weights that have been updated up to p - 1 - s times since its forward read
       them in stage s. That is its staleness; pmlp_trainer_stage() tells it as measured. So that at
       least forward and backward of a micro-batch agree, old versions of the weights are kept, p - s
-      of them (weight stashing); desc.no_stashing does without, and shows why one should not.
+      of them (weight stashing); desc.no_stashing does without, and shows why one should not. (It
+      makes no difference to a stage that has columns of the first layer only: it has no backward
+      that would read weights.)
       PipeDream-2BW (pipedream-2bw) updates every m micro-batches, always from weights one update
       old: two versions, the same staleness everywhere, and the same bits for any number of workers.
 

@@ -928,9 +928,11 @@ static int batches_of(const pmlp_timeline *timeline, int microbatches) {
     return last / microbatches + 1;
 }
 
-/* The lists that were traced: one batch, or those with which an asynchronous epoch begins. */
+/* The lists that were traced, with W put off as the trainer does it: one batch, or those with which
+   an asynchronous epoch begins. */
 static pmlp_result traced_lists(const job *j, const run *r, const pmlp_timeline *step,
-                                pmlp_schedule **lists, pmlp_error *error) {
+                                const pmlp_costs *costs, pmlp_schedule **lists,
+                                pmlp_error *error) {
     const pmlp_trainer_desc desc = pmlp_trainer_query_desc(r->trainer);
     const pmlp_schedule_desc several = {
         .kind = desc.schedule,
@@ -939,13 +941,17 @@ static pmlp_result traced_lists(const job *j, const run *r, const pmlp_timeline 
         .microbatches = desc.microbatches,
         .batches = j->asynchronous ? batches_of(step, desc.microbatches) : 1,
     };
+    const double rows = (double)desc.batch / desc.microbatches; /* of a micro-batch */
+    const double together = fmin(ceil((double)desc.w_rows / rows), desc.microbatches);
     pmlp_schedule *schedule = NULL;
     pmlp_result result;
 
     if (!j->asynchronous)
-        return pmlp_schedule_lower(pmlp_trainer_schedule(r->trainer), lists, error);
+        return pmlp_schedule_put_off(pmlp_trainer_schedule(r->trainer), costs, (int)together, lists,
+                                     error);
     result = pmlp_schedule_create(&several, &schedule, error);
-    if (result == PMLP_OK) result = pmlp_schedule_lower(schedule, lists, error);
+    if (result == PMLP_OK)
+        result = pmlp_schedule_put_off(schedule, costs, (int)together, lists, error);
     pmlp_schedule_destroy(schedule);
     return result;
 }
@@ -962,7 +968,7 @@ static int collect_traced(const job *j, const run *r, traced *seen) {
         return fail(FAILED, "what was traced cannot be had: %s",
                     pmlp_trainer_error(r->trainer)->text);
     if (j->opt.no_threads) costs.latency = 0; /* that was the other workers' turns */
-    if (traced_lists(j, r, seen->step, &lists, &error) == PMLP_OK)
+    if (traced_lists(j, r, seen->step, &costs, &lists, &error) == PMLP_OK)
         pmlp_schedule_timeline(lists, &costs, &seen->simulated, &error);
     pmlp_schedule_destroy(lists);
     if (error.result != PMLP_OK)

@@ -863,7 +863,24 @@ static pmlp_timeline *timeline(pmlp_trainer *trainer, int steps) {
     return t;
 }
 
-static void check_costs(pmlp_trainer *trainer, const pmlp_schedule *schedule) {
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* The lower median of what a micro-batch of a stage took in an op. */
+static double median_of(const pmlp_timeline *all, int worker, int stage, pmlp_op op) {
+    static double values[1024];
+    int count, n = 0;
+    const pmlp_span *s = pmlp_timeline_spans(all, worker, &count);
+    for (int k = 0; k < count && n < 1024; k++)
+        if (s[k].stage == stage && s[k].op == op) values[n++] = (s[k].end - s[k].begin) / s[k].count;
+    qsort(values, (size_t)n, sizeof *values, by_value);
+    return n ? values[(n - 1) / 2] : 0;
+}
+
+static void check_costs(pmlp_trainer *trainer, const pmlp_schedule *schedule,
+                        const pmlp_timeline *all) {
     const int stages = pmlp_schedule_stages(schedule);
     const pmlp_trainer_desc how = pmlp_trainer_query_desc(trainer);
     pmlp_costs costs;
@@ -879,6 +896,13 @@ static void check_costs(pmlp_trainer *trainer, const pmlp_schedule *schedule) {
                   costs.f[s] < 1 && costs.u[s] < 1,
               "%s: stage %d costs %g %g %g %g s", label, s, costs.f[s], costs.i[s], costs.w[s],
               costs.u[s]);
+        const pmlp_op ops[] = {PMLP_OP_F, PMLP_OP_I, PMLP_OP_W, PMLP_OP_U};
+        const double *of_op[] = {costs.f, costs.i, costs.w, costs.u};
+        for (int o = 0; o < 4; o++) {
+            const double median = median_of(all, info.worker, s, ops[o]);
+            CHECK(fabs(of_op[o][s] - median) <= 1e-8, "%s: %s of stage %d costs %g, not %g", label,
+                  pmlp_op_name(ops[o]), s, of_op[o][s], median);
+        }
         const int top = info.first_layer + info.layers; /* rows are padded */
         const double bytes = rows * sizeof(float) * deep_net.sizes[top];
         if (s + 1 < stages)
@@ -961,7 +985,7 @@ static void check_traces(pmlp_trainer_desc desc) {
         CHECK(shorter <= 1 && longer <= 1, "%s: not the median: %g of %g %g %g", label,
               lengths[which], lengths[0], lengths[1], lengths[2]);
     }
-    check_costs(trainer, schedule);
+    check_costs(trainer, schedule, all);
     pmlp_trainer_destroy(trainer);
     pmlp_trainer_destroy(untraced);
     CHECK(word_of(model) == word_of(plain), "%s: tracing changes the weights", label);
