@@ -2775,7 +2775,7 @@ static void pmlp__v_emit(pmlp__v_writer *v, pmlp_op op, int chunk) {
     if (v->ok && i < v->s->microbatches) v->ok = pmlp__emit(v->s, v->r, op, stage, i);
 }
 
-/* F and I of a chunk; W of it. */
+/* So many times the one, then, unless it is NONE, the other. */
 static void pmlp__v_times(pmlp__v_writer *v, int times, pmlp_op first, int chunk, pmlp_op second,
                           int second_chunk) {
     for (; times > 0; times--) {
@@ -3581,6 +3581,7 @@ static int pmlp__peak(const pmlp_schedule *s, int worker) {
 /* Replay and simulation run all lists at once without threads: take a worker that may be able to go
    on, do its actions until one has to wait, put those into the queue again for whom something has
    changed. Each action is done once, so that the time grows with the number of actions. */
+
 /* Workers that may be able to go on: a queue without doubles. */
 typedef struct pmlp__ready {
     int *queue;
@@ -7039,19 +7040,11 @@ static bool pmlp__is_whole_edges(const pmlp_edges *e) {
     return e->connect && e->disconnect && e->reset && e->send && e->receive;
 }
 
-static pmlp_result pmlp__validate_desc(const pmlp_model *model, const pmlp_trainer_desc *d,
-                                       pmlp_error *error) {
+#define PMLP__BAD(condition, field, why)                                                           \
+    pmlp__problem(p, condition, PMLP_ERROR_ARGUMENT, field, why)
+
+static void pmlp__validate_numbers(const pmlp_trainer_desc *d, pmlp__problems *p) {
     static const char number[] = "is not a finite number >= 0";
-    const pmlp_edges *edges = d->edges;
-    char text[sizeof error->text] = "";
-    pmlp__problems p;
-    int i, stages;
-    p.first = PMLP_OK;
-    p.text.buffer = text;
-    p.text.size = sizeof text;
-    p.text.length = 0;
-#  define PMLP__BAD(condition, field, why)                                                         \
-    pmlp__problem(&p, condition, PMLP_ERROR_ARGUMENT, field, why)
     PMLP__BAD(d->workers < 0 || d->workers > PMLP__MAX_WORKERS, "workers", "is not in 1 .. 16384");
     PMLP__BAD(d->microbatches < 0 || d->microbatches > PMLP__MAX_MICROBATCHES, "microbatches",
               "is not in 1 .. 1048576");
@@ -7072,6 +7065,10 @@ static pmlp_result pmlp__validate_desc(const pmlp_model *model, const pmlp_train
     PMLP__BAD(d->slots < 0, "slots", "is negative");
     PMLP__BAD(d->trace < 0 || d->trace > 65536, "trace", "is not in 0 .. 65536");
     PMLP__BAD(!(d->memory >= 0.0), "memory", "is negative or not a number");
+    PMLP__BAD(pmlp__is_half(&d->allocator), "allocator", "has only one of alloc and free");
+}
+
+static void pmlp__validate_schedule(const pmlp_trainer_desc *d, pmlp__problems *p) {
     PMLP__BAD(d->custom && d->custom->per_update, "custom",
               "is asynchronous; only the built kinds can be that");
     PMLP__BAD(d->custom && d->custom->lowered, "custom",
@@ -7081,39 +7078,60 @@ static pmlp_result pmlp__validate_desc(const pmlp_model *model, const pmlp_train
               "microbatches", "is not in 1 .. 131072, as asynchronous schedules want it");
     PMLP__BAD(!d->custom && pmlp__is_asynchronous(d->schedule) && d->clip_norm > 0.0f, "clip_norm",
               "wants the whole gradient, which an asynchronous schedule never has at once");
-    PMLP__BAD(pmlp__is_half(&d->allocator), "allocator", "has only one of alloc and free");
+}
+
+static void pmlp__validate_tables(const pmlp_trainer_desc *d, pmlp__problems *p) {
+    const pmlp_edges *edges = d->edges;
     PMLP__BAD(d->backend && (d->backend->abi != PMLP_BACKEND_ABI ||
                              d->backend->size != (uint32_t)sizeof(pmlp_backend)),
               "backend", "was built for another version of pipemlp.h");
-    if (!edges && p.first == PMLP_OK && d->backend) edges = d->backend->edges;
+    if (!edges && p->first == PMLP_OK && d->backend) edges = d->backend->edges;
     PMLP__BAD(edges && (edges->abi != PMLP_EDGES_ABI ||
                         edges->size != (uint32_t)sizeof(pmlp_edges)),
               "edges", "was built for another version of pipemlp.h");
-    PMLP__BAD(p.first == PMLP_OK && d->backend && !pmlp__is_whole_backend(d->backend), "backend",
+    PMLP__BAD(p->first == PMLP_OK && d->backend && !pmlp__is_whole_backend(d->backend), "backend",
               "has an entry that is NULL");
-    PMLP__BAD(p.first == PMLP_OK && edges && !pmlp__is_whole_edges(edges), "edges",
+    PMLP__BAD(p->first == PMLP_OK && edges && !pmlp__is_whole_edges(edges), "edges",
               "has an entry that is NULL");
-    PMLP__BAD(p.first == PMLP_OK && edges && edges->transport != PMLP_TRANSPORT_DEFAULT &&
+    PMLP__BAD(p->first == PMLP_OK && edges && edges->transport != PMLP_TRANSPORT_DEFAULT &&
                   edges->transport != PMLP_TRANSPORT_SLOTS &&
                   edges->transport != PMLP_TRANSPORT_RENDEZVOUS,
               "edges", "has a transport that the trainer cannot reckon with");
+}
 #undef PMLP__BAD
+
+static void pmlp__validate_cuts(const pmlp_model *model, const pmlp_trainer_desc *d,
+                                pmlp__problems *p) {
+    int i, stages;
     stages = d->workers ? d->workers : 1;
-    if (p.first == PMLP_OK && !d->custom)
+    if (p->first == PMLP_OK && !d->custom)
         stages *= d->virtual_stages ? d->virtual_stages : pmlp__default_virtual(d->schedule);
     if (d->custom) stages = d->custom->stages;
-    pmlp__problem(&p, !d->cuts && stages > 0 &&
+    pmlp__problem(p, !d->cuts && stages > 0 &&
                           (size_t)stages >= pmlp__places(model, d->whole_layers, NULL),
                   PMLP_ERROR_SHAPE, "workers", "more stages than the layers can be cut into");
     for (i = 0; d->cuts && i < stages - 1; i++)
         if (!pmlp__cut_is_valid(model, d->whole_layers, i ? &d->cuts[i - 1] : NULL, &d->cuts[i])) {
-            pmlp__problem(&p, true, PMLP_ERROR_ARGUMENT, "cuts",
+            pmlp__problem(p, true, PMLP_ERROR_ARGUMENT, "cuts",
                           "are not ascending places inside the model");
             break;
         }
+}
+
+static pmlp_result pmlp__validate_desc(const pmlp_model *model, const pmlp_trainer_desc *d,
+                                       pmlp_error *error) {
+    char text[sizeof error->text] = "";
+    pmlp__problems p;
+    p.first = PMLP_OK;
+    p.text.buffer = text;
+    p.text.size = sizeof text;
+    p.text.length = 0;
+    pmlp__validate_numbers(d, &p);
+    pmlp__validate_schedule(d, &p);
+    pmlp__validate_tables(d, &p);
+    pmlp__validate_cuts(model, d, &p);
     pmlp__text_end(&p.text, NULL);
-    if (p.first == PMLP_OK) return PMLP_OK;
-    return pmlp__fail(error, p.first, "%s", text);
+    return p.first == PMLP_OK ? PMLP_OK : pmlp__fail(error, p.first, "%s", text);
 }
 
 static pmlp_result pmlp__validate_data(const pmlp_model *model, const pmlp_data *data,
@@ -7462,6 +7480,7 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage, int m
    then looks at `sleeping`. All four are sequentially consistent, so one of the two sees the other.
    The waker that takes the flag back signals under the mutex, which the sleeper holds from its last
    look at the flag until it sleeps. */
+
 /* Lets a worker that sleeps look again. May be called from any thread. */
 static void pmlp__wake(void *worker) {
     pmlp__worker *w = (pmlp__worker *)worker;
@@ -8344,6 +8363,7 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
 
 /* With threads or without, the same lists are run by the same loop; what differs is only who comes
    next. */
+
 /* Each worker in turn until it has to wait. By the checker's proof somebody can always go on. */
 static void pmlp__pass_without_threads(pmlp_trainer *t) {
     const int workers = t->schedule->workers;
@@ -8468,6 +8488,7 @@ static pmlp_result pmlp__leave(pmlp_trainer *t, pmlp_result result) {
 /* What a call tells about itself is added up on the calling thread, from what the last stage left
    behind for each row: in the order of the rows, so that the loss does not depend on the pipeline
    either. */
+
 /* Sums that grow over the passes of one call. */
 typedef struct pmlp__tally {
     double loss, begun;
@@ -8924,6 +8945,7 @@ PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *t, pmlp_costs *costs) {
 
 /* Two trainings side by side, one through the pipeline and one serially, from the same weights on
    the same batches; after each step everything that can be compared is compared as bits. */
+
 /* A copy of the model with its trainer. */
 typedef struct pmlp__run {
     pmlp_model *model;

@@ -19,7 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { ROWS = 8000, MADE_UP = 4000, INPUTS = 64 }; /* the last two: without files */
+enum { ROWS = 8192, MADE_UP = 4096, INPUTS = 64 }; /* the last two: without files */
 enum { BATCH = 256, SMALL = 64, PARTS = 4, LAYERS = 5, SEEDS = 3, MOST_EPOCHS = 50 };
 
 static struct run {
