@@ -7868,8 +7868,9 @@ static pmlp_result pmlp__trainer_many(pmlp_trainer *t, int batches, pmlp_error *
 static pmlp_result pmlp__trainer_passes(pmlp_trainer *t, pmlp_error *error) {
     const int m = t->schedule->microbatches, most = PMLP__MAX_MICROBATCHES / m;
     /* A micro-batch's rows are written anew when nobody reads them any more: at most `workers` of
-       them are in flight in any stage, and W is put off to the end of its batch at most. */
-    t->ring = t->schedule->workers / m + 3;
+       them are in flight in any stage, and W is put off to the end of its batch at most, so that
+       what is still read spans (workers - 1) / m + 2 batches. */
+    t->ring = t->schedule->workers / m + 2;
     t->pass_batches = (int)(PMLP__PASS_ROWS / t->desc.batch);
     if (t->pass_batches < 1) t->pass_batches = 1;
     if (t->pass_batches > most) t->pass_batches = most;

@@ -400,7 +400,7 @@ cuda_compiler() {
     cat > "$work/public.cu" << 'END'
 #include "pipemlp.h"
 __global__ void kernel(float *y) { y[threadIdx.x] = 1; }
-static pmlp_result device_forward(void *, void *, size_t, const float *, float *y) {
+static pmlp_result device_forward(void *, void *, int, size_t, const float *, float *y) {
     kernel<<<1, 1>>>(y);
     return PMLP_OK;
 }
