@@ -199,16 +199,18 @@
       is subtracted from weights that have been updated up to p - 1 - s times since its forward read
       them in stage s. That is its staleness; pmlp_trainer_stage() tells it as measured. So that at
       least forward and backward of a micro-batch agree, old versions of the weights are kept, p - s
-      of them (weight stashing); desc.no_stashing does without, and shows why one should not. (It
-      makes no difference to a stage that has columns of the first layer only: it has no backward
-      that would read weights.)
+      of them (weight stashing). desc.no_stashing does without: a gradient then belongs to no weights
+      that ever were, which may or may not hurt. (It makes no difference to a stage that has columns
+      of the first layer only, since no backward there reads weights.)
       PipeDream-2BW (pipedream-2bw) updates every m micro-batches, always from weights one update
       old: two versions, the same staleness everywhere, and the same bits for any number of workers.
 
       None of them gives the bits of serial training, except pipedream on one worker with one
       micro-batch, which is just that; pmlp_verify() tells. They are as
       repeatable as the synchronous ones: which version is read follows from the lists, not from
-      timing. An epoch is one long pipeline, drained every 65,536 rows.
+      timing. An epoch is one long pipeline, drained every 65,536 rows. A last batch that is smaller
+      is cut into m parts as well: with pipedream these are m updates from very few rows each, which
+      can cost more accuracy than staleness does; choose a batch that divides the data.
 
    ON TIMELINES
 

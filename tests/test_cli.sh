@@ -36,10 +36,11 @@ train=build/train
 
 # --- the numbered examples -------------------------------------------------------------------------
 
-example() { # NAME PATTERN...: exit status 0, nothing on stderr, a line for each pattern
+arguments=()
+example() { # NAME PATTERN...: with $arguments, exit status 0, nothing on stderr, a line for each pattern
     local name=$1 pattern
     shift
-    if ! timeout 120 "build/$name" > "$work/$name.out" 2> "$work/$name.err" < /dev/null; then
+    if ! timeout 120 "build/$name" "${arguments[@]}" > "$work/$name.out" 2> "$work/$name.err" < /dev/null; then
         tail -n 5 "$work/$name.out" "$work/$name.err"
         bad "$name: exit status not 0"
         return 1
@@ -71,6 +72,30 @@ fi
 if example 03_schedules '^sequential' '^gpipe' '^1f1b' 'F0.*F1' 'PMLP_ERROR_SCHEDULE' \
         'PMLP_ERROR_DEADLOCK' '^all as expected$'; then
     ok "03_schedules: three timelines, two refusals"
+fi
+if example 04_your_own_schedule 'makespan 30' 'makespan 27' 'every bit equal after 20 steps'; then
+    ok "04_your_own_schedule: refused twice, then as good as zb-h1"
+fi
+if example 05_deadlock 'STOPS, as replayed' 'deadlock: worker 0 waits' '^all as expected$'; then
+    ok "05_deadlock: threads stop and go on as the replay says"
+fi
+arguments=(/nowhere 1)
+if example 06_speed_vs_accuracy '^serial' '^pipedream-2bw' 'synchronous: the serial bits'; then
+    ok "06_speed_vs_accuracy: equal words for the synchronous, others for the asynchronous"
+fi
+arguments=("$work")
+if example 07_timeline '^worker 0' 'bounds of the speedup' && [ -s "$work/07_timeline.svg" ] &&
+        [ -s "$work/07_timeline.json" ]; then
+    ok "07_timeline: measured and simulated, a picture and a trace"
+fi
+arguments=()
+if example 08_by_hand 'GPipe .*weights'; then
+    kinds=$(sed -n 's/.*weights \([0-9a-f]*\)$/\1/p' "$work/08_by_hand.out" | sort -u | wc -l)
+    if [ "$kinds" = 1 ]; then
+        ok "08_by_hand: the trainer's bits"
+    else
+        bad "08_by_hand: $kinds different words"
+    fi
 fi
 for source in examples/*.c; do # each says how it is compiled, and is
     name=$(basename "$source" .c)
