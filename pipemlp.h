@@ -199,9 +199,9 @@
       is subtracted from weights that have been updated up to p - 1 - s times since its forward read
       them in stage s. That is its staleness; pmlp_trainer_stage() tells it as measured. So that at
       least forward and backward of a micro-batch agree, old versions of the weights are kept, p - s
-      of them (weight stashing). desc.no_stashing does without: a gradient then belongs to no weights
-      that ever were, which may or may not hurt. (It makes no difference to a stage that has columns
-      of the first layer only, since no backward there reads weights.)
+      of them (weight stashing). desc.no_stashing does without: a gradient then belongs to no set of
+      weights that ever was, which may or may not hurt. (It makes no difference to a stage that has
+      columns of the first layer only, since no backward there reads weights.)
       PipeDream-2BW (pipedream-2bw) updates every m micro-batches, always from weights one update
       old: two versions, the same staleness everywhere, and the same bits for any number of workers.
 
@@ -672,11 +672,10 @@ typedef struct pmlp_check {
    - with bounded queues between stages and blocking ends, all workers reach the end of their lists.
      Such a pipeline is a Kahn network: whether it deadlocks does not depend on timing, so that one
      replay proves it for all runs. U of a synchronous schedule waits for the last W of every stage;
-   - in lists with hand-offs of their own, what is sent is received, and is there before it is
-     needed. slots > 0: with that many slots on every edge; 0: finds the fewest. report may be NULL;
-     set its pointers to NULL or to arrays of your own. Errors: SCHEDULE or DEADLOCK, with worker,
-     stage, micro-batch and op in *error and a sentence that names the action and what it lacks;
-     MEMORY. */
+   - in lists with hand-offs of their own, each stands behind what it sends or before what needs it.
+   slots > 0: with that many slots on every edge; 0: finds the fewest. report may be NULL; set its
+   pointers to NULL or to arrays of your own. Errors: SCHEDULE or DEADLOCK, with worker, stage,
+   micro-batch and op in *error and a sentence that names the action and what it lacks; MEMORY. */
 PMLP_API pmlp_result pmlp_schedule_check(const pmlp_schedule *schedule, int slots,
                                          pmlp_check *report, pmlp_error *error);
 
@@ -3925,25 +3924,6 @@ static pmlp_result pmlp__report_deadlock(const pmlp__replay *p, pmlp_error *erro
     return pmlp__check_fail(error, PMLP_ERROR_DEADLOCK, first, a, "%s", message);
 }
 
-/* In lists that were lowered by hand a message may be left over. */
-static pmlp_result pmlp__check_all_taken(const pmlp__replay *p, pmlp_error *error) {
-    const uint32_t m = (uint32_t)p->s->microbatches;
-    int queue;
-    for (queue = 0; queue < 2 * p->s->stages; queue++) {
-        pmlp_action a = {PMLP_OP_SEND_F, 0, 0};
-        uint32_t message;
-        if (p->offered[queue] == p->wanted[queue]) continue;
-        message = p->message[p->first[queue] + (size_t)p->wanted[queue]];
-        if (message / m % 2) a.op = PMLP_OP_SEND_B;
-        a.stage = (int)(message / m / 2 + message / m % 2);
-        a.microbatch = (int)(message % m);
-        return pmlp__check_fail(error, PMLP_ERROR_SCHEDULE, p->s->stage_worker[a.stage], a,
-                                "worker %d does %s, which nobody receives",
-                                p->s->stage_worker[a.stage], pmlp__action_label(a).text);
-    }
-    return PMLP_OK;
-}
-
 /* Rule 3: with this transport everybody reaches the end of the list. p->s, slots, grouped and
    queue_of are set, everything else is 0. done [workers] may be NULL. */
 static pmlp_result pmlp__replay_run(pmlp__replay *p, bool with_updates, int *done,
@@ -3960,7 +3940,6 @@ static pmlp_result pmlp__replay_run(pmlp__replay *p, bool with_updates, int *don
         if (done) done[worker] = p->at[worker].next;
     }
     if (result == PMLP_OK && stuck > 0) result = pmlp__report_deadlock(p, error);
-    if (result == PMLP_OK) result = pmlp__check_all_taken(p, error);
     pmlp__replay_done(p);
     return result;
 }

@@ -6,19 +6,12 @@
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 #include "test.h"
+#include "networks.h"
 
-enum { MAX_LAYERS = 8, MAX_STAGES = 4, MAX_WIDTH = 104, ROWS = 61, BATCH = 16, KEPT = 16,
+enum { MAX_STAGES = 4, MAX_WIDTH = 104, ROWS = 61, BATCH = 16, KEPT = 16,
        PASS_ROWS = 65536, MANY_ROWS = PASS_ROWS + 5000, MOST_MICROBATCHES = 8 * PASS_ROWS / BATCH };
 
 /* --- networks and data ----------------------------------------------------------------------- */
-
-typedef struct network {
-    const char *name;
-    int layers, sizes[MAX_LAYERS + 1];
-    pmlp_activation act[MAX_LAYERS];
-    pmlp_loss loss;
-    bool targets;
-} network;
 
 /* clang-format off */
 static const network deep_net = {
@@ -45,24 +38,6 @@ static pmlp_data make_data(const network *net, size_t rows) {
     if (!net->targets) return data.labels = data_labels, data;
     for (size_t i = 0; i < ROWS * n_out; i++) data_targets[i] = (float)test_uniform(&rng, 0, 1);
     return data.targets = data_targets, data;
-}
-
-static pmlp_data rows_of(const network *net, const pmlp_data *all, size_t first, size_t rows) {
-    pmlp_data part = *all;
-    part.rows = rows, part.x += first * (size_t)net->sizes[0];
-    if (part.labels) part.labels += first;
-    if (part.targets) part.targets += first * (size_t)net->sizes[net->layers];
-    return part;
-}
-
-static pmlp_model *make_model(const network *net) {
-    pmlp_model_desc desc = {0};
-    pmlp_model *model = NULL;
-    pmlp_error error = {0};
-    desc.layers = net->layers, desc.sizes = net->sizes, desc.activations = net->act;
-    desc.loss = net->loss, desc.seed = 8;
-    CHECK(pmlp_model_create(&desc, &model, &error) == PMLP_OK, "%s: %s", net->name, error.text);
-    return model;
 }
 
 static pmlp_trainer *make_trainer(pmlp_model *model, const pmlp_trainer_desc *desc) {
@@ -105,7 +80,7 @@ static pmlp_result noting_input(void *context, size_t rows, size_t n, const floa
 static const uint32_t *draw(const network *net, const pmlp_data *data, uint64_t seed, int epoch) {
     pmlp_backend table = *pmlp_cpu_backend();
     pmlp_trainer_desc desc = {0};
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 8);
     desc.batch = data->rows, desc.seed = seed, desc.backend = &table;
     table.input = noting_input;
     pmlp_trainer *trainer = make_trainer(model, &desc);
@@ -369,7 +344,7 @@ static void check_life(const network *net, pmlp_trainer_desc desc) {
     static const size_t rows[] = {16, 3, 1, 13};
     pmlp_data data = make_data(net, ROWS);
     pmlp_stats stats = {0};
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 8);
     desc.batch = BATCH, desc.seed = 4, desc.weight_decay = 0.01f;
     describe(net, &desc);
     pmlp_trainer *trainer = make_trainer(model, &desc);
@@ -450,7 +425,7 @@ TEST(passes) {
             desc.no_threads = p % 2, desc.no_stashing = p == 3, desc.learning_rate = 1e-3f;
             describe(&tiny_net, &desc);
             pmlp_data data = make_data(&tiny_net, MANY_ROWS);
-            pmlp_model *model = make_model(&tiny_net);
+            pmlp_model *model = make_model(&tiny_net, 8);
             pmlp_trainer *trainer = make_trainer(model, &desc);
             if (trainer) {
                 ref_open(&tiny_net, model, trainer);
@@ -525,7 +500,7 @@ TEST(lists) {
 static uint64_t train_once(const network *net, pmlp_trainer_desc desc, bool by_steps,
                            pmlp_stage_info *infos) {
     pmlp_data data = make_data(net, 3 * BATCH);
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 8);
     desc.batch = BATCH, desc.no_shuffle = true;
     describe(net, &desc);
     pmlp_trainer *trainer = make_trainer(model, &desc);
@@ -605,7 +580,7 @@ TEST(words) {
         CHECK(one != serial, "%s: 2BW is serial training", label);
         for (int m = 2; m <= 8; m *= 2) { /* batches cut into m */
             pmlp_data data = make_data(&deep_net, 3 * BATCH);
-            pmlp_model *model = make_model(&deep_net);
+            pmlp_model *model = make_model(&deep_net, 8);
             pmlp_trainer_desc small = desc;
             small.batch = (size_t)(BATCH / m), small.no_shuffle = true;
             small.schedule = PMLP_SCHEDULE_SEQUENTIAL;
@@ -631,7 +606,7 @@ TEST(verify) {
             pmlp_verify_report report = {0};
             pmlp_error error = {0};
             pmlp_data data = make_data(&deep_net, ROWS);
-            pmlp_model *model = make_model(&deep_net);
+            pmlp_model *model = make_model(&deep_net, 8);
             char text[40];
             const uint64_t before = word_of(model);
             desc.schedule = (pmlp_schedule_kind)kind, desc.workers = p, desc.batch = BATCH;
@@ -667,7 +642,7 @@ TEST(verify) {
 
 /* What an asynchronous trainer does not do. */
 TEST(refusals) {
-    pmlp_model *model = make_model(&deep_net);
+    pmlp_model *model = make_model(&deep_net, 8);
     pmlp_schedule_desc plan = {0};
     pmlp_schedule *schedule = NULL, *lowered = NULL;
     plan.kind = PMLP_SCHEDULE_PIPEDREAM, plan.workers = 2, plan.microbatches = 4;
@@ -918,7 +893,7 @@ static void check_costs(pmlp_trainer *trainer, const pmlp_schedule *schedule,
 static void check_traces(pmlp_trainer_desc desc) {
     enum { KEEP = 3, STEPS = 5 };
     pmlp_data data = make_data(&deep_net, ROWS), batch = rows_of(&deep_net, &data, 0, BATCH);
-    pmlp_model *model = make_model(&deep_net), *plain = make_model(&deep_net);
+    pmlp_model *model = make_model(&deep_net, 8), *plain = make_model(&deep_net, 8);
     pmlp_timeline *t = NULL, *before = NULL;
     pmlp_schedule *lowered = NULL;
     pmlp_costs costs;
@@ -1027,7 +1002,7 @@ TEST(traces_async) {
         for (int p = 1; p <= 3; p++)
             for (int batches = 2; batches <= 20; batches += 9, runs++) {
                 pmlp_trainer_desc desc = {0};
-                pmlp_model *model = make_model(&deep_net);
+                pmlp_model *model = make_model(&deep_net, 8);
                 pmlp_costs costs;
                 desc.schedule = (pmlp_schedule_kind)kind, desc.workers = p, desc.batch = 3;
                 desc.microbatches = 3, desc.no_threads = batches == 11, desc.trace = 2;

@@ -7,6 +7,7 @@
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 #include "test.h"
+#include "shapes.h"
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -19,21 +20,6 @@ static bool near(double a, double b) {
 }
 static unsigned below(uint64_t *rng, unsigned n) {
     return (unsigned)(test_random(rng) % n);
-}
-
-typedef struct shape {
-    pmlp_schedule_kind kind;
-    int p, v, m, batches;
-} shape;
-
-static bool is_async(pmlp_schedule_kind k) {
-    return k == PMLP_SCHEDULE_PIPEDREAM || k == PMLP_SCHEDULE_PIPEDREAM_2BW;
-}
-static bool is_v(pmlp_schedule_kind k) {
-    return k == PMLP_SCHEDULE_ZB_V || k == PMLP_SCHEDULE_DUALPIPE_V;
-}
-static bool is_looped(pmlp_schedule_kind k) {
-    return k == PMLP_SCHEDULE_INTERLEAVED || k == PMLP_SCHEDULE_LOOPED_BFS;
 }
 
 static const char *name_of(shape c) {

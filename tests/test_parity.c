@@ -7,18 +7,11 @@
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 #include "test.h"
+#include "networks.h"
 
-enum { MAX_LAYERS = 12, ROWS = 53, BATCH = 16, MAX_WIDTH = 104 };
+enum { ROWS = 53, BATCH = 16, MAX_WIDTH = 104 };
 
 /* --- networks and data ----------------------------------------------------------------------- */
-
-typedef struct network {
-    const char *name;
-    int layers, sizes[MAX_LAYERS + 1];
-    pmlp_activation act[MAX_LAYERS];
-    pmlp_loss loss;
-    bool targets;
-} network;
 
 /* clang-format off */
 static const network relu_net = {
@@ -61,24 +54,6 @@ static pmlp_data make_data(const network *net) {
     return data;
 }
 
-static pmlp_data rows_of(const network *net, const pmlp_data *all, size_t first, size_t rows) {
-    pmlp_data part = *all;
-    part.rows = rows, part.x += first * (size_t)net->sizes[0];
-    if (part.labels) part.labels += first;
-    if (part.targets) part.targets += first * (size_t)net->sizes[net->layers];
-    return part;
-}
-
-static pmlp_model *make_model(const network *net) {
-    pmlp_model_desc desc = {0};
-    pmlp_model *model = NULL;
-    pmlp_error error = {0};
-    desc.layers = net->layers, desc.sizes = net->sizes, desc.activations = net->act;
-    desc.loss = net->loss, desc.seed = 5;
-    CHECK(pmlp_model_create(&desc, &model, &error) == PMLP_OK, "%s: %s", net->name, error.text);
-    return model;
-}
-
 /* --- one run, and what must be equal --------------------------------------------------------- */
 
 typedef struct words {
@@ -115,7 +90,7 @@ static words train(const network *net, pmlp_trainer_desc desc) {
     pmlp_stats stats = {0};
     pmlp_trainer *trainer = NULL;
     pmlp_data data = make_data(net);
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 5);
     uint64_t before = 0;
     if (!model) return out;
     pmlp_model_hash(model, &before, NULL);
@@ -346,7 +321,7 @@ TEST(all_kinds) {
     CHECK(allowed == COMBINATIONS, "%ld combinations, not %d", allowed, COMBINATIONS);
     for (int stages = 2; stages <= 12; stages++) {
         pmlp_cut cuts[12];
-        pmlp_model *model = make_model(&wide_net);
+        pmlp_model *model = make_model(&wide_net, 5);
         CHECK(pmlp_partition(model, stages, false, cuts, NULL, NULL) == PMLP_OK, "%d", stages);
         for (int i = 0; i < stages - 1; i++) columns += cuts[i].column > 0;
         pmlp_model_destroy(model);
@@ -499,7 +474,7 @@ typedef struct hang_count { long hung, went; } hang_count;
 static void expect_hang(pmlp_trainer_desc desc, void *user) {
     hang_count *count = user;
     pmlp_data data = make_data(&long_net), batch = rows_of(&long_net, &data, 0, BATCH);
-    pmlp_model *model = make_model(&long_net);
+    pmlp_model *model = make_model(&long_net, 5);
     pmlp_trainer *trainer = NULL;
     pmlp_schedule *lowered = NULL;
     pmlp_error error = {0};
@@ -712,7 +687,7 @@ TEST(loss_order) {
     for (int n = 0; n < 2; n++)
         for (int workers = 1; workers <= 3; workers++) {
             pmlp_data data = make_data(nets[n]);
-            pmlp_model *model = make_model(nets[n]);
+            pmlp_model *model = make_model(nets[n], 5);
             pmlp_trainer_desc desc = {0};
             pmlp_trainer *trainer = NULL;
             pmlp_stats stats = {0};
@@ -1160,7 +1135,7 @@ static pmlp_verify_report verify(const network *net, pmlp_trainer_desc desc, int
     pmlp_verify_report report = {0};
     pmlp_error error = {0};
     pmlp_data data = make_data(net);
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 5);
     uint64_t before = 0, after = 1;
     pmlp_model_hash(model, &before, NULL);
     desc.batch = BATCH;
@@ -1216,7 +1191,7 @@ TEST(verify_hash) {
     snprintf(label, sizeof label, "verify's hash");
     pmlp_verify_report report = verify(&relu_net, desc, 3); /* 48 of 53 rows: no ragged batch */
     pmlp_data data = make_data(&relu_net);
-    pmlp_model *model = make_model(&relu_net);
+    pmlp_model *model = make_model(&relu_net, 5);
     desc.batch = BATCH;
     CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
     for (size_t i = 0; trainer && i < 3; i++) {
@@ -1303,7 +1278,7 @@ static void check_contract(pmlp_trainer_desc desc) {
     pmlp_error error = {0};
     pmlp_trainer *trainer = NULL;
     pmlp_data data = make_data(&deep_net);
-    pmlp_model *model = make_model(&deep_net);
+    pmlp_model *model = make_model(&deep_net, 5);
     desc.backend = spy_backend(), desc.batch = BATCH, desc.gradient_norm = true;
     describe(&deep_net, &desc);
     if (!CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s: %s", label,
@@ -1386,7 +1361,7 @@ static uint64_t draw_epochs(const network *net, uint64_t seed, int workers, bool
     pmlp_trainer *trainer = NULL;
     pmlp_error error = {0};
     pmlp_data data = make_data(net);
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 5);
     desc.backend = spy_backend(), desc.batch = BATCH, desc.seed = seed;
     desc.workers = workers, desc.no_shuffle = no_shuffle;
     snprintf(label, sizeof label, "epochs of seed %d", (int)seed);
@@ -1411,7 +1386,7 @@ static uint64_t step_epochs(const network *net) {
     pmlp_trainer *trainer = NULL;
     pmlp_error error = {0};
     pmlp_data data = make_data(net), batch = {0};
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 5);
     desc.batch = BATCH;
     CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
     batch.x = x, batch.labels = data.labels ? labels : NULL;
@@ -1489,7 +1464,7 @@ static void check_partition(const network *net, int stages) {
     double balance = 0, total = 0, best = -1;
     unsigned begins = 0;
     pmlp_error error = {0};
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 5);
     CHECK(pmlp_partition(model, stages, true, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
     for (int i = 0; i < stages - 1; i++) {
         CHECK(cuts[i].layer > (i ? cuts[i - 1].layer : 0) && cuts[i].layer < net->layers &&
@@ -1564,7 +1539,7 @@ static void check_column_partition(const network *net, int stages) {
     pmlp_error error = {0};
     pmlp_trainer_desc desc = {0};
     pmlp_trainer *trainer = NULL;
-    pmlp_model *model = make_model(net);
+    pmlp_model *model = make_model(net, 5);
     for (int c = 0; c < net->sizes[1]; c += PMLP_COLUMN_STEP)
         below[count++] = 2.0 * net->sizes[0] * c;
     for (int l = 0; l < net->layers; l++) below[count++] = sum += layer_cost(net, l);
@@ -1615,7 +1590,7 @@ TEST(no_errors) {
     pmlp_error error = before;
     pmlp_trainer_desc desc = {0};
     pmlp_data data = make_data(&relu_net);
-    pmlp_model *model = make_model(&relu_net), *clone = NULL;
+    pmlp_model *model = make_model(&relu_net, 5), *clone = NULL;
     pmlp_trainer *trainer = NULL;
     pmlp_params params;
     pmlp_verify_report report;

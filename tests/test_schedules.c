@@ -7,6 +7,7 @@
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 #include "test.h"
+#include "shapes.h"
 
 enum { MAX_P = 8, MAX_M = 24, MAX_V = 4, MAX_S = MAX_P * MAX_V, MAX_LIST = 1024, TEXT = 1 << 17 };
 
@@ -16,20 +17,6 @@ static int least(int a, int b) {
 
 /* --- which schedules there are --------------------------------------------------------------- */
 
-typedef struct shape {
-    pmlp_schedule_kind kind;
-    int p, v, m, batches;
-} shape;
-
-static bool is_async(pmlp_schedule_kind k) {
-    return k == PMLP_SCHEDULE_PIPEDREAM || k == PMLP_SCHEDULE_PIPEDREAM_2BW;
-}
-static bool is_v(pmlp_schedule_kind k) {
-    return k == PMLP_SCHEDULE_ZB_V || k == PMLP_SCHEDULE_DUALPIPE_V;
-}
-static bool is_looped(pmlp_schedule_kind k) {
-    return k == PMLP_SCHEDULE_INTERLEAVED || k == PMLP_SCHEDULE_LOOPED_BFS;
-}
 static bool is_split(pmlp_schedule_kind k) { /* I and W apart */
     return k == PMLP_SCHEDULE_ZB_H1 || k == PMLP_SCHEDULE_ZB_H2 || is_v(k);
 }
@@ -1893,7 +1880,7 @@ TEST(refusals) {
             CHECK(pmlp_schedule_create(&desc, &schedule, &error) == PMLP_ERROR_ARGUMENT,
                   "%d stages of %d micro-batches: '%s'", sizes[i][1], 1 << 20, error.text);
         }
-    /* a message that nobody takes */
+    /* a message that does not come */
     static const struct {
         pmlp_op op;
         int stage;
@@ -1913,6 +1900,16 @@ TEST(refusals) {
               error.text);
         pmlp_schedule_destroy(schedule);
     }
+    /* ... and one within a worker, who hands over to himself without */
+    CHECK(pmlp_schedule_empty(1, 2, 1, lonely, NULL, &schedule, &error) == PMLP_OK, "%s",
+          error.text);
+    for (pmlp_op op = PMLP_OP_SEND_F; op <= PMLP_OP_RECV_B;
+         op = (pmlp_op)((int)op + 1)) {
+        const int stage = op == PMLP_OP_SEND_F || op == PMLP_OP_RECV_B ? 0 : 1;
+        CHECK(pmlp_schedule_append(schedule, op, stage, 0, &error) == PMLP_ERROR_ARGUMENT,
+              "%s of stage %d within a worker is appended", pmlp_op_name(op), stage);
+    }
+    pmlp_schedule_destroy(schedule);
     /* costs of another number of stages */
     static const double four[] = {1, 1, 1, 1};
     const pmlp_costs costs = {four, four, four, NULL, 0, 0, NULL, NULL, 4};
@@ -1920,7 +1917,7 @@ TEST(refusals) {
     CHECK(pmlp_schedule_simulate(schedule, &costs, NULL, NULL, &error) == PMLP_ERROR_ARGUMENT,
           "costs of 4 stages for 2: %s", error.text);
     pmlp_schedule_destroy(schedule);
-    SAY("workers without stages, lists too long, messages that nobody takes, costs of other stages");
+    SAY("workers without stages, lists too long, messages within a worker, costs of other stages");
 }
 
 int main(void) {
