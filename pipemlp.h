@@ -1106,7 +1106,7 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /*  - the table is not copied: it must outlive the trainer.                                   */
 /*============================================================================================*/
 
-#define PMLP_BACKEND_ABI 2
+#define PMLP_BACKEND_ABI 3
 
 typedef struct pmlp_backend_desc {
     int worker, workers;
@@ -1152,6 +1152,11 @@ typedef struct pmlp_update_args {
     uint64_t step;        /* from 1 */
     int from, to;         /* versions of the weights: to = from - what the gradient says; equal if
                              there is only one */
+    /* The step's last backward_weight, if it was kept for here, to be done first; a back end may
+       fuse the two. No rows and not anew: there is none. */
+    size_t rows;
+    const float *x, *dz;  /* buffers */
+    bool anew;            /* dW and db begin with it */
 } pmlp_update_args;
 
 struct pmlp_backend {
@@ -1174,7 +1179,8 @@ struct pmlp_backend {
     pmlp_result (*layer_create)(void *context, const pmlp_layer_desc *desc, void **layer);
     void (*layer_destroy)(void *context, void *layer);
     /* Host w [n_out][n_in], b [n_out]; either may be NULL. A moment that the optimizer lacks is
-       ignored by write and read as 0. */
+       ignored by write and read as 0; what the gradients are behind an update that was given rows
+       is up to the back end. */
     pmlp_result (*write)(void *context, void *layer, pmlp_tensor tensor, const float *w,
                          const float *b);
     pmlp_result (*read)(void *context, void *layer, pmlp_tensor tensor, float *w, float *b);
@@ -1693,60 +1699,139 @@ PMLP_API const char *pmlp_optimizer_name(pmlp_optimizer optimizer) {
 typedef void (*pmlp__tile_fn)(size_t k, const float *a, size_t a_row, size_t a_k, const float *p,
                               float *c, size_t c_row, bool accumulate);
 
-typedef struct pmlp__tile {
-    size_t rows;
-    pmlp__tile_fn run;
-} pmlp__tile;
+/* What an update does, worked out once for all parameters of a stage. */
+typedef struct pmlp__rule {
+    pmlp_optimizer optimizer;
+    float lr, mu, scale, b1, b2, eps;
+    double fix1, fix2; /* Adam: 1 - b^step */
+} pmlp__rule;
 
-typedef void (*pmlp__update_fn)(const pmlp_update_args *u, float decay, size_t n, float *w,
-                                const float *g, float *m1, float *m2);
-
-/* An instruction set: the panel width it likes and tiles of several heights, tallest first, the
-   last of height 1. */
+/* An instruction set: the panel width it likes, a tile of each height from 1 up to the tallest that
+   its registers hold, and the loops over elements. */
 typedef struct pmlp__isa {
     const char *name;
-    size_t width;
-    const pmlp__tile *tiles;
-    pmlp__update_fn update;
+    size_t width, tallest;
+    const pmlp__tile_fn *tiles; /* [tallest] */
+    void (*activate)(pmlp_activation f, size_t rows, size_t n, const float *b, float *y, size_t row,
+                     size_t keep);
+    void (*derive)(pmlp_activation f, size_t rows, size_t n, const float *y, size_t row,
+                   size_t keep, float *d);
+    void (*transpose)(size_t m, size_t n, const float *from, size_t from_row, float *to,
+                      size_t to_row);
+    void (*update)(const pmlp__rule *rule, float decay, size_t n, float *w, const float *g,
+                   float *m1, float *m2);
 } pmlp__isa;
 
 #if PMLP__GNU
 #  define PMLP__INLINE static inline __attribute__((always_inline))
+#  define PMLP__FMA __builtin_fmaf
+#  define PMLP__PREFETCH(p) __builtin_prefetch(p, 1)
 #  define PMLP__RESTRICT __restrict
 #else
 #  define PMLP__INLINE static
+#  define PMLP__FMA fmaf
+#  define PMLP__PREFETCH(p) ((void)(p))
 #  define PMLP__RESTRICT
 #endif
 
+/* --- activations ------------------------------------------------------------------------------ */
+
+static float pmlp__sigmoid(float z) { return 1.0f / (1.0f + expf(-z)); }
+
+/* Phi(z), the normal distribution function */
+static double pmlp__phi(float z) { return 0.5 * erfc(-(double)z * 0.70710678118654752440); }
+
+static float pmlp__gelu(float z) { return (float)((double)z * (double)(float)pmlp__phi(z)); }
+
+static float pmlp__gelu_slope(float z) {
+    const double density = 0.39894228040143267794 * exp(-0.5 * (double)z * (double)z);
+    const float phi = (float)pmlp__phi(z), bend = (float)((double)z * density);
+    return phi + bend;
+}
+
+/* Derivatives are computed from what is kept anyway: of ReLU, sigmoid and tanh from the output y,
+   so that z need not be stored. */
+/* y [rows][n] (row stride `row`) holds W x; becomes f(W x + b). GELU keeps z, `keep` floats
+   further. */
+PMLP__INLINE void pmlp__activate(pmlp_activation f, size_t rows, size_t n,
+                                 const float *PMLP__RESTRICT b, float *PMLP__RESTRICT y,
+                                 size_t row, size_t keep) {
+    size_t i, j;
+    for (i = 0; i < rows; i++, y += row) {
+        for (j = 0; j < n; j++) y[j] += b[j];
+        switch (f) {
+        case PMLP_RELU: /* written so that a NaN stays a NaN */
+            for (j = 0; j < n; j++) y[j] = y[j] < 0.0f ? 0.0f : y[j];
+            break;
+        case PMLP_SIGMOID:
+            for (j = 0; j < n; j++) y[j] = pmlp__sigmoid(y[j]);
+            break;
+        case PMLP_TANH:
+            for (j = 0; j < n; j++) y[j] = tanhf(y[j]);
+            break;
+        case PMLP_GELU:
+            memcpy(y + keep, y, n * sizeof *y);
+            for (j = 0; j < n; j++) y[j] = pmlp__gelu(y[j]);
+            break;
+        default: break;
+        }
+    }
+}
+
+/* d [rows][n] *= f'(z), computed from the outputs y, and for GELU from the z kept beside them. d
+   and y have the same row stride. */
+PMLP__INLINE void pmlp__derive(pmlp_activation f, size_t rows, size_t n,
+                               const float *PMLP__RESTRICT y, size_t row, size_t keep,
+                               float *PMLP__RESTRICT d) {
+    size_t i, j;
+    for (i = 0; i < rows; i++, y += row, d += row) {
+        switch (f) {
+        case PMLP_RELU:
+            for (j = 0; j < n; j++) d[j] = y[j] > 0.0f ? d[j] : 0.0f;
+            break;
+        case PMLP_SIGMOID:
+            for (j = 0; j < n; j++) d[j] = d[j] * (y[j] * (1.0f - y[j]));
+            break;
+        case PMLP_TANH:
+            for (j = 0; j < n; j++) d[j] = d[j] * (float)(1.0 - (double)y[j] * (double)y[j]);
+            break;
+        case PMLP_GELU:
+            for (j = 0; j < n; j++) d[j] = d[j] * pmlp__gelu_slope(y[keep + j]);
+            break;
+        default: break;
+        }
+    }
+}
+
 /* --- optimizers ------------------------------------------------------------------------------- */
 
-/* One parameter tensor of n floats: w, its gradient g, and the moments that the optimizer has.
-   Doubles hold floats or exact products of two floats until the one rounding that is meant. Written
-   once, compiled for each instruction set. */
-PMLP__INLINE void pmlp__update(const pmlp_update_args *u, float decay, size_t n,
+/* n parameters w with gradients g and the moments that the optimizer has. A multiply-add rounds
+   once: it is fused, or a sum of doubles, of which the product of two floats is an exact one.
+   Written once, compiled for each instruction set. */
+PMLP__INLINE void pmlp__update(bool fused, const pmlp__rule *r, float decay, size_t n,
                                float *PMLP__RESTRICT w, const float *PMLP__RESTRICT g,
                                float *PMLP__RESTRICT m1, float *PMLP__RESTRICT m2) {
-    const bool apart = u->optimizer == PMLP_ADAMW; /* decay apart from the gradient */
-    const double lr = (double)u->learning_rate, mu = (double)u->momentum;
-    const double scale = (double)u->gradient_scale, l2 = apart ? 0.0 : (double)decay;
-    const double b1 = (double)u->beta1, b2 = (double)u->beta2, eps = (double)u->epsilon;
-    const double fix1 = 1.0 - pow(b1, (double)u->step), fix2 = 1.0 - pow(b2, (double)u->step);
-    const double keep = apart ? (double)(float)(1.0 - lr * (double)decay) : 1.0, rate = lr / fix1;
+    const bool apart = r->optimizer == PMLP_ADAMW; /* decay apart from the gradient */
+    const float lr = r->lr, mu = r->mu, scale = r->scale, l2 = apart ? 0.0f : decay;
+    const double b1 = (double)r->b1, b2 = (double)r->b2, eps = (double)r->eps;
+    const double fix2 = r->fix2, rate = (double)lr / r->fix1;
+    const double keep = apart ? (double)(float)(1.0 - (double)lr * (double)decay) : 1.0;
     size_t i;
-#define PMLP__GRADIENT (float)((double)(float)(scale * (double)g[i]) + l2 * (double)w[i])
-    switch (u->optimizer) {
+#define PMLP__MADD(a, b, c) \
+    (fused ? PMLP__FMA(a, b, c) : (float)((double)(a) * (double)(b) + (double)(c)))
+#define PMLP__GRADIENT PMLP__MADD(l2, w[i], scale * g[i])
+    switch (r->optimizer) {
     case PMLP_MOMENTUM:
         for (i = 0; i < n; i++) {
-            const float d = PMLP__GRADIENT;
-            m1[i] = (float)(mu * (double)m1[i] + (double)d);
-            w[i] = (float)((double)w[i] - lr * (double)m1[i]);
+            m1[i] = PMLP__MADD(mu, m1[i], PMLP__GRADIENT);
+            w[i] = PMLP__MADD(-lr, m1[i], w[i]);
         }
         break;
     case PMLP_NESTEROV:
         for (i = 0; i < n; i++) {
             const float d = PMLP__GRADIENT;
-            m1[i] = (float)(mu * (double)m1[i] + (double)d);
-            w[i] = (float)((double)w[i] - lr * (double)(float)((double)d + mu * (double)m1[i]));
+            m1[i] = PMLP__MADD(mu, m1[i], d);
+            w[i] = PMLP__MADD(-lr, PMLP__MADD(mu, m1[i], d), w[i]);
         }
         break;
     case PMLP_ADAM:
@@ -1755,26 +1840,18 @@ PMLP__INLINE void pmlp__update(const pmlp_update_args *u, float decay, size_t n,
             const float d = PMLP__GRADIENT;
             const float d1 = (float)((1.0 - b1) * (double)d);
             const float d2 = (float)((1.0 - b2) * ((double)d * (double)d));
-            m1[i] = (float)(b1 * (double)m1[i] + (double)d1);
-            m2[i] = (float)(b2 * (double)m2[i] + (double)d2);
+            m1[i] = PMLP__MADD(r->b1, m1[i], d1);
+            m2[i] = PMLP__MADD(r->b2, m2[i], d2);
             w[i] = (float)(keep * (double)w[i] -
                            rate * (double)m1[i] / (sqrt((double)m2[i] / fix2) + eps));
         }
         break;
     default:
-        for (i = 0; i < n; i++) {
-            const float d = PMLP__GRADIENT;
-            w[i] = (float)((double)w[i] - lr * (double)d);
-        }
+        for (i = 0; i < n; i++) w[i] = PMLP__MADD(-lr, PMLP__GRADIENT, w[i]);
     }
 #undef PMLP__GRADIENT
+#undef PMLP__MADD
 }
-
-#  define PMLP__DEFINE_UPDATE(NAME, TARGET)                                                      \
-    TARGET static void NAME(const pmlp_update_args *u, float decay, size_t n, float *w,        \
-                            const float *g, float *m1, float *m2) {                            \
-        pmlp__update(u, decay, n, w, g, m1, m2);                                               \
-    }
 
 #if defined(__clang__)
 #  define PMLP__UNROLL _Pragma("clang loop unroll(full)")
@@ -1829,10 +1906,40 @@ static void pmlp__tile_generic(size_t k, const float *a, size_t a_row, size_t a_
         for (j = 0; j < 8; j++) s[j] = (float)((double)s[j] + (double)*a * (double)p[j]);
     for (j = 0; j < 8; j++) c[j] = s[j];
 }
-static const pmlp__tile pmlp__tiles_generic[] = {{1, pmlp__tile_generic}};
-PMLP__DEFINE_UPDATE(pmlp__update_generic, )
-static const pmlp__isa pmlp__isa_generic = {"generic", 8, pmlp__tiles_generic,
-                                            pmlp__update_generic};
+
+/* to [n][m] = from [m][n], transposed */
+static void pmlp__transpose_generic(size_t m, size_t n, const float *from, size_t from_row,
+                                    float *to, size_t to_row) {
+    size_t i, j;
+    for (i = 0; i < m; i++)
+        for (j = 0; j < n; j++) to[j * to_row + i] = from[i * from_row + j];
+}
+
+#define PMLP__TIMES_6(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#define PMLP__TIMES_8(X) PMLP__TIMES_6(X) X(7) X(8)
+#define PMLP__TIMES_12(X) PMLP__TIMES_8(X) X(9) X(10) X(11) X(12)
+
+/* The loops over elements and the table of an instruction set whose tiles and transpose exist. */
+#define PMLP__DEFINE_ISA(ISA, TARGET, FUSED, WIDTH, TALLEST, TILES)                            \
+    TARGET static void pmlp__activate_##ISA(pmlp_activation f, size_t rows, size_t n,          \
+                                            const float *b, float *y, size_t row,              \
+                                            size_t keep) {                                     \
+        pmlp__activate(f, rows, n, b, y, row, keep);                                           \
+    }                                                                                          \
+    TARGET static void pmlp__derive_##ISA(pmlp_activation f, size_t rows, size_t n,            \
+                                          const float *y, size_t row, size_t keep, float *d) { \
+        pmlp__derive(f, rows, n, y, row, keep, d);                                             \
+    }                                                                                          \
+    TARGET static void pmlp__update_##ISA(const pmlp__rule *rule, float decay, size_t n,       \
+                                          float *w, const float *g, float *m1, float *m2) {    \
+        pmlp__update(FUSED, rule, decay, n, w, g, m1, m2);                                     \
+    }                                                                                          \
+    static const pmlp__tile_fn pmlp__tiles_##ISA[TALLEST] = {TILES};                           \
+    static const pmlp__isa pmlp__isa_##ISA = {                                                 \
+        #ISA, WIDTH, TALLEST, pmlp__tiles_##ISA, pmlp__activate_##ISA, pmlp__derive_##ISA,     \
+        pmlp__transpose_##ISA, pmlp__update_##ISA}
+
+PMLP__DEFINE_ISA(generic, , false, 8, 1, pmlp__tile_generic);
 
 /* --- x86 -------------------------------------------------------------------------------------- */
 
@@ -1847,47 +1954,82 @@ static inline __m128 pmlp__sse2_madd(__m128 a, __m128 b, __m128 c) {
     __asm__("" : "+x"(product));
     return _mm_add_ps(product, c);
 }
-#define PMLP__SSE2_TILE(NAME, M)                                                               \
-    PMLP__DEFINE_TILE(NAME, , __m128, 4, 2, M, _mm_setzero_ps, _mm_loadu_ps, _mm_storeu_ps,    \
-                      _mm_set1_ps, pmlp__sse2_madd)
-PMLP__SSE2_TILE(pmlp__tile_sse2_6, 6)
-PMLP__SSE2_TILE(pmlp__tile_sse2_4, 4)
-PMLP__SSE2_TILE(pmlp__tile_sse2_2, 2)
-PMLP__SSE2_TILE(pmlp__tile_sse2_1, 1)
-static const pmlp__tile pmlp__tiles_sse2[] = {
-    {6, pmlp__tile_sse2_6}, {4, pmlp__tile_sse2_4}, {2, pmlp__tile_sse2_2}, {1, pmlp__tile_sse2_1}};
-PMLP__DEFINE_UPDATE(pmlp__update_sse2, )
-static const pmlp__isa pmlp__isa_sse2 = {"sse2", 8, pmlp__tiles_sse2, pmlp__update_sse2};
+#define PMLP__SSE2_TILE(M)                                                                     \
+    PMLP__DEFINE_TILE(pmlp__tile_sse2_##M, , __m128, 4, 2, M, _mm_setzero_ps, _mm_loadu_ps,    \
+                      _mm_storeu_ps, _mm_set1_ps, pmlp__sse2_madd)
+PMLP__TIMES_6(PMLP__SSE2_TILE)
 
-#define PMLP__AVX2_TILE(NAME, M)                                                               \
-    PMLP__DEFINE_TILE(NAME, __attribute__((target("avx2,fma"))), __m256, 8, 2, M,              \
-                      _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps,    \
-                      _mm256_fmadd_ps)
-PMLP__AVX2_TILE(pmlp__tile_avx2_6, 6)
-PMLP__AVX2_TILE(pmlp__tile_avx2_4, 4)
-PMLP__AVX2_TILE(pmlp__tile_avx2_2, 2)
-PMLP__AVX2_TILE(pmlp__tile_avx2_1, 1)
-static const pmlp__tile pmlp__tiles_avx2[] = {
-    {6, pmlp__tile_avx2_6}, {4, pmlp__tile_avx2_4}, {2, pmlp__tile_avx2_2}, {1, pmlp__tile_avx2_1}};
-PMLP__DEFINE_UPDATE(pmlp__update_avx2, __attribute__((target("avx2,fma"))))
-static const pmlp__isa pmlp__isa_avx2 = {"avx2", 16, pmlp__tiles_avx2, pmlp__update_avx2};
+static void pmlp__transpose_sse2(size_t m, size_t n, const float *from, size_t from_row, float *to,
+                                 size_t to_row) {
+    const size_t m4 = m - m % 4, n4 = n - n % 4;
+    size_t i, j;
+    for (j = 0; j < n4; j += 4)
+        for (i = 0; i < m4; i += 4) {
+            const float *f = from + i * from_row + j;
+            float *t = to + j * to_row + i;
+            __m128 a = _mm_loadu_ps(f), b = _mm_loadu_ps(f + from_row);
+            __m128 c = _mm_loadu_ps(f + 2 * from_row), d = _mm_loadu_ps(f + 3 * from_row);
+            _MM_TRANSPOSE4_PS(a, b, c, d);
+            _mm_storeu_ps(t, a);
+            _mm_storeu_ps(t + to_row, b);
+            _mm_storeu_ps(t + 2 * to_row, c);
+            _mm_storeu_ps(t + 3 * to_row, d);
+        }
+    pmlp__transpose_generic(m - m4, n, from + m4 * from_row, from_row, to + m4, to_row);
+    pmlp__transpose_generic(m4, n - n4, from + n4, from_row, to + n4 * to_row, to_row);
+}
+#define PMLP__SSE2_NAME(M) pmlp__tile_sse2_##M,
+PMLP__DEFINE_ISA(sse2, , false, 8, 6, PMLP__TIMES_6(PMLP__SSE2_NAME));
 
-#define PMLP__AVX512_TILE(NAME, M)                                                             \
-    PMLP__DEFINE_TILE(NAME, __attribute__((target("avx512f"))), __m512, 16, 2, M,              \
+#define PMLP__AVX2 __attribute__((target("avx2,fma")))
+#define PMLP__AVX2_TILE(M)                                                                     \
+    PMLP__DEFINE_TILE(pmlp__tile_avx2_##M, PMLP__AVX2, __m256, 8, 2, M, _mm256_setzero_ps,     \
+                      _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps)
+PMLP__TIMES_6(PMLP__AVX2_TILE)
+#define pmlp__transpose_avx2 pmlp__transpose_sse2
+#define PMLP__AVX2_NAME(M) pmlp__tile_avx2_##M,
+PMLP__DEFINE_ISA(avx2, PMLP__AVX2, true, 16, 6, PMLP__TIMES_6(PMLP__AVX2_NAME));
+
+#define PMLP__AVX512 __attribute__((target("avx512f")))
+#define PMLP__AVX512_TILE(M)                                                                   \
+    PMLP__DEFINE_TILE(pmlp__tile_avx512_##M, PMLP__AVX512, __m512, 16, 2, M,                   \
                       _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,    \
                       _mm512_fmadd_ps)
-PMLP__AVX512_TILE(pmlp__tile_avx512_12, 12)
-PMLP__AVX512_TILE(pmlp__tile_avx512_8, 8)
-PMLP__AVX512_TILE(pmlp__tile_avx512_4, 4)
-PMLP__AVX512_TILE(pmlp__tile_avx512_2, 2)
-PMLP__AVX512_TILE(pmlp__tile_avx512_1, 1)
-static const pmlp__tile pmlp__tiles_avx512[] = {{12, pmlp__tile_avx512_12},
-                                                {8, pmlp__tile_avx512_8},
-                                                {4, pmlp__tile_avx512_4},
-                                                {2, pmlp__tile_avx512_2},
-                                                {1, pmlp__tile_avx512_1}};
-PMLP__DEFINE_UPDATE(pmlp__update_avx512, __attribute__((target("avx512f"))))
-static const pmlp__isa pmlp__isa_avx512 = {"avx512", 32, pmlp__tiles_avx512, pmlp__update_avx512};
+PMLP__TIMES_12(PMLP__AVX512_TILE)
+
+/* Squares of 16 x 16 in registers: of each 2 x 2 numbers the two off the diagonal change places, then
+   of each 2 x 2 such squares, and so on. */
+PMLP__AVX512 static void pmlp__transpose_avx512(size_t m, size_t n, const float *from,
+                                                size_t from_row, float *to, size_t to_row) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const size_t m16 = m - m % 16, n16 = n - n % 16;
+    size_t i, j;
+    int k, d;
+    for (j = 0; j < n16; j += 16)
+        for (i = 0; i < m16; i += 16) {
+            __m512 a[16];
+            PMLP__UNROLL for (k = 0; k < 16; k++)
+                a[k] = _mm512_loadu_ps(from + (i + (size_t)k) * from_row + j);
+            PMLP__UNROLL for (d = 1; d < 16; d *= 2) {
+                const __mmask16 odd = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(d));
+                const __m512i left = _mm512_mask_add_epi32(lane, odd, lane,
+                                                           _mm512_set1_epi32(16 - d));
+                const __m512i right = _mm512_add_epi32(left, _mm512_set1_epi32(d));
+                PMLP__UNROLL for (k = 0; k < 16; k++) {
+                    const __m512 x = a[k], y = a[(k + d) % 16];
+                    if (k & d) continue;
+                    a[k] = _mm512_permutex2var_ps(x, left, y);
+                    a[k + d] = _mm512_permutex2var_ps(x, right, y);
+                }
+            }
+            PMLP__UNROLL for (k = 0; k < 16; k++)
+                _mm512_storeu_ps(to + (j + (size_t)k) * to_row + i, a[k]);
+        }
+    pmlp__transpose_sse2(m - m16, n, from + m16 * from_row, from_row, to + m16, to_row);
+    pmlp__transpose_sse2(m16, n - n16, from + n16, from_row, to + n16 * to_row, to_row);
+}
+#define PMLP__AVX512_NAME(M) pmlp__tile_avx512_##M,
+PMLP__DEFINE_ISA(avx512, PMLP__AVX512, true, 32, 12, PMLP__TIMES_12(PMLP__AVX512_NAME));
 #else
 #define PMLP__X86 0
 #endif
@@ -1901,17 +2043,14 @@ static inline float32x4_t pmlp__neon_zero(void) { return vdupq_n_f32(0.0f); }
 static inline float32x4_t pmlp__neon_madd(float32x4_t a, float32x4_t b, float32x4_t c) {
     return vfmaq_f32(c, a, b);
 }
-#define PMLP__NEON_TILE(NAME, M)                                                               \
-    PMLP__DEFINE_TILE(NAME, , float32x4_t, 4, 2, M, pmlp__neon_zero, vld1q_f32, vst1q_f32,     \
-                      vdupq_n_f32, pmlp__neon_madd)
-PMLP__NEON_TILE(pmlp__tile_neon_8, 8)
-PMLP__NEON_TILE(pmlp__tile_neon_4, 4)
-PMLP__NEON_TILE(pmlp__tile_neon_2, 2)
-PMLP__NEON_TILE(pmlp__tile_neon_1, 1)
-static const pmlp__tile pmlp__tiles_neon[] = {
-    {8, pmlp__tile_neon_8}, {4, pmlp__tile_neon_4}, {2, pmlp__tile_neon_2}, {1, pmlp__tile_neon_1}};
-PMLP__DEFINE_UPDATE(pmlp__update_neon, )
-static const pmlp__isa pmlp__isa_neon = {"neon", 8, pmlp__tiles_neon, pmlp__update_neon};
+#define PMLP__NEON_TILE(M)                                                                     \
+    PMLP__DEFINE_TILE(pmlp__tile_neon_##M, , float32x4_t, 4, 2, M, pmlp__neon_zero, vld1q_f32, \
+                      vst1q_f32, vdupq_n_f32, pmlp__neon_madd)
+PMLP__TIMES_8(PMLP__NEON_TILE)
+
+#define pmlp__transpose_neon pmlp__transpose_generic
+#define PMLP__NEON_NAME(M) pmlp__tile_neon_##M,
+PMLP__DEFINE_ISA(neon, , true, 8, 8, PMLP__TIMES_8(PMLP__NEON_NAME));
 #else
 #define PMLP__NEON 0
 #endif
@@ -1919,7 +2058,8 @@ static const pmlp__isa pmlp__isa_neon = {"neon", 8, pmlp__tiles_neon, pmlp__upda
 /* --- matrix products -------------------------------------------------------------------------- */
 
 #define PMLP__MAX_WIDTH 32 /* the widest panel of any instruction set */
-#define PMLP__K_BLOCK 256  /* rows of a panel that stay in the innermost cache */
+#define PMLP__K_BLOCK 200  /* rows of a panel that stay in the innermost cache */
+#define PMLP__M_BLOCK 128  /* rows of a batch that stay in the next one */
 
 /* Three products make a layer, with B rows of a batch:
 
@@ -1929,94 +2069,26 @@ static const pmlp__isa pmlp__isa_neon = {"neon", 8, pmlp__tiles_neon, pmlp__upda
 
    The right-hand factor is cut into panels of `width` columns, stored one row of the panel behind
    the other, so that the innermost loop reads memory in order. The rest is loops around it. */
-/* One panel: c [m][width] (+)= a [m][k] p [k][width] */
+/* One panel: c [m][width] (+)= a [m][k] p [k][width]. The rows are shared out evenly among as few
+   tiles as possible. */
 static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const float *a, size_t a_row,
-                             size_t a_k, const float *p, float *c, size_t c_row, bool accumulate) {
-    const pmlp__tile *tile = isa->tiles;
-    size_t i = 0;
-    while (i < m) {
-        while (tile->rows > m - i) tile++;
-        tile->run(k, a + i * a_row, a_row, a_k, p, c + i * c_row, c_row, accumulate);
-        i += tile->rows;
+                             const float *p, float *c, size_t c_row, bool accumulate) {
+    size_t left = (m + isa->tallest - 1) / isa->tallest, rows;
+    for (; left > 0; left--, m -= rows, a += rows * a_row, c += rows * c_row) {
+        rows = (m + left - 1) / left;
+        isa->tiles[rows - 1](k, a, a_row, 1, p, c, c_row, accumulate);
     }
 }
 
-/* One panel with k in blocks; k may be 0, which makes c zero unless it accumulates. */
+/* One panel with k in blocks; k may be 0, which makes c zero. */
 static void pmlp__gemm_blocks(const pmlp__isa *isa, size_t m, size_t k, const float *a,
                               size_t a_row, const float *p, float *c, size_t c_row) {
-    size_t done = 0;
+    size_t left = (k + PMLP__K_BLOCK - 1) / PMLP__K_BLOCK, done = 0, n;
     do {
-        size_t n = k - done < PMLP__K_BLOCK ? k - done : PMLP__K_BLOCK;
-        pmlp__gemm_panel(isa, m, n, a + done, a_row, 1, p + done * isa->width, c, c_row, done > 0);
-        done += n;
+        n = left > 0 ? (k - done + left - 1) / left : 0;
+        pmlp__gemm_panel(isa, m, n, a + done, a_row, p + done * isa->width, c, c_row, done > 0);
+        done += n, left--;
     } while (done < k);
-}
-
-/* --- activations ------------------------------------------------------------------------------ */
-
-static float pmlp__sigmoid(float z) { return 1.0f / (1.0f + expf(-z)); }
-
-/* Phi(z), the normal distribution function */
-static double pmlp__phi(float z) { return 0.5 * erfc(-(double)z * 0.70710678118654752440); }
-
-static float pmlp__gelu(float z) { return (float)((double)z * (double)(float)pmlp__phi(z)); }
-
-static float pmlp__gelu_slope(float z) {
-    const double density = 0.39894228040143267794 * exp(-0.5 * (double)z * (double)z);
-    const float phi = (float)pmlp__phi(z), bend = (float)((double)z * density);
-    return phi + bend;
-}
-
-/* Derivatives are computed from what is kept anyway: of ReLU, sigmoid and tanh from the output y,
-   so that z need not be stored. */
-/* y [rows][n] (row stride `row`) holds W x; becomes f(W x + b). GELU keeps z, `keep` floats
-   further. */
-static void pmlp__activate(pmlp_activation f, size_t rows, size_t n, const float *b, float *y,
-                           size_t row, size_t keep) {
-    size_t i, j;
-    for (i = 0; i < rows; i++, y += row) {
-        for (j = 0; j < n; j++) y[j] += b[j];
-        switch (f) {
-        case PMLP_RELU: /* written so that a NaN stays a NaN */
-            for (j = 0; j < n; j++) y[j] = y[j] < 0.0f ? 0.0f : y[j];
-            break;
-        case PMLP_SIGMOID:
-            for (j = 0; j < n; j++) y[j] = pmlp__sigmoid(y[j]);
-            break;
-        case PMLP_TANH:
-            for (j = 0; j < n; j++) y[j] = tanhf(y[j]);
-            break;
-        case PMLP_GELU:
-            memcpy(y + keep, y, n * sizeof *y);
-            for (j = 0; j < n; j++) y[j] = pmlp__gelu(y[j]);
-            break;
-        default: break;
-        }
-    }
-}
-
-/* d [rows][n] *= f'(z), computed from the outputs y, and for GELU from the z kept beside them. d
-   and y have the same row stride. */
-static void pmlp__derive(pmlp_activation f, size_t rows, size_t n, const float *y, size_t row,
-                         size_t keep, float *d) {
-    size_t i, j;
-    for (i = 0; i < rows; i++, y += row, d += row) {
-        switch (f) {
-        case PMLP_RELU:
-            for (j = 0; j < n; j++) d[j] = y[j] > 0.0f ? d[j] : 0.0f;
-            break;
-        case PMLP_SIGMOID:
-            for (j = 0; j < n; j++) d[j] = d[j] * (y[j] * (1.0f - y[j]));
-            break;
-        case PMLP_TANH:
-            for (j = 0; j < n; j++) d[j] = d[j] * (float)(1.0 - (double)y[j] * (double)y[j]);
-            break;
-        case PMLP_GELU:
-            for (j = 0; j < n; j++) d[j] = d[j] * pmlp__gelu_slope(y[keep + j]);
-            break;
-        default: break;
-        }
-    }
 }
 
 /* --- losses ----------------------------------------------------------------------------------- */
@@ -2085,7 +2157,10 @@ static double pmlp__mse_row(const float *y, size_t n, const float *target, size_
 typedef struct pmlp__cpu {
     const pmlp__isa *isa;
     pmlp_allocator allocator;
-    float *pack; /* [K_BLOCK][width] */
+    float *pack;      /* [K_BLOCK][width], of dz */
+    float *tile;      /* [tallest][width], of dW */
+    float *inputs;    /* [K_BLOCK][widest], of x */
+    size_t widest;    /* n_in of the context's layers */
 } pmlp__cpu;
 
 typedef struct pmlp__cpu_layer {
@@ -2117,12 +2192,13 @@ static pmlp_result pmlp__cpu_open(const pmlp_backend *self, const pmlp_backend_d
     if (!cpu) return pmlp__no_memory(error, "a CPU worker");
     cpu->isa = (const pmlp__isa *)self->user;
     cpu->allocator = desc->allocator;
-    cpu->pack =
-        (float *)pmlp__new(&desc->allocator, PMLP__K_BLOCK * cpu->isa->width, sizeof(float));
+    cpu->pack = (float *)pmlp__new(
+        &desc->allocator, (PMLP__K_BLOCK + cpu->isa->tallest) * cpu->isa->width, sizeof(float));
     if (!cpu->pack) {
         pmlp__delete(&desc->allocator, cpu);
         return pmlp__no_memory(error, "a CPU worker's scratch");
     }
+    cpu->tile = cpu->pack + PMLP__K_BLOCK * cpu->isa->width;
     *context = cpu;
     return PMLP_OK;
 }
@@ -2130,6 +2206,7 @@ static pmlp_result pmlp__cpu_open(const pmlp_backend *self, const pmlp_backend_d
 static void pmlp__cpu_close(void *context) {
     pmlp__cpu *cpu = (pmlp__cpu *)context;
     const pmlp_allocator allocator = cpu->allocator;
+    pmlp__delete(&allocator, cpu->inputs);
     pmlp__delete(&allocator, cpu->pack);
     pmlp__delete(&allocator, cpu);
 }
@@ -2143,10 +2220,13 @@ static void pmlp__cpu_free(void *context, void *buffer) {
     pmlp__delete(&((pmlp__cpu *)context)->allocator, buffer);
 }
 
-/* GELU's slope cannot be had from y, so z lies behind y in each row. */
+/* GELU's slope cannot be had from y, so z lies behind y in each row. Rows whose distance is a
+   multiple of many cache lines would compete for few places of the cache; one line more cures
+   that. */
 static size_t pmlp__cpu_row_floats(void *context, size_t n, pmlp_activation activation) {
     const size_t padded = pmlp__pad(n, ((pmlp__cpu *)context)->isa->width);
-    return activation == PMLP_GELU ? 2 * padded : padded;
+    const size_t row = activation == PMLP_GELU ? 2 * padded : padded;
+    return row % 128 == 0 ? row + 16 : row;
 }
 
 static void pmlp__cpu_layer_destroy(void *context, void *layer_) {
@@ -2201,6 +2281,13 @@ static pmlp_result pmlp__cpu_layer_create(void *context, const pmlp_layer_desc *
         layer->transposed =
             (float *)pmlp__new(allocator, versions * layer->transposed_count, sizeof(float));
         if (!layer->transposed) goto no_memory;
+    }
+    if (desc->n_in > cpu->widest) {
+        float *inputs = (float *)pmlp__new(allocator, PMLP__K_BLOCK * desc->n_in, sizeof(float));
+        if (!inputs) goto no_memory;
+        pmlp__delete(allocator, cpu->inputs);
+        cpu->inputs = inputs;
+        cpu->widest = desc->n_in;
     }
     *out = layer;
     return PMLP_OK;
@@ -2271,32 +2358,30 @@ static pmlp_result pmlp__cpu_forward(void *context, void *layer_, int version, s
         pmlp__cpu_row_floats(context, layer->desc.row_outs, layer->desc.activation);
     const size_t keep = pmlp__pad(layer->desc.row_outs, width);
     const float *w = pmlp__cpu_w(layer, version), *b = pmlp__cpu_b(layer, version);
-    size_t j;
+    size_t j, m;
     y += layer->desc.first_out;
-    for (j = 0; j < layer->pad_out; j += width) {
-        pmlp__gemm_blocks(isa, rows, n_in, x, x_row, w + j * n_in, y + j, y_row);
-        pmlp__activate(layer->desc.activation, rows, width, b + j, y + j, y_row, keep);
+    for (; rows > 0; rows -= m, x += m * x_row, y += m * y_row) {
+        m = rows < PMLP__M_BLOCK ? rows : PMLP__M_BLOCK;
+        for (j = 0; j < layer->pad_out; j += width) {
+            pmlp__gemm_blocks(isa, m, n_in, x, x_row, w + j * n_in, y + j, y_row);
+            isa->activate(layer->desc.activation, m, width, b + j, y + j, y_row, keep);
+        }
     }
     return PMLP_OK;
 }
 
 /* transposed [pad_in / width][n_out][width] from w [pad_out / width][n_in][width], a square of
    width x width at a time, so that neither side is walked across cache lines for long. */
-static void pmlp__cpu_transpose(pmlp__cpu_layer *layer, int version, float *transposed,
-                                size_t width) {
-    const size_t n_in = layer->desc.n_in, n_out = layer->desc.n_out;
+static void pmlp__cpu_transpose(const pmlp__isa *isa, pmlp__cpu_layer *layer, int version,
+                                float *transposed) {
+    const size_t n_in = layer->desc.n_in, n_out = layer->desc.n_out, width = isa->width;
     const float *w = pmlp__cpu_w(layer, version);
-    size_t i0, o0, i, o;
-    for (i0 = 0; i0 < n_in; i0 += width) {
-        const size_t ni = n_in - i0 < width ? n_in - i0 : width;
-        for (o0 = 0; o0 < n_out; o0 += width) {
-            const size_t no = n_out - o0 < width ? n_out - o0 : width;
-            const float *from = w + (o0 * n_in + i0 * width);
-            float *to = transposed + (i0 * n_out + o0 * width);
-            for (i = 0; i < ni; i++)
-                for (o = 0; o < no; o++) to[o * width + i] = from[i * width + o];
-        }
-    }
+    size_t i, o;
+    for (i = 0; i < n_in; i += width)
+        for (o = 0; o < n_out; o += width)
+            isa->transpose(n_in - i < width ? n_in - i : width,
+                           n_out - o < width ? n_out - o : width, w + o * n_in + i * width, width,
+                           transposed + i * n_out + o * width, width);
     layer->is_current[version] = true;
 }
 
@@ -2309,43 +2394,83 @@ static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, int ver
     const size_t x_row = pmlp__cpu_row_floats(context, n_in, layer->desc.below);
     const size_t pad_in = pmlp__pad(n_in, width);
     float *transposed;
-    size_t i;
+    size_t i, m;
     if (!layer->transposed) return PMLP_ERROR_ARGUMENT;
     transposed = layer->transposed + (size_t)version * layer->transposed_count;
-    if (!layer->is_current[version]) pmlp__cpu_transpose(layer, version, transposed, width);
-    for (i = 0; i < pad_in; i += width) {
-        pmlp__gemm_blocks(isa, rows, n_out, dz, dz_row, transposed + i * n_out, dz_below + i,
-                          x_row);
-        pmlp__derive(layer->desc.below, rows, width, x + i, x_row, pad_in, dz_below + i);
+    if (!layer->is_current[version]) pmlp__cpu_transpose(isa, layer, version, transposed);
+    for (; rows > 0; rows -= m, dz += m * dz_row, x += m * x_row, dz_below += m * x_row) {
+        m = rows < PMLP__M_BLOCK ? rows : PMLP__M_BLOCK;
+        for (i = 0; i < pad_in; i += width) {
+            pmlp__gemm_blocks(isa, m, n_out, dz, dz_row, transposed + i * n_out, dz_below + i,
+                              x_row);
+            isa->derive(layer->desc.below, m, width, x + i, x_row, pad_in, dz_below + i);
+        }
     }
     return PMLP_OK;
 }
 
-static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer_, size_t rows,
-                                             const float *x, const float *dz, bool accumulate) {
-    pmlp__cpu *cpu = (pmlp__cpu *)context;
-    pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
-    const size_t n_in = layer->desc.n_in, width = cpu->isa->width;
-    const size_t x_row = pmlp__cpu_row_floats(context, n_in, layer->desc.below);
-    const size_t dz_row =
-        pmlp__cpu_row_floats(context, layer->desc.row_outs, layer->desc.activation);
+/* x [n][n_in] in tiles, [n][rows of the tile] one behind the other: in the order in which dW needs
+   them. */
+static void pmlp__cpu_pack_inputs(pmlp__cpu *cpu, size_t n, size_t n_in, const float *x,
+                                  size_t x_row) {
+    const size_t tallest = cpu->isa->tallest;
+    size_t left = (n_in + tallest - 1) / tallest, i = 0, rows, k, c;
+    for (; left > 0; left--, i += rows) {
+        float *to = cpu->inputs + i * n;
+        rows = (n_in - i + left - 1) / left;
+        for (k = 0; k < n; k++, to += rows) {
+            const float *from = x + k * x_row + i;
+            for (c = 0; c < rows; c++) to[c] = from[c];
+        }
+    }
+}
+
+/* dW (+)= dz^T x, and if there is a rule, the update of what has just been summed up, a tile at a
+   time. */
+static void pmlp__cpu_gradient(pmlp__cpu *cpu, pmlp__cpu_layer *layer, size_t rows, const float *x,
+                               const float *dz, bool accumulate, const pmlp__rule *rule,
+                               float decay, float *w, const float *w_from) {
+    const pmlp__isa *isa = cpu->isa;
+    const size_t n_in = layer->desc.n_in, width = isa->width;
+    const size_t x_row = pmlp__cpu_row_floats(cpu, n_in, layer->desc.below);
+    const size_t dz_row = pmlp__cpu_row_floats(cpu, layer->desc.row_outs, layer->desc.activation);
     float *dw = layer->w[PMLP_TENSOR_GRADIENTS], *db = layer->b[PMLP_TENSOR_GRADIENTS];
-    size_t j, k, c, done = 0;
+    float *m1 = layer->w[PMLP_TENSOR_MOMENT1], *m2 = layer->w[PMLP_TENSOR_MOMENT2];
+    size_t i, j, k, c, tile, done = 0;
     dz += layer->desc.first_out;
     if (!accumulate) memset(db, 0, layer->pad_out * sizeof *db);
     do {
         const size_t n = rows - done < PMLP__K_BLOCK ? rows - done : PMLP__K_BLOCK;
+        const bool updates = rule && done + n == rows, adds = accumulate || done > 0;
+        pmlp__cpu_pack_inputs(cpu, n, n_in, x + done * x_row, x_row);
         for (j = 0; j < layer->pad_out; j += width) {
+            size_t left = (n_in + isa->tallest - 1) / isa->tallest;
             for (k = 0; k < n; k++) {
                 const float *from = dz + (done + k) * dz_row + j;
                 memcpy(cpu->pack + k * width, from, width * sizeof *from);
                 for (c = 0; c < width; c++) db[j + c] += from[c];
             }
-            pmlp__gemm_panel(cpu->isa, n_in, n, x + done * x_row, 1, x_row, cpu->pack,
-                             dw + j * n_in, width, accumulate || done > 0);
+            for (i = 0; left > 0; left--, i += tile) {
+                const size_t at = j * n_in + i * width;
+                float *g = updates && !adds ? cpu->tile : dw + at;
+                tile = (n_in - i + left - 1) / left;
+                for (c = 0; c < tile * width; c += 16)
+                    PMLP__PREFETCH(updates ? w + at + c : dw + at + tile * width + c);
+                isa->tiles[tile - 1](n, cpu->inputs + i * n, 1, tile, cpu->pack, g, width, adds);
+                if (!updates) continue;
+                if (w != w_from) memcpy(w + at, w_from + at, tile * width * sizeof *w);
+                isa->update(rule, decay, tile * width, w + at, g, m1 ? m1 + at : NULL,
+                            m2 ? m2 + at : NULL);
+            }
         }
         done += n;
     } while (done < rows);
+}
+
+static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer, size_t rows,
+                                             const float *x, const float *dz, bool accumulate) {
+    pmlp__cpu_gradient((pmlp__cpu *)context, (pmlp__cpu_layer *)layer, rows, x, dz, accumulate,
+                       NULL, 0.0f, NULL, NULL);
     return PMLP_OK;
 }
 
@@ -2368,7 +2493,7 @@ static pmlp_result pmlp__cpu_loss(void *context, void *layer_, const pmlp_loss_a
         args->row_hit[i] = data->labels && pmlp__argmax(y, n) == label;
         if (args->dz) {
             memset(d + n, 0, (padded - n) * sizeof *d);
-            pmlp__derive(layer->desc.activation, 1, n, y, row, padded, d);
+            cpu->isa->derive(layer->desc.activation, 1, n, y, row, padded, d);
         }
     }
     return PMLP_OK;
@@ -2392,18 +2517,33 @@ static pmlp_result pmlp__cpu_gradient_squares(void *context, void *layer_, doubl
 }
 
 static pmlp_result pmlp__cpu_update(void *context, void *layer_, const pmlp_update_args *args) {
+    pmlp__cpu *cpu = (pmlp__cpu *)context;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
-    const pmlp__update_fn update = ((pmlp__cpu *)context)->isa->update;
+    const float decay = args->weight_decay;
     float **w = layer->w, **b = layer->b;
     float *to_w = pmlp__cpu_w(layer, args->to), *to_b = pmlp__cpu_b(layer, args->to);
-    if (args->to != args->from) {
-        memcpy(to_w, pmlp__cpu_w(layer, args->from), layer->count * sizeof *to_w);
-        memcpy(to_b, pmlp__cpu_b(layer, args->from), layer->pad_out * sizeof *to_b);
+    const float *from_w = pmlp__cpu_w(layer, args->from), *from_b = pmlp__cpu_b(layer, args->from);
+    pmlp__rule rule;
+    rule.optimizer = args->optimizer;
+    rule.lr = args->learning_rate;
+    rule.mu = args->momentum;
+    rule.scale = args->gradient_scale;
+    rule.b1 = args->beta1;
+    rule.b2 = args->beta2;
+    rule.eps = args->epsilon;
+    rule.fix1 = 1.0 - pow((double)rule.b1, (double)args->step);
+    rule.fix2 = 1.0 - pow((double)rule.b2, (double)args->step);
+    if (args->rows > 0 || args->anew)
+        pmlp__cpu_gradient(cpu, layer, args->rows, args->x, args->dz, !args->anew, &rule, decay,
+                           to_w, from_w);
+    else {
+        if (to_w != from_w) memcpy(to_w, from_w, layer->count * sizeof *to_w);
+        cpu->isa->update(&rule, decay, layer->count, to_w, w[PMLP_TENSOR_GRADIENTS],
+                         w[PMLP_TENSOR_MOMENT1], w[PMLP_TENSOR_MOMENT2]);
     }
-    update(args, args->weight_decay, layer->count, to_w, w[PMLP_TENSOR_GRADIENTS],
-           w[PMLP_TENSOR_MOMENT1], w[PMLP_TENSOR_MOMENT2]);
-    update(args, 0.0f, layer->pad_out, to_b, b[PMLP_TENSOR_GRADIENTS], b[PMLP_TENSOR_MOMENT1],
-           b[PMLP_TENSOR_MOMENT2]);
+    if (to_b != from_b) memcpy(to_b, from_b, layer->pad_out * sizeof *to_b);
+    cpu->isa->update(&rule, 0.0f, layer->pad_out, to_b, b[PMLP_TENSOR_GRADIENTS],
+                     b[PMLP_TENSOR_MOMENT1], b[PMLP_TENSOR_MOMENT2]);
     layer->latest = args->to;
     layer->is_current[args->to] = false;
     return PMLP_OK;
@@ -7226,7 +7366,7 @@ struct pmlp_trainer {
     size_t *squares_at;     /* [layers] */
 
     pmlp__atomic pass, done, failed, stop, in_use;
-    pmlp__atomic gathered;  /* stages that have all gradients of the step */
+    pmlp__atomic gathered;  /* stages that have all gradients of the step, or are about to */
     pmlp__atomic gate;      /* 1 when all have: updates may begin */
     pmlp__atomic updating;  /* 1 when one has begun: a failure now leaves the weights mixed */
     pmlp__atomic no_query;  /* 0 while the progress callback runs: it may ask, one call at a time */
@@ -7266,6 +7406,11 @@ static size_t pmlp__rows_between(const pmlp_trainer *t, int begin, int end) {
 /* The first of the micro-batches whose gradients one update takes, and how many rows these have. */
 static int pmlp__group_of(const pmlp_trainer *t, int microbatch) {
     return t->schedule->per_update ? microbatch - microbatch % t->schedule->per_update : 0;
+}
+
+static bool pmlp__ends_group(const pmlp_trainer *t, int microbatch) {
+    const int n = t->schedule->per_update ? t->schedule->per_update : t->schedule->microbatches;
+    return microbatch % n == n - 1;
 }
 
 static size_t pmlp__group_rows(const pmlp_trainer *t, int microbatch) {
@@ -7420,12 +7565,13 @@ static void pmlp__measure_staleness(pmlp_trainer *t, pmlp__stage *stage, int fir
     }
 }
 
-/* U: of a synchronous schedule after the gate, so that every gradient of the step is there; of an
-   asynchronous one for the group that ends with this micro-batch, unless it has no rows */
+/* U, with the W that is still put off: of a synchronous schedule after the gate; of an asynchronous
+   one for the group that ends with this micro-batch, unless it has no rows */
 static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
     const pmlp_trainer_desc *d = &t->desc;
     const uint64_t versions = (uint64_t)stage->versions;
     const int group = t->schedule->per_update ? t->schedule->per_update : t->schedule->microbatches;
+    const size_t place = pmlp__place_of(t, pmlp__row_of(t, stage->w_begin));
     pmlp_update_args args;
     pmlp_result result = PMLP_OK;
     int l;
@@ -7446,8 +7592,14 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage, int m
         const double norm = t->gradient_norm;
         if (norm > (double)d->clip_norm) args.gradient_scale = (float)((double)d->clip_norm / norm);
     }
-    for (l = 0; result == PMLP_OK && l < stage->layers; l++)
+    args.rows = pmlp__rows_between(t, stage->w_begin, stage->w_end);
+    args.anew =
+        stage->w_begin < stage->w_end && stage->w_begin == pmlp__group_of(t, stage->w_begin);
+    for (l = stage->layers - 1; result == PMLP_OK && l >= 0; l--) {
+        args.x = stage->x[l] + place * stage->row[l];
+        args.dz = stage->dz[l + 1] + place * stage->row[l + 1];
         result = t->backend->update(pmlp__context_of(t, stage), stage->handles[l], &args);
+    }
     stage->version_at[args.to] = stage->updates;
     return result;
 }
@@ -7497,8 +7649,9 @@ static void pmlp__unblocked(pmlp__worker *w) {
     w->blocked_since = 0.0;
 }
 
-/* A stage whose last W is done: the last one computes the norm of the whole gradient and opens the
-   gate to the updates. Until then nothing is lost if something fails. */
+/* A stage that has all gradients of a synchronous step, or, if nobody wants their norm, all that
+   its last W needs: the last such stage computes the norm and opens the gate to the updates. Until
+   then nothing is lost if something fails. */
 static pmlp_result pmlp__gradients_done(pmlp_trainer *t, pmlp__stage *stage) {
     if (pmlp__wants_norm(t)) {
         const pmlp_result result = pmlp__stage_squares(t, stage);
@@ -7543,7 +7696,7 @@ static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
     pmlp__trace_end(w, traced, stage->w_end - stage->w_begin, begin);
     stage->w_begin = stage->w_end;
     w->w_pending--;
-    if (result == PMLP_OK && stage->w_end == t->schedule->microbatches && !t->schedule->per_update)
+    if (result == PMLP_OK && pmlp__wants_norm(t) && stage->w_end == t->schedule->microbatches)
         result = pmlp__gradients_done(t, stage);
     if (result != PMLP_OK) {
         const pmlp_action a = {PMLP_OP_W, stage->index, stage->w_end - 1};
@@ -7563,14 +7716,17 @@ static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
 }
 
 /* W of neighbouring micro-batches is merged: put off until enough rows are together. That they come
-   in ascending order, one behind the other, is a rule of the checker. */
+   in ascending order, one behind the other, is a rule of the checker. The last one is kept for U,
+   which can do both in one go, unless the norm of the gradient is wanted before. */
 static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, int microbatch) {
-    const pmlp_trainer *t = w->trainer;
+    pmlp_trainer *t = w->trainer;
     if (stage->w_begin == stage->w_end) {
         stage->w_begin = microbatch;
         w->w_pending++;
     }
     stage->w_end = microbatch + 1;
+    if (!pmlp__wants_norm(t) && pmlp__ends_group(t, microbatch))
+        return t->schedule->per_update ? PMLP_OK : pmlp__gradients_done(t, stage);
     return pmlp__rows_between(t, stage->w_begin, stage->w_end) < t->desc.w_rows
                ? PMLP_OK
                : pmlp__flush_stage(w, stage);
@@ -7595,14 +7751,29 @@ static pmlp_result pmlp__receive(pmlp_trainer *t, pmlp__stage *stage, bool forwa
                              rows * stage->row[l] * sizeof *data);
 }
 
-/* F, I or U. */
+/* F or I */
 static pmlp_result pmlp__compute(pmlp__worker *w, pmlp__stage *stage, pmlp_action a) {
     pmlp_trainer *t = w->trainer;
     const double begin = pmlp__trace_begin(w);
-    const pmlp_result result =
-        a.op == PMLP_OP_F   ? pmlp__stage_forward(t, stage, a.microbatch)
-        : a.op == PMLP_OP_I ? pmlp__stage_backward_input(t, stage, a.microbatch)
-                            : pmlp__stage_update(t, stage, a.microbatch);
+    const pmlp_result result = a.op == PMLP_OP_F
+                                   ? pmlp__stage_forward(t, stage, a.microbatch)
+                                   : pmlp__stage_backward_input(t, stage, a.microbatch);
+    pmlp__trace_end(w, a, 1, begin);
+    return result;
+}
+
+/* U with the W that is still put off, which the time is noted for: the rest is hardly more. */
+static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pmlp_action a) {
+    const pmlp_action traced = {PMLP_OP_W, stage->index, stage->w_begin};
+    const int count = stage->w_end - stage->w_begin;
+    double begin = pmlp__trace_begin(w);
+    const pmlp_result result = pmlp__stage_update(w->trainer, stage, a.microbatch);
+    if (count > 0) {
+        pmlp__trace_end(w, traced, count, begin);
+        begin = pmlp__trace_begin(w);
+        stage->w_begin = stage->w_end;
+        w->w_pending--;
+    }
     pmlp__trace_end(w, a, 1, begin);
     return result;
 }
@@ -7623,21 +7794,19 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
         if (!pmlp__load(&t->gate)) return PMLP_BUSY;
         pmlp__unblocked(w);
         pmlp__store(&t->updating, 1);
-        return pmlp__compute(w, stage, a);
+        return pmlp__update_weights(w, stage, a);
     default: return PMLP_ERROR_SCHEDULE;
     }
 }
 
 /* Runs the list until its end (PMLP_OK), until something is not there yet (PMLP_BUSY), or until
-   something fails. W that was put off is done before the updates and while there is nothing
-   else. */
+   something fails. W that was put off is done while there is nothing else, and else by U. */
 static pmlp_result pmlp__advance(pmlp__worker *w) {
     for (; w->next < w->count; w->next++) {
         const pmlp_action a = w->list[w->next];
         pmlp_result result = PMLP_OK;
         if (pmlp__load(&w->trainer->failed)) return PMLP_ERROR_STATE;
-        if (a.op == PMLP_OP_U) result = pmlp__flush_weights(w);
-        if (result == PMLP_OK) result = pmlp__execute(w, a);
+        result = pmlp__execute(w, a);
         if (result == PMLP_BUSY && w->w_pending > 0) {
             result = pmlp__flush_weights(w);
             if (result == PMLP_OK) result = pmlp__execute(w, a);

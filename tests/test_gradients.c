@@ -388,6 +388,7 @@ static void check_steps(int number, pmlp_optimizer optimizer) {
     desc.optimizer = optimizer;
     desc.learning_rate = own ? 0.25f : optimizer < PMLP_ADAM ? 0.05f : 0.01f;
     desc.weight_decay = (float)decay, desc.clip_norm = clips ? (float)clip : 0;
+    desc.gradient_norm = !own; /* so that there is a gradient to be read behind the step */
     pmlp_trainer *trainer = trainer_for(model, n, LEARN_ROWS, number, desc);
     pmlp_data data = as_data(n, LEARN_ROWS);
     double lr = (double)desc.learning_rate;

@@ -969,6 +969,85 @@ TEST(fresh) {
         test_count(shapes / isas), isas);
 }
 
+/* --- W and U in one ---------------------------------------------------------------------------- */
+
+/* update() that is given the last rows of W leaves the same bits as backward_weight() of these rows
+   and then update(): weights, moments, transposed weights; for every way to cut the rows, into the
+   same place or another version, for all of a layer or some of its outputs. */
+static void check_fused_case(size_t rows, size_t n_in, size_t n_out, pmlp_optimizer optimizer,
+                             size_t first_out) {
+    enum { WAYS = 4 };
+    static float w[2][MAX * MAX], b[2][MAX];
+    pmlp_layer_desc desc = {0};
+    pmlp_update_args args = {0};
+    void *layers[2] = {NULL, NULL};
+    char what[120];
+    desc.n_in = n_in, desc.n_out = n_out, desc.first_out = first_out;
+    desc.row_outs = n_out + first_out, desc.activation = desc.below = PMLP_RELU;
+    desc.optimizer = optimizer, desc.needs_input_gradient = true, desc.versions = 2;
+    const size_t x_row = be->row_floats(context, n_in, PMLP_RELU);
+    const size_t dz_row = be->row_floats(context, desc.row_outs, PMLP_RELU);
+    float *x = buffer(rows, x_row), *dz = buffer(rows, dz_row);
+    float *dx[2] = {buffer(rows, x_row), buffer(rows, x_row)};
+    fill_rows(w[0], 1, n_in * n_out, 0), fill_rows(b[0], 1, n_out, 0);
+    for (int k = 0; k < 2; k++)
+        CHECK(be->layer_create(context, &desc, &layers[k]) == PMLP_OK &&
+                  be->write(context, layers[k], PMLP_TENSOR_PARAMS, w[0], b[0]) == PMLP_OK,
+              "%s: layer", isa);
+    args.optimizer = optimizer, args.learning_rate = 0.1f, args.momentum = 0.9f;
+    args.beta1 = 0.9f, args.beta2 = 0.999f, args.epsilon = 1e-8f, args.weight_decay = 0.01f;
+    for (int way = 0; way < WAYS; way++) {
+        const size_t before = way == 0 ? 0 : way == 1 ? rows : way == 2 ? rows / 2 : rows / 3;
+        fill_rows(x, rows, n_in, x_row), fill_rows(dz, rows, desc.row_outs, dz_row);
+        args.step = (uint64_t)way + 1, args.gradient_scale = way & 1 ? 0.5f : 1;
+        args.from = way / 2, args.to = way == 1 ? 1 : args.from;
+        bool ok = be->backward_weight(context, layers[0], rows, x, dz, false) == PMLP_OK &&
+                  be->update(context, layers[0], &args) == PMLP_OK;
+        if (before > 0)
+            ok = ok && be->backward_weight(context, layers[1], before, x, dz, false) == PMLP_OK;
+        args.rows = rows - before, args.x = x + before * x_row, args.dz = dz + before * dz_row;
+        args.anew = before == 0;
+        ok = ok && be->update(context, layers[1], &args) == PMLP_OK;
+        args.rows = 0, args.anew = false;
+        for (int k = 0; k < 2; k++)
+            ok = ok &&
+                 be->backward_input(context, layers[k], args.to, rows, dz, x, dx[k]) == PMLP_OK;
+        snprintf(what, sizeof what, "%s, %s, %zu rows, %zu before, %zu x %zu, outputs from %zu", isa,
+                 pmlp_optimizer_name(optimizer), rows, before, n_out, n_in, first_out);
+        CHECK(ok && !memcmp(dx[0], dx[1], rows * x_row * sizeof(float)), "%s: dX", what);
+        for (int tensor = 0; tensor < PMLP_TENSOR_COUNT; tensor++) {
+            if (tensor == PMLP_TENSOR_GRADIENTS) continue;
+            for (int k = 0; k < 2; k++)
+                ok = ok && be->read(context, layers[k], (pmlp_tensor)tensor, w[k], b[k]) == PMLP_OK;
+            CHECK(ok && !memcmp(w[0], w[1], n_in * n_out * sizeof(float)) &&
+                      !memcmp(b[0], b[1], n_out * sizeof(float)),
+                  "%s: tensor %d", what, tensor);
+        }
+        shapes++;
+    }
+    be->layer_destroy(context, layers[0]), be->layer_destroy(context, layers[1]);
+    be->free(context, x), be->free(context, dz);
+    be->free(context, dx[0]), be->free(context, dx[1]);
+}
+
+static void check_fused(void) {
+    static const size_t rows[] = {0, 1, 7, 32, 201, 450}, sides[] = {1, 12, 13, 29, 33};
+    static const pmlp_optimizer optimizers[] = {PMLP_SGD, PMLP_MOMENTUM, PMLP_NESTEROV, PMLP_ADAM,
+                                                PMLP_ADAMW};
+    for (int r = 0; r < 6; r++)
+        for (int i = 0; i < 5; i++)
+            for (int o = 0; o < 5; o++)
+                check_fused_case(rows[r], sides[i], sides[(i + o) % 5], optimizers[o],
+                                 (size_t)(o % 3));
+}
+
+TEST(fused) {
+    shapes = 0;
+    each_isa(check_fused);
+    SAY("update that does the last W itself: as if apart, 5 optimizers, %s cases, %d back ends",
+        test_count(shapes), isas);
+}
+
 /* --- versions -------------------------------------------------------------------------------- */
 
 /* Several versions of the weights: each update reads one and writes another, and leaves all others
@@ -1100,6 +1179,7 @@ int main(void) {
     RUN(loss);
     RUN(update);
     RUN(fresh);
+    RUN(fused);
     RUN(versions);
     RUN(tensors);
     return test_end();
