@@ -258,8 +258,9 @@
       Everything that can fail returns a pmlp_result, 0 being success, with a sentence in a
       pmlp_error of yours or in pmlp_trainer_error(). When a worker fails inside a step, the first
       failure is kept, all workers stop, and the call returns it with stage, micro-batch and
-      operation; nobody hangs. No update of a synchronous schedule begins before every gradient of
-      the step is there, so that a step which fails earlier leaves the weights as they were.
+      operation; nobody hangs. No update of a synchronous schedule begins before every micro-batch
+      has been through all stages and back, so that a step which fails earlier leaves the weights
+      as they were.
 
    ON OTHER HARDWARE
 
@@ -908,6 +909,9 @@ typedef struct pmlp_trainer_desc {
     bool no_threads;               /* run all workers' lists on the calling thread */
     bool gradient_norm;            /* compute it even if clip_norm is 0; asynchronous schedules
                                       never have all of a gradient at once: 0 */
+    bool keep_gradients;           /* for pmlp_trainer_gradient(). Otherwise, and if nobody wants
+                                      their norm, the last W of a step is done together with U,
+                                      which is faster and leaves no gradient behind */
     int trace;                     /* keep what ran when of so many steps, the last ones; default
                                       0: none. See pmlp_trainer_timeline() */
 
@@ -955,7 +959,7 @@ PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *trainer);
 PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *trainer, float learning_rate);
 /* The gradient of the last step's mean loss, before clipping: dw [n_out][n_in], db [n_out]; either
    may be NULL. With an asynchronous schedule: what each stage's last update took. Errors: ARGUMENT;
-   STATE before the first step and after one that failed. */
+   STATE before the first step, after one that failed, and without desc.keep_gradients. */
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *trainer, int layer, float *dw, float *db);
 
 /* The last failure; result is PMLP_OK if there was none. Valid until the next call. */
@@ -7302,6 +7306,7 @@ typedef struct pmlp__stage {
     size_t *row;       /* [layers + 1]: floats from row to row of x[l] and dz[l] */
     void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL inside one worker */
     int w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
+    bool is_ahead;      /* its columns of layer 0 have been computed for all of the pass */
 
     /* Version n of the weights, what the n-th update left, is in place n % versions. */
     int versions;
@@ -7352,7 +7357,9 @@ struct pmlp_trainer {
     pmlp__stage *stages;
     pmlp__worker *workers;
     void **connected;       /* all edges, for reset */
-    int connected_count, spins;
+    int connected_count;
+    int pauses, spins; /* of a worker that waits: how often it looks again before it gives its core
+                          away, and before it sleeps */
     bool polled;            /* the edges do not wake anybody */
 
     /* the present pass, written before the workers start */
@@ -7468,24 +7475,48 @@ static int pmlp__backward_version(pmlp_trainer *t, pmlp__stage *stage, int micro
     return place;
 }
 
-/* F: the input for the first stage, the layers, the loss for the last stage */
-static pmlp_result pmlp__stage_forward(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
-    const size_t from = pmlp__row_of(t, microbatch), place = pmlp__place_of(t, from);
-    const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
-    const int version = pmlp__forward_version(t, stage, microbatch);
+/* Layers begin .. end-1 of a stage for micro-batches first .. last-1; for layer 0 the input, too. */
+static pmlp_result pmlp__forward_layers(pmlp_trainer *t, pmlp__stage *stage, int begin, int end,
+                                      int version, int first, int last) {
+    const size_t from = pmlp__row_of(t, first), place = pmlp__place_of(t, from);
+    const size_t rows = pmlp__rows_between(t, first, last);
     void *context = pmlp__context_of(t, stage);
     pmlp_result result = PMLP_OK;
     int l;
     if (rows == 0) return PMLP_OK;
-    if (pmlp__reads_input(stage))
+    if (pmlp__reads_input(stage) && begin == 0)
         result = t->backend->input(context, rows, pmlp__n_in(t->model, 0), t->data->x,
                                    t->index ? t->index + from : NULL, t->first + from,
                                    stage->x[0] + place * stage->row[0]);
-    for (l = 0; result == PMLP_OK && l < stage->layers; l++)
+    for (l = begin; result == PMLP_OK && l < end; l++)
         result = t->backend->forward(context, stage->handles[l], version, rows,
                                      stage->x[l] + place * stage->row[l],
                                      stage->x[l + 1] + place * stage->row[l + 1]);
-    if (result == PMLP_OK && stage->is_last) result = pmlp__stage_loss(t, stage, microbatch);
+    return result;
+}
+
+/* What a stage that completes layer 0 can do before it hears from the stage below: its own columns,
+   of all micro-batches of the step at once. Not if what is received is copied over them, and not of
+   an asynchronous schedule, whose micro-batches may want different weights. */
+static bool pmlp__goes_ahead(const pmlp_trainer *t, const pmlp__stage *stage) {
+    return stage->below > 0 && t->edges->shared && !(t->training && t->schedule->per_update);
+}
+
+static pmlp_result pmlp__stage_ahead(pmlp_trainer *t, pmlp__stage *stage) {
+    stage->is_ahead = true;
+    return pmlp__forward_layers(t, stage, 0, stage->below, pmlp__forward_version(t, stage, 0), 0,
+                              t->schedule->microbatches);
+}
+
+/* F: the layers, and the loss for the last stage */
+static pmlp_result pmlp__stage_forward(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
+    const int begin = stage->is_ahead ? stage->below : 0;
+    pmlp_result result = pmlp__forward_layers(t, stage, begin, stage->layers,
+                                            pmlp__forward_version(t, stage, microbatch),
+                                            microbatch, microbatch + 1);
+    if (result == PMLP_OK && stage->is_last &&
+        pmlp__rows_between(t, microbatch, microbatch + 1) > 0)
+        result = pmlp__stage_loss(t, stage, microbatch);
     return result;
 }
 
@@ -7536,6 +7567,11 @@ static pmlp_result pmlp__stage_squares(pmlp_trainer *t, pmlp__stage *stage) {
 static bool pmlp__wants_norm(const pmlp_trainer *t) {
     return pmlp_schedule_is_synchronous(t->schedule) &&
            (t->desc.gradient_norm || t->desc.clip_norm > 0.0f);
+}
+
+/* Whether whole gradients are to be had, before U and behind it. */
+static bool pmlp__keeps_gradients(const pmlp_trainer *t) {
+    return t->desc.keep_gradients || pmlp__wants_norm(t);
 }
 
 /* Summed per layer, then over the layers, whoever computed them. */
@@ -7649,8 +7685,8 @@ static void pmlp__unblocked(pmlp__worker *w) {
     w->blocked_since = 0.0;
 }
 
-/* A stage that has all gradients of a synchronous step, or, if nobody wants their norm, all that
-   its last W needs: the last such stage computes the norm and opens the gate to the updates. Until
+/* A stage that has all gradients of a synchronous step, or, if they are not kept, all that its last
+   W needs: the last such stage computes the norm and opens the gate to the updates. Until
    then nothing is lost if something fails. */
 static pmlp_result pmlp__gradients_done(pmlp_trainer *t, pmlp__stage *stage) {
     if (pmlp__wants_norm(t)) {
@@ -7696,7 +7732,8 @@ static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
     pmlp__trace_end(w, traced, stage->w_end - stage->w_begin, begin);
     stage->w_begin = stage->w_end;
     w->w_pending--;
-    if (result == PMLP_OK && pmlp__wants_norm(t) && stage->w_end == t->schedule->microbatches)
+    if (result == PMLP_OK && pmlp__keeps_gradients(t) && !t->schedule->per_update &&
+        stage->w_end == t->schedule->microbatches)
         result = pmlp__gradients_done(t, stage);
     if (result != PMLP_OK) {
         const pmlp_action a = {PMLP_OP_W, stage->index, stage->w_end - 1};
@@ -7717,7 +7754,7 @@ static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
 
 /* W of neighbouring micro-batches is merged: put off until enough rows are together. That they come
    in ascending order, one behind the other, is a rule of the checker. The last one is kept for U,
-   which can do both in one go, unless the norm of the gradient is wanted before. */
+   which can do both in one go, unless the gradient itself is wanted. */
 static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, int microbatch) {
     pmlp_trainer *t = w->trainer;
     if (stage->w_begin == stage->w_end) {
@@ -7725,7 +7762,7 @@ static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, in
         w->w_pending++;
     }
     stage->w_end = microbatch + 1;
-    if (!pmlp__wants_norm(t) && pmlp__ends_group(t, microbatch))
+    if (!pmlp__keeps_gradients(t) && pmlp__ends_group(t, microbatch))
         return t->schedule->per_update ? PMLP_OK : pmlp__gradients_done(t, stage);
     return pmlp__rows_between(t, stage->w_begin, stage->w_end) < t->desc.w_rows
                ? PMLP_OK
@@ -7778,20 +7815,37 @@ static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pml
     return result;
 }
 
+/* Before a stage waits for its first input: what it can do of F without. */
+static pmlp_result pmlp__go_ahead(pmlp__worker *w, pmlp__stage *stage) {
+    const pmlp_action traced = {PMLP_OP_F, stage->index, 0};
+    double begin;
+    pmlp_result result;
+    if (stage->is_ahead || !pmlp__goes_ahead(w->trainer, stage)) return PMLP_OK;
+    begin = pmlp__trace_begin(w);
+    result = pmlp__stage_ahead(w->trainer, stage);
+    pmlp__trace_end(w, traced, w->trainer->schedule->microbatches, begin);
+    return result;
+}
+
 /* One action. PMLP_BUSY: not yet. */
 static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     pmlp_trainer *t = w->trainer;
     pmlp__stage *stage = &t->stages[a.stage];
+    pmlp_result result;
     switch (a.op) {
     case PMLP_OP_F:
     case PMLP_OP_I: return pmlp__compute(w, stage, a);
     case PMLP_OP_W: return pmlp__put_off_weights(w, stage, a.microbatch);
     case PMLP_OP_SEND_F: return pmlp__send(t, stage, true, a.microbatch);
-    case PMLP_OP_RECV_F: return pmlp__receive(t, stage, true, a.microbatch);
+    case PMLP_OP_RECV_F:
+        result = pmlp__go_ahead(w, stage);
+        return result == PMLP_OK ? pmlp__receive(t, stage, true, a.microbatch) : result;
     case PMLP_OP_SEND_B: return pmlp__send(t, stage, false, a.microbatch);
     case PMLP_OP_RECV_B: return pmlp__receive(t, stage, false, a.microbatch);
     case PMLP_OP_U:
         if (!pmlp__load(&t->gate)) return PMLP_BUSY;
+        if (pmlp__keeps_gradients(t) && (result = pmlp__flush_stage(w, stage)) != PMLP_OK)
+            return result;
         pmlp__unblocked(w);
         pmlp__store(&t->updating, 1);
         return pmlp__update_weights(w, stage, a);
@@ -7824,12 +7878,13 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
     return PMLP_OK;
 }
 
-/* Waits a little: first spins, then sleeps until woken, or for a millisecond if `timed`. The caller
+/* Waits a little: first spins, then lets others have the core, among whom may be the one that it
+   waits for, then sleeps until woken, or for a millisecond if `timed`. The caller
    asks again after each call, and once between falling asleep and sleeping: see pmlp__wake(). */
 static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
     if (*spins < w->trainer->spins) {
-        ++*spins;
-        pmlp__pause();
+        if (++*spins <= w->trainer->pauses) pmlp__pause();
+        else pmlp__yield();
         return;
     }
     if (!pmlp__exchange(&w->sleeping, 1)) return;
@@ -8260,7 +8315,8 @@ static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     int i;
     /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
        from the very worker that is waited for. */
-    t->spins = t->schedule->workers <= pmlp__cores() ? 20000 : 20;
+    t->pauses = t->schedule->workers <= pmlp__cores() ? 2000 : 20;
+    t->spins = t->pauses + 1000;
     t->polled = t->edges != pmlp_thread_edges();
     for (i = 1; !t->desc.no_threads && i < t->schedule->workers; i++) {
         pmlp__worker *w = &t->workers[i];
@@ -8600,6 +8656,7 @@ static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint
     for (i = 0; i < t->schedule->workers; i++) pmlp__worker_begin(&t->workers[i], lists);
     for (i = 0; i < t->schedule->stages; i++) {
         t->stages[i].w_begin = t->stages[i].w_end = 0;
+        t->stages[i].is_ahead = false;
         t->stages[i].updates_before = t->stages[i].updates;
     }
     for (i = 0; result == PMLP_OK && i < t->connected_count; i++)
@@ -8848,6 +8905,9 @@ PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *t, int layer, float *dw
     } else if (t->step == 0 || pmlp__load(&t->failed)) {
         result = pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient %s",
                             t->step == 0 ? "before the first step" : "of a step that failed");
+    } else if (!t->desc.keep_gradients) {
+        result = pmlp__fail(&t->error, PMLP_ERROR_STATE,
+                            "gradients are not kept: set desc.keep_gradients");
     } else {
         result = pmlp__read_layer(t, layer, PMLP_TENSOR_GRADIENTS, dw, db);
         if (result != PMLP_OK)

@@ -231,7 +231,7 @@ static void check_gradients(int number, size_t batch, size_t rows, size_t stride
     set_fill(n, rows);
     pmlp_model *model = model_like(n, (uint64_t)number);
     if (!model) return;
-    desc.gradient_norm = true;
+    desc.gradient_norm = desc.keep_gradients = true;
     if (number % 5 == 4) desc.clip_norm = 1e-3f; /* the gradient is the one before clipping */
     pmlp_trainer *trainer = trainer_for(model, n, batch, number, desc);
     if (trainer) {
@@ -388,7 +388,7 @@ static void check_steps(int number, pmlp_optimizer optimizer) {
     desc.optimizer = optimizer;
     desc.learning_rate = own ? 0.25f : optimizer < PMLP_ADAM ? 0.05f : 0.01f;
     desc.weight_decay = (float)decay, desc.clip_norm = clips ? (float)clip : 0;
-    desc.gradient_norm = !own; /* so that there is a gradient to be read behind the step */
+    desc.keep_gradients = !own;
     pmlp_trainer *trainer = trainer_for(model, n, LEARN_ROWS, number, desc);
     pmlp_data data = as_data(n, LEARN_ROWS);
     double lr = (double)desc.learning_rate;
