@@ -892,6 +892,9 @@ typedef struct pmlp_trainer_desc {
     const pmlp_cut *cuts;          /* [S - 1]: where stages 1, 2, ... begin; default
                                       pmlp_partition(); copied */
     bool whole_layers;             /* do not cut inside layer 0 */
+    const double *layer_costs;     /* [layers]: what pmlp_partition() goes by; copied */
+    bool measure_layers;           /* create finds them with pmlp_measure_layers() first. Where the
+                                      cut lies then depends on the machine; the bits do not */
     int slots;                     /* per edge between stages; default m, which never blocks a
                                       synchronous schedule */
     size_t w_rows; /* W is put off until so many rows are together, see ON PIPELINES;
@@ -986,7 +989,8 @@ typedef struct pmlp_stage_info {
     int worker;
     int first_layer, layers;
     size_t first_column, columns; /* of its first layer: all, unless that is layer 0, cut inside */
-    double cost;                  /* share of the whole network's training arithmetic, 0 .. 1 */
+    double cost;                  /* share of the whole network's cost, 0 .. 1: of layer_costs, or
+                                     of its multiply-adds */
     int versions;                 /* of its weights that are kept: 1 unless asynchronous */
     double staleness;             /* updates of this stage between the weights that a micro-batch's
                                      forward read and those that its gradient changed: mean of all
@@ -1001,14 +1005,21 @@ typedef struct pmlp_stage_info {
 PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *trainer, int stage,
                                         pmlp_stage_info *info);
 
-/* Cuts a model into `stages` parts such that the costliest is as cheap as possible, counted in
-   multiply-adds of F, I and W (the first layer's I is never needed). Boundaries lie between layers
-   and, unless whole_layers, inside layer 0. cuts is [stages - 1]: where stages 1, 2, ... begin.
-   *balance, which may be NULL, becomes mean / largest cost of a stage: the bound that the cut sets
-   on the use of `stages` equal workers. Errors: ARGUMENT; SHAPE if there are fewer places to cut
-   than that; MEMORY. */
+/* Cuts a model into `stages` parts such that the costliest is as cheap as possible. layer_costs
+   [layers]: what all operations of a layer cost, in any unit, above 0; NULL: multiply-adds of F, I
+   and W (the first layer's I is never needed). Boundaries lie between layers and, unless
+   whole_layers, inside layer 0. cuts is [stages - 1]: where stages 1, 2, ... begin. *balance, which
+   may be NULL, becomes mean / largest cost of a stage: the bound that the cut sets on the use of
+   `stages` equal workers. Errors: ARGUMENT; SHAPE if there are fewer places to cut than that;
+   MEMORY. */
 PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool whole_layers,
-                                    pmlp_cut *cuts, double *balance, pmlp_error *error);
+                                    const double *layer_costs, pmlp_cut *cuts, double *balance,
+                                    pmlp_error *error);
+/* Measures what each layer costs on desc's back end: costs [layers], seconds of one batch, cut into
+   micro-batches as desc says, through F, I, W and U of that layer alone, on zeros; median of a few.
+   Takes about ten steps' time. Errors: those of a trainer, and BACKEND. */
+PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_trainer_desc *desc,
+                                         double *costs, pmlp_error *error);
 
 typedef struct pmlp_verify_report {
     bool identical;
@@ -2001,8 +2012,8 @@ PMLP__DEFINE_ISA(avx2, PMLP__AVX2, true, 16, 6, PMLP__TIMES_6(PMLP__AVX2_NAME));
                       _mm512_fmadd_ps)
 PMLP__TIMES_12(PMLP__AVX512_TILE)
 
-/* Squares of 16 x 16 in registers: of each 2 x 2 numbers the two off the diagonal change places, then
-   of each 2 x 2 such squares, and so on. */
+/* Squares of 16 x 16 in registers: of each 2 x 2 numbers the two off the diagonal change places,
+   then of each 2 x 2 such squares, and so on. */
 PMLP__AVX512 static void pmlp__transpose_avx512(size_t m, size_t n, const float *from,
                                                 size_t from_row, float *to, size_t to_row) {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -7030,8 +7041,10 @@ PMLP_API pmlp_result pmlp_model_predict(const pmlp_model *model, const float *x,
 /* >>partition                                                                                */
 /*============================================================================================*/
 
-/* Multiply-adds per row of one output of a layer: F, I, W; the first layer's I is never needed. */
-static double pmlp__output_cost(const pmlp_model *model, int layer) {
+/* What one output of a layer costs; multiply-adds per row: F, I, W; the first layer's I is never
+   needed. */
+static double pmlp__output_cost(const pmlp_model *model, const double *layer_costs, int layer) {
+    if (layer_costs) return layer_costs[layer] / (double)pmlp__n_out(model, layer);
     return (layer == 0 ? 2.0 : 3.0) * (double)pmlp__n_in(model, layer);
 }
 
@@ -7043,14 +7056,15 @@ typedef struct pmlp__place {
 
 /* All of them in ascending order, from {0, 0} to {layers, 0}; returns how many. places may be
    NULL. */
-static size_t pmlp__places(const pmlp_model *model, bool whole_layers, pmlp__place *places) {
+static size_t pmlp__places(const pmlp_model *model, bool whole_layers, const double *layer_costs,
+                           pmlp__place *places) {
     double below = 0.0;
     size_t count = 0, column;
     int l;
     for (l = 0; l <= model->desc.layers; l++) {
         const bool top = l == model->desc.layers;
         const size_t outputs = top ? 0 : pmlp__n_out(model, l);
-        const double each = top ? 0.0 : pmlp__output_cost(model, l);
+        const double each = top ? 0.0 : pmlp__output_cost(model, layer_costs, l);
         const size_t cuttable = l == 0 && !whole_layers ? outputs : 1;
         for (column = 0; column < cuttable; column += PMLP_COLUMN_STEP, count++) {
             if (!places) continue;
@@ -7089,8 +7103,17 @@ static void pmlp__partition_table(const pmlp__place *places, size_t count, size_
         }
 }
 
+/* Every layer costs something, and their sum is a number. */
+static bool pmlp__bad_layer_costs(const pmlp_model *model, const double *costs) {
+    int l;
+    for (l = 0; costs && l < model->desc.layers; l++)
+        if (!(costs[l] > 0.0) || pmlp__bad_cost(costs[l])) return true;
+    return false;
+}
+
 PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool whole_layers,
-                                    pmlp_cut *cuts, double *balance, pmlp_error *error) {
+                                    const double *layer_costs, pmlp_cut *cuts, double *balance,
+                                    pmlp_error *error) {
     pmlp__place *places;
     double *best;
     size_t *end, count, i = 0;
@@ -7100,7 +7123,11 @@ PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool wh
     if (stages < 1)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stages: %d is less than 1", stages);
     if (!cuts && stages > 1) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "cuts: is NULL");
-    count = pmlp__places(model, whole_layers, NULL);
+    if (pmlp__bad_layer_costs(model, layer_costs))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "layer_costs: are not numbers above 0 for each of the %d layers",
+                          model->desc.layers);
+    count = pmlp__places(model, whole_layers, layer_costs, NULL);
     if ((size_t)stages >= count)
         return pmlp__fail(error, PMLP_ERROR_SHAPE,
                           "the %d layers of the model can be cut into %d stages at most, not %d",
@@ -7110,7 +7137,7 @@ PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool wh
     end = (size_t *)pmlp__new(&model->desc.allocator, count * (size_t)stages, sizeof *end);
     ok = places && best && end;
     if (ok) {
-        pmlp__places(model, whole_layers, places);
+        pmlp__places(model, whole_layers, layer_costs, places);
         pmlp__partition_table(places, count, (size_t)stages, best, end);
         for (s = 0; s < stages - 1; s++) {
             i = end[(size_t)s * count + i];
@@ -7233,7 +7260,7 @@ static void pmlp__validate_cuts(const pmlp_model *model, const pmlp_trainer_desc
         stages *= d->virtual_stages ? d->virtual_stages : pmlp__default_virtual(d->schedule);
     if (d->custom) stages = d->custom->stages;
     pmlp__problem(p, !d->cuts && stages > 0 &&
-                          (size_t)stages >= pmlp__places(model, d->whole_layers, NULL),
+                          (size_t)stages >= pmlp__places(model, d->whole_layers, NULL, NULL),
                   PMLP_ERROR_SHAPE, "workers", "more stages than the layers can be cut into");
     for (i = 0; d->cuts && i < stages - 1; i++)
         if (!pmlp__cut_is_valid(model, d->whole_layers, i ? &d->cuts[i - 1] : NULL, &d->cuts[i])) {
@@ -7354,6 +7381,7 @@ struct pmlp_trainer {
     int many_batches, pass_batches; /* most batches that a pass may have: 1 if synchronous */
     int ring;               /* batches whose activations are kept at once: 1 if synchronous */
     pmlp_cut *cuts;         /* [stages - 1], and one more that is unused */
+    double *layer_costs;    /* [layers]: by which they were chosen */
     pmlp__stage *stages;
     pmlp__worker *workers;
     void **connected;       /* all edges, for reset */
@@ -7475,9 +7503,9 @@ static int pmlp__backward_version(pmlp_trainer *t, pmlp__stage *stage, int micro
     return place;
 }
 
-/* Layers begin .. end-1 of a stage for micro-batches first .. last-1; for layer 0 the input, too. */
+/* Layers begin .. end-1 of a stage for micro-batches first .. last-1; layer 0 with the input. */
 static pmlp_result pmlp__forward_layers(pmlp_trainer *t, pmlp__stage *stage, int begin, int end,
-                                      int version, int first, int last) {
+                                        int version, int first, int last) {
     const size_t from = pmlp__row_of(t, first), place = pmlp__place_of(t, from);
     const size_t rows = pmlp__rows_between(t, first, last);
     void *context = pmlp__context_of(t, stage);
@@ -8094,16 +8122,165 @@ static pmlp_result pmlp__trainer_schedules(pmlp_trainer *t, pmlp_error *error) {
                                                              : pmlp__trainer_passes(t, error);
 }
 
+static int pmlp__by_value(const void *a_, const void *b_) {
+    const double a = *(const double *)a_, b = *(const double *)b_;
+    return a < b ? -1 : a > b;
+}
+
+/* The lower median, so that it is one of the values; sorts them. */
+static double pmlp__median(double *values, int count) {
+    if (count == 0) return 0.0;
+    qsort(values, (size_t)count, sizeof *values, pmlp__by_value);
+    return values[(count - 1) / 2];
+}
+
+/* --- what layers cost ------------------------------------------------------------------------- */
+
+/* One layer on its own, with a batch of zeros. */
+typedef struct pmlp__layer_probe {
+    const pmlp_backend *backend;
+    void *context, *layer, *x, *y, *dz, *dx;
+    size_t x_row, y_row;
+} pmlp__layer_probe;
+
+#define PMLP__LAYER_PROBES 7 /* the first two to warm up */
+
+static pmlp_result pmlp__layer_probe_begin(pmlp__layer_probe *p, const pmlp_model *model,
+                                           const pmlp_trainer_desc *d, int layer) {
+    const pmlp_layer_desc l = pmlp__layer_desc(model, layer, d->optimizer);
+    const pmlp_backend *b = p->backend;
+    pmlp_result result = b->layer_create(p->context, &l, &p->layer);
+    p->x_row = b->row_floats(p->context, l.n_in, l.below);
+    p->y_row = b->row_floats(p->context, l.n_out, l.activation);
+    if (pmlp__mul_overflows(d->batch * sizeof(float), p->x_row + p->y_row))
+        return PMLP_ERROR_MEMORY;
+    if (result == PMLP_OK)
+        result = b->alloc(p->context, d->batch * p->x_row * sizeof(float), &p->x);
+    if (result == PMLP_OK)
+        result = b->alloc(p->context, d->batch * p->x_row * sizeof(float), &p->dx);
+    if (result == PMLP_OK)
+        result = b->alloc(p->context, d->batch * p->y_row * sizeof(float), &p->y);
+    if (result == PMLP_OK)
+        result = b->alloc(p->context, d->batch * p->y_row * sizeof(float), &p->dz);
+    return result;
+}
+
+static void pmlp__layer_probe_end(pmlp__layer_probe *p) {
+    const pmlp_backend *b = p->backend;
+    if (p->x) b->free(p->context, p->x);
+    if (p->dx) b->free(p->context, p->dx);
+    if (p->y) b->free(p->context, p->y);
+    if (p->dz) b->free(p->context, p->dz);
+    if (p->layer) b->layer_destroy(p->context, p->layer);
+    p->x = p->dx = p->y = p->dz = p->layer = NULL;
+}
+
+/* F and I by micro-batch, W in two halves, of which U takes one with it. */
+static pmlp_result pmlp__layer_probe_run(const pmlp__layer_probe *p, const pmlp_trainer_desc *d,
+                                         bool has_input_gradient, double *seconds) {
+    const pmlp_backend *b = p->backend;
+    const size_t half = d->batch / 2, m = (size_t)d->microbatches;
+    const double begin = pmlp__clock();
+    float *x = (float *)p->x, *y = (float *)p->y, *dz = (float *)p->dz, *dx = (float *)p->dx;
+    pmlp_update_args u;
+    pmlp_result result = PMLP_OK;
+    size_t op, i;
+    for (op = 0; op < (has_input_gradient ? 2u : 1u); op++)
+        for (i = 0; result == PMLP_OK && i < m; i++) {
+            const size_t from = d->batch * i / m, rows = d->batch * (i + 1) / m - from;
+            if (rows == 0) continue;
+            result = op == 0 ? b->forward(p->context, p->layer, 0, rows, x + from * p->x_row,
+                                          y + from * p->y_row)
+                             : b->backward_input(p->context, p->layer, 0, rows,
+                                                 dz + from * p->y_row, x + from * p->x_row,
+                                                 dx + from * p->x_row);
+        }
+    if (result == PMLP_OK && half > 0)
+        result = b->backward_weight(p->context, p->layer, half, x, dz, false);
+    memset(&u, 0, sizeof u);
+    u.optimizer = d->optimizer;
+    u.momentum = d->momentum;
+    u.beta1 = d->beta1;
+    u.beta2 = d->beta2;
+    u.epsilon = d->epsilon;
+    u.gradient_scale = 1.0f;
+    u.step = 1;
+    u.rows = d->batch - half;
+    u.x = x + half * p->x_row;
+    u.dz = dz + half * p->y_row;
+    u.anew = half == 0;
+    if (result == PMLP_OK) result = b->update(p->context, p->layer, &u);
+    if (result == PMLP_OK) result = b->synchronize(p->context);
+    *seconds = pmlp__clock() - begin;
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_trainer_desc *desc,
+                                         double *costs, pmlp_error *error) {
+    double seconds[PMLP__LAYER_PROBES];
+    pmlp__layer_probe p;
+    pmlp_trainer_desc d;
+    pmlp_backend_desc open;
+    pmlp_result result;
+    int l, i;
+    if (!model || !desc || !costs)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s: is NULL",
+                          !model ? "model" : desc ? "costs" : "desc");
+    result = pmlp__validate_desc(model, desc, error);
+    if (result != PMLP_OK) return result;
+    d = pmlp__trainer_defaults(desc);
+    memset(&p, 0, sizeof p);
+    memset(&open, 0, sizeof open);
+    p.backend = d.backend;
+    open.workers = 1;
+    open.allocator = d.allocator;
+    result = d.backend->open(d.backend, &open, &p.context, error);
+    if (result != PMLP_OK) return result;
+    for (l = 0; result == PMLP_OK && l < model->desc.layers; l++) {
+        result = pmlp__layer_probe_begin(&p, model, &d, l);
+        for (i = 0; result == PMLP_OK && i < PMLP__LAYER_PROBES; i++)
+            result = pmlp__layer_probe_run(&p, &d, l > 0, &seconds[i]);
+        pmlp__layer_probe_end(&p);
+        costs[l] = result == PMLP_OK ? pmlp__median(seconds + 2, PMLP__LAYER_PROBES - 2) : 0.0;
+        if (costs[l] <= 0.0) costs[l] = 1e-9; /* a coarse clock */
+    }
+    d.backend->close(p.context);
+    if (result != PMLP_OK)
+        pmlp__fail(error, result, "measuring layer %d: %s", l - 1, pmlp_result_text(result));
+    return result;
+}
+
+/* Fills cuts [stages - 1] as the desc says, and costs [layers] with what each layer costs. */
+static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer_desc *d,
+                                     int stages, const pmlp_cut *wanted, double *costs,
+                                     pmlp_cut *cuts, pmlp_error *error) {
+    int l;
+    for (l = 0; l < model->desc.layers; l++)
+        costs[l] = d->layer_costs ? d->layer_costs[l]
+                                  : pmlp__output_cost(model, NULL, l) *
+                                        (double)pmlp__n_out(model, l);
+    if (d->measure_layers && stages > 1 && !d->layer_costs && !wanted) {
+        const pmlp_result result = pmlp_measure_layers(model, d, costs, error);
+        if (result != PMLP_OK) return result;
+    }
+    if (!wanted) return pmlp_partition(model, stages, d->whole_layers, costs, cuts, NULL, error);
+    memcpy(cuts, wanted, (size_t)(stages - 1) * sizeof *cuts);
+    return PMLP_OK;
+}
+
 static pmlp_result pmlp__trainer_cuts(pmlp_trainer *t, pmlp_error *error) {
     const int stages = t->schedule->stages;
     const pmlp_cut *wanted = t->desc.cuts;
+    pmlp_result result;
     t->cuts = (pmlp_cut *)pmlp__new(&t->desc.allocator, (size_t)stages, sizeof *t->cuts);
-    t->desc.cuts = t->cuts;
     if (!t->cuts) return pmlp__no_memory(error, "the cuts");
-    if (!wanted)
-        return pmlp_partition(t->model, stages, t->desc.whole_layers, t->cuts, NULL, error);
-    memcpy(t->cuts, wanted, (size_t)(stages - 1) * sizeof *t->cuts);
-    return PMLP_OK;
+    t->layer_costs = (double *)pmlp__new(&t->desc.allocator, (size_t)t->model->desc.layers,
+                                         sizeof *t->layer_costs);
+    if (!t->layer_costs) return pmlp__no_memory(error, "the costs of the layers");
+    result = pmlp__choose_cuts(t->model, &t->desc, stages, wanted, t->layer_costs, t->cuts, error);
+    t->desc.cuts = t->cuts;
+    t->desc.layer_costs = t->layer_costs;
+    return result;
 }
 
 /* Arrays that belong to the trainer as a whole. */
@@ -8553,6 +8730,7 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp_schedule_destroy(t->forward);
     pmlp_schedule_destroy(t->many);
     pmlp__delete(&allocator, t->cuts);
+    pmlp__delete(&allocator, t->layer_costs);
     pmlp__delete(&allocator, t->stages);
     pmlp__delete(&allocator, t->workers);
     pmlp__delete(&allocator, t->connected);
@@ -8942,7 +9120,7 @@ PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *t, int stage, pmlp_s
     info->first_column = s->first_column;
     info->columns = s->columns;
     for (l = 0; l < t->model->desc.layers; l++) {
-        const double output = pmlp__output_cost(t->model, l);
+        const double output = pmlp__output_cost(t->model, t->layer_costs, l);
         total += output * (double)pmlp__n_out(t->model, l);
         if (l >= s->first_layer && l < s->first_layer + s->layers)
             own += output * (double)(l == s->first_layer ? s->columns : pmlp__n_out(t->model, l));
@@ -8975,18 +9153,6 @@ static double pmlp__step_begin(const pmlp_trainer *t, int back, double *end) {
         if (count > 0 && spans[count - 1].end > *end) *end = spans[count - 1].end;
     }
     return begin;
-}
-
-static int pmlp__by_value(const void *a_, const void *b_) {
-    const double a = *(const double *)a_, b = *(const double *)b_;
-    return a < b ? -1 : a > b;
-}
-
-/* The lower median, so that it is one of the values; sorts them. */
-static double pmlp__median(double *values, int count) {
-    if (count == 0) return 0.0;
-    qsort(values, (size_t)count, sizeof *values, pmlp__by_value);
-    return values[(count - 1) / 2];
 }
 
 /* Which of the kept steps has the median length. lengths [2 traced]. */
@@ -9333,6 +9499,7 @@ typedef struct pmlp__bounds {
     pmlp_schedule *schedule;
     int stages;
     pmlp_cut *cuts;
+    double *layer_costs;
     double *counted; /* [3][stages]: F, I, W in multiply-adds per row */
     pmlp_costs costs;
 } pmlp__bounds;
@@ -9422,8 +9589,10 @@ static pmlp_result pmlp__bounds_begin(pmlp__bounds *b, const pmlp_costs *costs,
     b->cuts = (pmlp_cut *)pmlp__new(allocator, stages, sizeof *b->cuts);
     b->counted = (double *)pmlp__new(allocator, 3 * stages, sizeof *b->counted);
     if (!b->cuts || !b->counted) return pmlp__no_memory(error, "bounds");
-    if (b->d.cuts) memcpy(b->cuts, b->d.cuts, (stages - 1) * sizeof *b->cuts);
-    else result = pmlp_partition(b->model, n, b->d.whole_layers, b->cuts, NULL, error);
+    b->layer_costs =
+        (double *)pmlp__new(allocator, (size_t)b->model->desc.layers, sizeof *b->layer_costs);
+    if (!b->layer_costs) return pmlp__no_memory(error, "bounds");
+    result = pmlp__choose_cuts(b->model, &b->d, n, b->d.cuts, b->layer_costs, b->cuts, error);
     if (result != PMLP_OK) return result;
     pmlp__count_costs(b);
     if (costs) b->costs = *costs;
@@ -9434,6 +9603,7 @@ static pmlp_result pmlp__bounds_begin(pmlp__bounds *b, const pmlp_costs *costs,
 
 static void pmlp__bounds_end(pmlp__bounds *b) {
     pmlp__delete(&b->model->desc.allocator, b->cuts);
+    pmlp__delete(&b->model->desc.allocator, b->layer_costs);
     pmlp__delete(&b->model->desc.allocator, b->counted);
     pmlp_schedule_destroy(b->schedule);
 }
@@ -9443,7 +9613,7 @@ static pmlp_result pmlp__whole_layers(const pmlp_model *model, int workers, doub
                                       pmlp_error *error) {
     double balance = 0.0;
     pmlp_cut *cuts = (pmlp_cut *)pmlp__new(&model->desc.allocator, (size_t)workers, sizeof *cuts);
-    pmlp_result result = cuts ? pmlp_partition(model, workers, true, cuts, &balance, NULL)
+    pmlp_result result = cuts ? pmlp_partition(model, workers, true, NULL, cuts, &balance, NULL)
                               : PMLP_ERROR_MEMORY;
     pmlp__delete(&model->desc.allocator, cuts);
     *speedup = result == PMLP_OK ? balance * (double)workers : 0.0;

@@ -653,6 +653,7 @@ static pmlp_trainer_desc trainer_desc(const job *j) {
         .clip_norm = (float)opt->clip,
         .seed = opt->seed,
         .whole_layers = opt->cut == 1,
+        .measure_layers = true,
         .no_threads = opt->no_threads,
         .trace = steps_to_trace(j),
     };
@@ -884,6 +885,7 @@ static int find_ceiling(const job *j, const run *r, const pmlp_costs *costs,
                         pmlp_ceiling_report *ceiling) {
     pmlp_trainer_desc desc = trainer_desc(j);
     pmlp_error error = {0};
+    desc.cuts = pmlp_trainer_query_desc(r->trainer).cuts; /* not to be measured again */
     if (j->kind == PMLP_SCHEDULE_AUTO) desc.custom = pmlp_trainer_schedule(r->trainer);
     if (pmlp_ceiling(r->model, &desc, costs, ceiling, &error) == PMLP_OK) return OK;
     return fail(FAILED, "the ceiling cannot be found: %s", error.text);

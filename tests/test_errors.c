@@ -186,7 +186,7 @@ static pmlp_result walk_model(test_memory *memory, const void *argument, uint64_
     if (MAKE(model, pmlp_model_create(&desc, &model, &error)) &&
         TRY(pmlp_model_params(model, 1, &params, &error)) &&
         TRY(pmlp_model_predict(model, net_x, ROWS, y, &error)) &&
-        TRY(pmlp_partition(model, 3, false, cuts, &balance, &error)) &&
+        TRY(pmlp_partition(model, 3, false, NULL, cuts, &balance, &error)) &&
         MAKE(clone, pmlp_model_clone(model, &clone, &error)))
         TRY(pmlp_model_hash(clone, word, &error));
     pmlp_model_destroy(clone);
@@ -1308,9 +1308,9 @@ TEST(null_arguments) {
     NULL_CALL(pmlp_model_predict(NULL, net_x, 1, y, &error), "model");
     NULL_CALL(pmlp_model_predict(model, NULL, 1, y, &error), "x");
     NULL_CALL(pmlp_model_predict(model, net_x, 1, NULL, &error), "y");
-    NULL_CALL(pmlp_partition(NULL, 2, false, cuts, NULL, &error), "model");
-    NULL_CALL(pmlp_partition(model, 2, false, NULL, NULL, &error), "cuts");
-    NULL_CALL(pmlp_partition(model, 0, false, cuts, NULL, &error), "stages");
+    NULL_CALL(pmlp_partition(NULL, 2, false, NULL, cuts, NULL, &error), "model");
+    NULL_CALL(pmlp_partition(model, 2, false, NULL, NULL, NULL, &error), "cuts");
+    NULL_CALL(pmlp_partition(model, 0, false, NULL, cuts, NULL, &error), "stages");
     NULL_CALL(pmlp_schedule_create(NULL, &lowered, &error), "desc");
     NULL_CALL(pmlp_schedule_create(&plan, NULL, &error), "schedule");
     NULL_CALL(pmlp_schedule_parse(NULL, 3, NULL, &lowered, &error), "text");

@@ -322,7 +322,7 @@ TEST(all_kinds) {
     for (int stages = 2; stages <= 12; stages++) {
         pmlp_cut cuts[12];
         pmlp_model *model = make_model(&wide_net, 5);
-        CHECK(pmlp_partition(model, stages, false, cuts, NULL, NULL) == PMLP_OK, "%d", stages);
+        CHECK(pmlp_partition(model, stages, false, NULL, cuts, NULL, NULL) == PMLP_OK, "%d", stages);
         for (int i = 0; i < stages - 1; i++) columns += cuts[i].column > 0;
         pmlp_model_destroy(model);
     }
@@ -1465,7 +1465,7 @@ static void check_partition(const network *net, int stages) {
     unsigned begins = 0;
     pmlp_error error = {0};
     pmlp_model *model = make_model(net, 5);
-    CHECK(pmlp_partition(model, stages, true, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
+    CHECK(pmlp_partition(model, stages, true, NULL, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
     for (int i = 0; i < stages - 1; i++) {
         CHECK(cuts[i].layer > (i ? cuts[i - 1].layer : 0) && cuts[i].layer < net->layers &&
                   cuts[i].column == 0,
@@ -1482,7 +1482,7 @@ static void check_partition(const network *net, int stages) {
           stages, costliest(net, begins), best);
     CHECK(fabs(balance - total / stages / best) <= 1e-12, "%s in %d: balance %g, not %g", net->name,
           stages, balance, total / stages / best);
-    CHECK(pmlp_partition(model, net->layers + 1, true, cuts, NULL, &error) == PMLP_ERROR_SHAPE,
+    CHECK(pmlp_partition(model, net->layers + 1, true, NULL, cuts, NULL, &error) == PMLP_ERROR_SHAPE,
           "%s", net->name);
     pmlp_trainer_desc desc = {0};
     pmlp_trainer *trainer = NULL;
@@ -1544,11 +1544,11 @@ static void check_column_partition(const network *net, int stages) {
         below[count++] = 2.0 * net->sizes[0] * c;
     for (int l = 0; l < net->layers; l++) below[count++] = sum += layer_cost(net, l);
     const double best = try_places(below, count, 0, stages);
-    CHECK(pmlp_partition(model, stages, false, cuts, &balance, &error) == PMLP_OK, "%s",
+    CHECK(pmlp_partition(model, stages, false, NULL, cuts, &balance, &error) == PMLP_OK, "%s",
           error.text);
     CHECK(fabs(balance - sum / stages / best) <= 1e-12, "%d-%d in %d: balance %g, not %g",
           net->sizes[0], net->sizes[1], stages, balance, sum / stages / best);
-    CHECK(pmlp_partition(model, count, false, cuts, NULL, &error) == PMLP_ERROR_SHAPE, "%d places",
+    CHECK(pmlp_partition(model, count, false, NULL, cuts, NULL, &error) == PMLP_ERROR_SHAPE, "%d places",
           count);
     desc.workers = stages;
     if (CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text))
@@ -1612,7 +1612,7 @@ TEST(no_errors) {
     DO(pmlp_model_hash(model, &hash, &error));
     DO(pmlp_model_clone(model, &clone, &error));
     DO(pmlp_model_predict(model, data.x, ROWS, y, &error));
-    DO(pmlp_partition(model, 2, false, cuts, NULL, &error));
+    DO(pmlp_partition(model, 2, false, NULL, cuts, NULL, &error));
     DO(pmlp_trainer_create(clone, &desc, &trainer, &error));
     DO(pmlp_verify(model, &desc, &data, 1, &report, &error));
 #undef DO
