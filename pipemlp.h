@@ -559,6 +559,10 @@ typedef struct pmlp_costs {
     const double *held;         /* [S]: what a stage keeps of one micro-batch from its F to its W;
                                    NULL means 1, so that sums count micro-batches */
     int stages;                 /* S, for which the arrays are; 0: whatever they are used for */
+    const double *ahead;        /* [S]: the part of f that needs nothing from the stage below, which
+                                   a stage of a synchronous schedule does while it would otherwise
+                                   wait for an F; NULL means 0. What a cut inside layer 0 leaves to
+                                   the stage above is such a part */
 } pmlp_costs;
 
 typedef struct pmlp_schedule pmlp_schedule;
@@ -744,6 +748,7 @@ typedef struct pmlp_span {
     int stage, microbatch; /* as in the schedule */
     int count;             /* micro-batches microbatch .. microbatch + count - 1 at once: W that was
                               put off; else 1 */
+    bool ahead;            /* F: only the part that needs nothing from the stage below */
     double begin, end;
 } pmlp_span;
 
@@ -4268,6 +4273,7 @@ typedef struct pmlp__simulator {
                               need; NULL if nobody wants to know */
     int64_t weights_left;
     double weights_end; /* when the last W so far ended: synchronous updates begin no earlier */
+    int *f_done, *ahead; /* [stages]: F so far; and how many of them have been begun ahead */
     pmlp__ready ready;
 } pmlp__simulator;
 
@@ -4275,7 +4281,7 @@ typedef struct pmlp__simulator {
 static bool pmlp__bad_cost(double cost) { return !(cost >= 0.0 && cost <= 1e100); }
 
 static bool pmlp__bad_costs(int stages, const pmlp_costs *c) {
-    const double *of_stages[6];
+    const double *of_stages[7];
     int n, stage;
     if (c->stages && c->stages != stages) return true;
     of_stages[0] = c->f;
@@ -4283,16 +4289,21 @@ static bool pmlp__bad_costs(int stages, const pmlp_costs *c) {
     of_stages[2] = c->w;
     of_stages[3] = c->u;
     of_stages[4] = c->held;
-    of_stages[5] = c->message_bytes;
-    for (n = 0; n < 6; n++)
-        for (stage = 0; of_stages[n] && stage < (n < 5 ? stages : stages - 1); stage++)
+    of_stages[5] = c->ahead;
+    of_stages[6] = c->message_bytes;
+    for (n = 0; n < 7; n++)
+        for (stage = 0; of_stages[n] && stage < (n < 6 ? stages : stages - 1); stage++)
             if (pmlp__bad_cost(of_stages[n][stage])) return true;
+    for (stage = 0; c->ahead && stage < stages; stage++)
+        if (c->ahead[stage] > (c->f ? c->f[stage] : 1.0)) return true;
     return pmlp__bad_cost(c->latency) || pmlp__bad_cost(c->per_byte);
 }
 
 static void pmlp__simulator_done(pmlp__simulator *p) {
     const pmlp_allocator *allocator = &p->s->allocator;
     pmlp__delete(allocator, p->clock);
+    pmlp__delete(allocator, p->f_done);
+    pmlp__delete(allocator, p->ahead);
     pmlp__delete(allocator, p->f_end);
     pmlp__delete(allocator, p->i_end);
     pmlp__delete(allocator, p->begin);
@@ -4312,13 +4323,15 @@ static bool pmlp__simulator_init(pmlp__simulator *p, const pmlp_schedule *s,
     p->s = s;
     if (costs) p->costs = *costs;
     p->clock = (double *)pmlp__new(allocator, workers, sizeof *p->clock);
+    p->f_done = (int *)pmlp__new(allocator, (size_t)s->stages, sizeof *p->f_done);
+    p->ahead = (int *)pmlp__new(allocator, (size_t)s->stages, sizeof *p->ahead);
     p->f_end = (double *)pmlp__new(allocator, cells, sizeof *p->f_end);
     p->i_end = (double *)pmlp__new(allocator, cells, sizeof *p->i_end);
     p->begin = (double *)pmlp__new(allocator, pmlp__action_count(s), sizeof *p->begin);
     p->first = (size_t *)pmlp__new(allocator, workers, sizeof *p->first);
     p->next = (int *)pmlp__new(allocator, workers, sizeof *p->next);
-    if (!pmlp__ready_init(&p->ready, allocator, s->workers) || !p->clock || !p->f_end ||
-        !p->i_end || !p->begin || !p->first || !p->next) {
+    if (!pmlp__ready_init(&p->ready, allocator, s->workers) || !p->clock || !p->f_done ||
+        !p->ahead || !p->f_end || !p->i_end || !p->begin || !p->first || !p->next) {
         pmlp__simulator_done(p);
         return false;
     }
@@ -4348,6 +4361,33 @@ static double pmlp__action_cost(const pmlp_costs *c, pmlp_action a) {
     }
 }
 
+/* What a stage does ahead of one micro-batch, not of an asynchronous schedule. */
+static double pmlp__ahead_cost(const pmlp_schedule *s, const pmlp_costs *c, int stage) {
+    return s->per_update ? 0.0 : pmlp__cost(c->ahead, stage, 0.0);
+}
+
+/* The cost of an action, less what of an F was done ahead. */
+static double pmlp__rest_cost(const pmlp__simulator *p, pmlp_action a) {
+    const double cost = pmlp__action_cost(&p->costs, a);
+    const bool begun = a.op == PMLP_OP_F && p->ahead[a.stage] > p->f_done[a.stage];
+    return begun ? cost - pmlp__ahead_cost(p->s, &p->costs, a.stage) : cost;
+}
+
+/* Whether a worker that would have to wait for this action can begin another F of its stage. */
+static bool pmlp__can_begin(const pmlp__simulator *p, pmlp_action a) {
+    return a.op == PMLP_OP_F && a.stage > 0 && p->ahead[a.stage] < p->s->microbatches &&
+           pmlp__ahead_cost(p->s, &p->costs, a.stage) > 0.0;
+}
+
+static void pmlp__begin_ahead(pmlp__simulator *p, int worker, int stage) {
+    p->clock[worker] += pmlp__ahead_cost(p->s, &p->costs, stage);
+    p->ahead[stage]++;
+}
+
+static void pmlp__f_is_done(pmlp__simulator *p, int stage) {
+    if (++p->f_done[stage] > p->ahead[stage]) p->ahead[stage] = p->f_done[stage];
+}
+
 /* A hand-off between two stages, of which one is `stage` and the other `from`. */
 static double pmlp__transfer_cost(const pmlp_schedule *s, const pmlp_costs *c, int stage,
                                   int from) {
@@ -4375,13 +4415,17 @@ static void pmlp__simulate_worker(pmlp__simulator *p, int worker) {
     for (; p->next[worker] < list->count; p->next[worker]++) {
         const pmlp_action a = list->at[p->next[worker]];
         const double available = pmlp__available(p, a);
-        const double begin = available > p->clock[worker] ? available : p->clock[worker];
-        const double end = begin + pmlp__action_cost(&p->costs, a);
+        double begin, end;
         if (available < 0.0) return;
+        while (available > p->clock[worker] && pmlp__can_begin(p, a))
+            pmlp__begin_ahead(p, worker, a.stage);
+        begin = available > p->clock[worker] ? available : p->clock[worker];
+        end = begin + pmlp__rest_cost(p, a);
         p->begin[p->first[worker] + (size_t)p->next[worker]] = begin;
         if (p->rank) p->rank[p->first[worker] + (size_t)p->next[worker]] = p->ranked++;
         p->clock[worker] = end;
         if (a.op == PMLP_OP_F) {
+            pmlp__f_is_done(p, a.stage);
             p->f_end[pmlp__cell(s, a.stage, a.microbatch)] = end;
             if (a.stage + 1 < s->stages) pmlp__ready_add(&p->ready, s->stage_worker[a.stage + 1]);
         }
@@ -4660,6 +4704,7 @@ static void pmlp__runner_choose(pmlp__runner *p, int worker) {
     const double clock = p->sim.clock[worker];
     pmlp_action a = {PMLP_OP_NONE, 0, 0};
     double available = -1.0;
+    bool ahead = false;
     int *next = &p->sim.next[worker], w;
     for (; *next < list->count && list->at[*next].op == PMLP_OP_W; ++*next) {
         p->w_end[list->at[*next].stage]++;
@@ -4669,9 +4714,14 @@ static void pmlp__runner_choose(pmlp__runner *p, int worker) {
     if (w < 0 && *next < list->count) {
         a = list->at[*next];
         available = pmlp__available(&p->sim, a);
+        ahead = (available < 0.0 || available > clock) && pmlp__can_begin(&p->sim, a);
     }
     if (w < 0 && (a.op == PMLP_OP_U || available < 0.0 || available > clock))
         w = pmlp__runner_w(p, worker, 1);
+    if (w < 0 && ahead) {
+        a.op = PMLP_OP_NONE; /* the part of an F that can be begun */
+        available = clock;
+    }
     if (w >= 0) {
         a.op = PMLP_OP_W;
         a.stage = w;
@@ -4688,8 +4738,12 @@ static bool pmlp__runner_do(pmlp__runner *p, int worker) {
     pmlp__simulator *sim = &p->sim;
     const pmlp_schedule *s = sim->s;
     const pmlp_action a = p->choice[worker];
-    const double end = p->begin[worker] + pmlp__action_cost(&sim->costs, a);
+    const double end = p->begin[worker] + pmlp__rest_cost(sim, a);
     int i;
+    if (a.op == PMLP_OP_NONE) {
+        pmlp__begin_ahead(sim, worker, a.stage);
+        return p->stale[worker] = true;
+    }
     sim->clock[worker] = end;
     p->stale[worker] = true;
     if (a.op == PMLP_OP_W) {
@@ -4702,6 +4756,7 @@ static bool pmlp__runner_do(pmlp__runner *p, int worker) {
         sim->next[worker]++;
     }
     if (a.op == PMLP_OP_F) {
+        pmlp__f_is_done(sim, a.stage);
         sim->f_end[pmlp__cell(s, a.stage, a.microbatch)] = end;
         if (a.stage + 1 < s->stages) p->stale[s->stage_worker[a.stage + 1]] = true;
     }
@@ -4720,11 +4775,12 @@ static bool pmlp__runner_run(pmlp__runner *p) {
     int worker, first;
     bool ok = true;
     for (worker = 0; worker < s->workers; worker++) p->stale[worker] = true;
-    for (; ok && left > 0; left--) {
+    while (ok && left > 0) {
         for (worker = 0, first = 0; worker < s->workers; worker++) {
             if (p->stale[worker]) pmlp__runner_choose(p, worker);
             if (p->begin[worker] < p->begin[first]) first = worker;
         }
+        left -= p->choice[first].op != PMLP_OP_NONE;
         ok = p->begin[first] < HUGE_VAL && pmlp__runner_do(p, first);
     }
     return ok;
@@ -4846,21 +4902,43 @@ static void pmlp__timeline_add(pmlp_timeline *t, int worker, const pmlp_span *sp
     if (span->end > t->makespan) t->makespan = span->end;
 }
 
-static bool pmlp__timeline_fill(pmlp_timeline *t, const pmlp__simulator *p) {
+/* What the worker began of other F while it would have waited for this action: the simulation once
+   more, between the end of the last span and the begin of this one. */
+static void pmlp__timeline_ahead(pmlp_timeline *t, pmlp__simulator *p, int worker, pmlp_action a) {
+    const double available = pmlp__available(p, a);
+    pmlp_span span = {PMLP_OP_F, 0, 0, 1, true, 0.0, 0.0};
+    while (available > p->clock[worker] && pmlp__can_begin(p, a)) {
+        span.stage = a.stage;
+        span.microbatch = p->ahead[a.stage];
+        span.begin = p->clock[worker];
+        pmlp__begin_ahead(p, worker, a.stage);
+        span.end = p->clock[worker];
+        pmlp__timeline_add(t, worker, &span);
+    }
+}
+
+static bool pmlp__timeline_fill(pmlp_timeline *t, pmlp__simulator *p) {
     const pmlp_schedule *s = p->s;
     int worker, i;
+    for (i = 0; i < s->stages; i++) p->f_done[i] = p->ahead[i] = 0;
     for (worker = 0; worker < s->workers; worker++) {
         const pmlp__list *list = &s->lists[worker];
-        if (!pmlp__timeline_reserve(t, worker, list->count)) return false;
+        if (!pmlp__timeline_reserve(t, worker, (p->costs.ahead ? 2 : 1) * list->count))
+            return false;
+        p->clock[worker] = 0.0;
         for (i = 0; i < list->count; i++) {
             pmlp_span span;
             if (list->at[i].op >= PMLP_OP_SEND_F) continue; /* takes no time of the worker's */
+            pmlp__timeline_ahead(t, p, worker, list->at[i]);
             span.op = list->at[i].op;
             span.stage = list->at[i].stage;
             span.microbatch = list->at[i].microbatch;
             span.count = 1;
+            span.ahead = false;
             span.begin = p->begin[p->first[worker] + (size_t)i];
-            span.end = span.begin + pmlp__action_cost(&p->costs, list->at[i]);
+            span.end = span.begin + pmlp__rest_cost(p, list->at[i]);
+            if (span.op == PMLP_OP_F) pmlp__f_is_done(p, span.stage);
+            p->clock[worker] = span.end;
             pmlp__timeline_add(t, worker, &span);
         }
     }
@@ -4914,7 +4992,7 @@ static const pmlp_span *pmlp__needed(const pmlp_timeline *t, int worker, const p
     const bool forward = span->op == PMLP_OP_F;
     const int from = forward ? span->stage - 1 : span->stage + 1;
     int whose, i;
-    if ((!forward && span->op != PMLP_OP_I && span->op != PMLP_OP_B) || from < 0 ||
+    if (span->ahead || (!forward && span->op != PMLP_OP_I && span->op != PMLP_OP_B) || from < 0 ||
         from >= t->stages || t->stage_worker[from] == worker)
         return NULL;
     whose = t->stage_worker[from];
@@ -4922,7 +5000,9 @@ static const pmlp_span *pmlp__needed(const pmlp_timeline *t, int worker, const p
         const pmlp_span *other = &t->spans[whose][i];
         const bool same = forward ? other->op == PMLP_OP_F
                                   : other->op == PMLP_OP_I || other->op == PMLP_OP_B;
-        if (same && other->stage == from && other->microbatch == span->microbatch) return other;
+        if (same && !other->ahead && other->stage == from &&
+            other->microbatch == span->microbatch)
+            return other;
     }
     return NULL;
 }
@@ -4966,7 +5046,7 @@ PMLP_API pmlp_result pmlp_timeline_worker(const pmlp_timeline *t, int worker,
     for (i = 0; i < t->counts[worker]; i++) {
         const pmlp_span *span = &t->spans[worker][i];
         pmlp__add_busy(time, span);
-        if (span->op == PMLP_OP_F) held += t->held[span->stage];
+        if (span->op == PMLP_OP_F && !span->ahead) held += t->held[span->stage];
         if (held > time->peak) time->peak = held;
         if (pmlp__seen_by(span->op) & PMLP__SEEN_W) held -= span->count * t->held[span->stage];
         if (i == 0) time->fill = span->begin;
@@ -7333,7 +7413,7 @@ typedef struct pmlp__stage {
     size_t *row;       /* [layers + 1]: floats from row to row of x[l] and dz[l] */
     void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL inside one worker */
     int w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
-    bool is_ahead;      /* its columns of layer 0 have been computed for all of the pass */
+    int ahead;          /* micro-batches whose own columns of layer 0 are there, before their F */
 
     /* Version n of the weights, what the n-th update left, is in place n % versions. */
     int versions;
@@ -7412,7 +7492,7 @@ struct pmlp_trainer {
     double gradient_norm;
     double *idle;           /* [workers] */
     int traced;             /* steps traced so far, while they are fewer than desc.trace */
-    double *costs;          /* [6][stages]: what pmlp_trainer_costs() hands out */
+    double *costs;          /* [7][stages]: what pmlp_trainer_costs() hands out */
     pmlp_error error;       /* of the last call that failed */
     pmlp_error failure;     /* of the pipeline; written by the worker that sets `failed` first */
 };
@@ -7523,23 +7603,27 @@ static pmlp_result pmlp__forward_layers(pmlp_trainer *t, pmlp__stage *stage, int
     return result;
 }
 
-/* What a stage that completes layer 0 can do before it hears from the stage below: its own columns,
-   of all micro-batches of the step at once. Not if what is received is copied over them, and not of
-   an asynchronous schedule, whose micro-batches may want different weights. */
-static bool pmlp__goes_ahead(const pmlp_trainer *t, const pmlp__stage *stage) {
-    return stage->below > 0 && t->edges->shared && !(t->training && t->schedule->per_update);
+/* What a stage that completes layer 0 can do before it hears from the stage below: its own columns.
+   Not if what is received is copied over them, and not of an asynchronous schedule, whose
+   micro-batches may want different weights. */
+static bool pmlp__can_go_ahead(const pmlp_trainer *t, const pmlp__stage *stage) {
+    return stage->below > 0 && stage->ahead < t->schedule->microbatches && t->edges->shared &&
+           !(t->training && t->schedule->per_update);
 }
 
 static pmlp_result pmlp__stage_ahead(pmlp_trainer *t, pmlp__stage *stage) {
-    stage->is_ahead = true;
-    return pmlp__forward_layers(t, stage, 0, stage->below, pmlp__forward_version(t, stage, 0), 0,
-                              t->schedule->microbatches);
+    const int microbatch = stage->ahead++;
+    return pmlp__forward_layers(t, stage, 0, stage->below,
+                                pmlp__forward_version(t, stage, microbatch), microbatch,
+                                microbatch + 1);
 }
 
 /* F: the layers, and the loss for the last stage */
 static pmlp_result pmlp__stage_forward(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
-    const int begin = stage->is_ahead ? stage->below : 0;
-    pmlp_result result = pmlp__forward_layers(t, stage, begin, stage->layers,
+    const int begin = microbatch < stage->ahead ? stage->below : 0;
+    pmlp_result result;
+    if (stage->ahead == microbatch) stage->ahead++; /* done here and now */
+    result = pmlp__forward_layers(t, stage, begin, stage->layers,
                                             pmlp__forward_version(t, stage, microbatch),
                                             microbatch, microbatch + 1);
     if (result == PMLP_OK && stage->is_last &&
@@ -7733,7 +7817,7 @@ static double pmlp__trace_begin(const pmlp__worker *w) {
     return w->trace.spans ? pmlp__clock() : 0.0;
 }
 
-static void pmlp__trace_end(pmlp__worker *w, pmlp_action a, int count, double begin) {
+static void pmlp__trace_end(pmlp__worker *w, pmlp_action a, int count, bool ahead, double begin) {
     pmlp__trace *trace = &w->trace;
     pmlp_span *span;
     if (!trace->spans || !w->trainer->training || a.microbatch >= trace->microbatches) return;
@@ -7743,6 +7827,7 @@ static void pmlp__trace_end(pmlp__worker *w, pmlp_action a, int count, double be
     span->stage = a.stage;
     span->microbatch = a.microbatch;
     span->count = count;
+    span->ahead = ahead;
     span->begin = begin;
     span->end = pmlp__clock();
 }
@@ -7757,7 +7842,7 @@ static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
     pmlp__unblocked(w);
     begin = pmlp__trace_begin(w);
     result = pmlp__stage_backward_weight(t, stage, stage->w_begin, stage->w_end);
-    pmlp__trace_end(w, traced, stage->w_end - stage->w_begin, begin);
+    pmlp__trace_end(w, traced, stage->w_end - stage->w_begin, false, begin);
     stage->w_begin = stage->w_end;
     w->w_pending--;
     if (result == PMLP_OK && pmlp__keeps_gradients(t) && !t->schedule->per_update &&
@@ -7823,7 +7908,7 @@ static pmlp_result pmlp__compute(pmlp__worker *w, pmlp__stage *stage, pmlp_actio
     const pmlp_result result = a.op == PMLP_OP_F
                                    ? pmlp__stage_forward(t, stage, a.microbatch)
                                    : pmlp__stage_backward_input(t, stage, a.microbatch);
-    pmlp__trace_end(w, a, 1, begin);
+    pmlp__trace_end(w, a, 1, false, begin);
     return result;
 }
 
@@ -7834,24 +7919,12 @@ static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pml
     double begin = pmlp__trace_begin(w);
     const pmlp_result result = pmlp__stage_update(w->trainer, stage, a.microbatch);
     if (count > 0) {
-        pmlp__trace_end(w, traced, count, begin);
+        pmlp__trace_end(w, traced, count, false, begin);
         begin = pmlp__trace_begin(w);
         stage->w_begin = stage->w_end;
         w->w_pending--;
     }
-    pmlp__trace_end(w, a, 1, begin);
-    return result;
-}
-
-/* Before a stage waits for its first input: what it can do of F without. */
-static pmlp_result pmlp__go_ahead(pmlp__worker *w, pmlp__stage *stage) {
-    const pmlp_action traced = {PMLP_OP_F, stage->index, 0};
-    double begin;
-    pmlp_result result;
-    if (stage->is_ahead || !pmlp__goes_ahead(w->trainer, stage)) return PMLP_OK;
-    begin = pmlp__trace_begin(w);
-    result = pmlp__stage_ahead(w->trainer, stage);
-    pmlp__trace_end(w, traced, w->trainer->schedule->microbatches, begin);
+    pmlp__trace_end(w, a, 1, false, begin);
     return result;
 }
 
@@ -7865,9 +7938,7 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     case PMLP_OP_I: return pmlp__compute(w, stage, a);
     case PMLP_OP_W: return pmlp__put_off_weights(w, stage, a.microbatch);
     case PMLP_OP_SEND_F: return pmlp__send(t, stage, true, a.microbatch);
-    case PMLP_OP_RECV_F:
-        result = pmlp__go_ahead(w, stage);
-        return result == PMLP_OK ? pmlp__receive(t, stage, true, a.microbatch) : result;
+    case PMLP_OP_RECV_F: return pmlp__receive(t, stage, true, a.microbatch);
     case PMLP_OP_SEND_B: return pmlp__send(t, stage, false, a.microbatch);
     case PMLP_OP_RECV_B: return pmlp__receive(t, stage, false, a.microbatch);
     case PMLP_OP_U:
@@ -7881,18 +7952,36 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     }
 }
 
+/* While there is nothing else: W that was put off, or what a stage can do before it receives.
+   PMLP_BUSY: there is neither. */
+static pmlp_result pmlp__fill_in(pmlp__worker *w, pmlp_action a) {
+    pmlp__stage *stage = &w->trainer->stages[a.stage];
+    const pmlp_action traced = {PMLP_OP_F, a.stage, stage->ahead};
+    pmlp_result result;
+    double begin;
+    if (w->w_pending > 0) return pmlp__flush_weights(w);
+    if (a.op != PMLP_OP_RECV_F || !pmlp__can_go_ahead(w->trainer, stage)) return PMLP_BUSY;
+    pmlp__unblocked(w);
+    begin = pmlp__trace_begin(w);
+    result = pmlp__stage_ahead(w->trainer, stage);
+    pmlp__trace_end(w, traced, 1, true, begin);
+    return result;
+}
+
 /* Runs the list until its end (PMLP_OK), until something is not there yet (PMLP_BUSY), or until
-   something fails. W that was put off is done while there is nothing else, and else by U. */
+   something fails. */
 static pmlp_result pmlp__advance(pmlp__worker *w) {
-    for (; w->next < w->count; w->next++) {
+    while (w->next < w->count) {
         const pmlp_action a = w->list[w->next];
         pmlp_result result = PMLP_OK;
         if (pmlp__load(&w->trainer->failed)) return PMLP_ERROR_STATE;
         result = pmlp__execute(w, a);
-        if (result == PMLP_BUSY && w->w_pending > 0) {
-            result = pmlp__flush_weights(w);
-            if (result == PMLP_OK) result = pmlp__execute(w, a);
+        if (result == PMLP_OK) {
+            pmlp__unblocked(w);
+            w->next++;
+            continue;
         }
+        if (result == PMLP_BUSY) result = pmlp__fill_in(w, a);
         if (result == PMLP_BUSY) {
             pmlp__blocked(w);
             return result;
@@ -7901,7 +7990,6 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
             pmlp__worker_fail(w, a, result);
             return result;
         }
-        pmlp__unblocked(w);
     }
     return PMLP_OK;
 }
@@ -8295,7 +8383,7 @@ static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
     t->connected = (void **)pmlp__new(allocator, 2 * stages, sizeof *t->connected);
     t->row_loss = (double *)pmlp__new(allocator, rows, sizeof *t->row_loss);
     t->row_hit = (unsigned char *)pmlp__new(allocator, rows, 1);
-    t->costs = (double *)pmlp__new(allocator, 6 * stages, sizeof *t->costs);
+    t->costs = (double *)pmlp__new(allocator, 7 * stages, sizeof *t->costs);
     t->idle = (double *)pmlp__new(allocator, workers, sizeof *t->idle);
     t->squares_at =
         (size_t *)pmlp__new(allocator, (size_t)t->model->desc.layers, sizeof *t->squares_at);
@@ -8834,7 +8922,7 @@ static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint
     for (i = 0; i < t->schedule->workers; i++) pmlp__worker_begin(&t->workers[i], lists);
     for (i = 0; i < t->schedule->stages; i++) {
         t->stages[i].w_begin = t->stages[i].w_end = 0;
-        t->stages[i].is_ahead = false;
+        t->stages[i].ahead = 0;
         t->stages[i].updates_before = t->stages[i].updates;
     }
     for (i = 0; result == PMLP_OK && i < t->connected_count; i++)
@@ -9246,11 +9334,11 @@ PMLP_API pmlp_result pmlp_trainer_timeline(pmlp_trainer *t, int steps, pmlp_time
 
 /* Median time that one micro-batch of a stage takes in an op, over all kept steps. */
 static double pmlp__median_cost(const pmlp_timeline *all, int worker, int stage, pmlp_op op,
-                                double *values) {
+                                bool ahead, double *values) {
     int count = 0, i;
     for (i = 0; i < all->counts[worker]; i++) {
         const pmlp_span *span = &all->spans[worker][i];
-        if (span->stage == stage && span->op == op)
+        if (span->stage == stage && span->op == op && span->ahead == ahead)
             values[count++] = (span->end - span->begin) / span->count;
     }
     return pmlp__median(values, count);
@@ -9278,7 +9366,9 @@ static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *
     for (i = 0; i < stages; i++) {
         const pmlp__stage *s = &t->stages[i];
         for (n = 0; n < 4; n++)
-            t->costs[n * stages + i] = pmlp__median_cost(all, s->worker, i, ops[n], values);
+            t->costs[n * stages + i] = pmlp__median_cost(all, s->worker, i, ops[n], false, values);
+        t->costs[6 * stages + i] = pmlp__median_cost(all, s->worker, i, PMLP_OP_F, true, values);
+        t->costs[i] += t->costs[6 * stages + i];
         t->costs[4 * stages + i] = rows * (double)s->row[s->layers] * (double)sizeof(float);
         t->costs[5 * stages + i] = pmlp__stage_bytes(t, s);
     }
@@ -9289,6 +9379,7 @@ static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *
     costs->u = t->costs + 3 * stages;
     costs->message_bytes = t->costs + 4 * stages;
     costs->held = t->costs + 5 * stages;
+    costs->ahead = t->costs + 6 * stages;
     costs->latency = pmlp__median_latency(all, values);
 }
 
@@ -9500,7 +9591,9 @@ typedef struct pmlp__bounds {
     int stages;
     pmlp_cut *cuts;
     double *layer_costs;
-    double *counted; /* [3][stages]: F, I, W in multiply-adds per row */
+    bool shared; /* the edges hand over pointers */
+    double *counted; /* [4][stages]: F, I, W, F ahead in multiply-adds per row */
+    double *even;    /* [stages]: the share of F that is done ahead */
     pmlp_costs costs;
 } pmlp__bounds;
 
@@ -9523,11 +9616,13 @@ static void pmlp__count_costs(pmlp__bounds *b) {
             b->counted[s] += n_in * (to - from);
             b->counted[stages + s] += l == 0 ? 0.0 : n_in * (to - from);
             b->counted[2 * stages + s] += n_in * (to - from);
+            if (l == 0 && from > 0.0 && b->shared) b->counted[3 * stages + s] += n_in * (to - from);
         }
     }
     b->costs.f = b->counted;
     b->costs.i = b->counted + stages;
     b->costs.w = b->counted + 2 * stages;
+    b->costs.ahead = b->counted + 3 * stages;
 }
 
 static double pmlp__stage_work(const pmlp_costs *c, int stage) {
@@ -9587,8 +9682,9 @@ static pmlp_result pmlp__bounds_begin(pmlp__bounds *b, const pmlp_costs *costs,
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
                           "costs: are not numbers in 0 .. 1e100 for each of the %d stages", n);
     b->cuts = (pmlp_cut *)pmlp__new(allocator, stages, sizeof *b->cuts);
-    b->counted = (double *)pmlp__new(allocator, 3 * stages, sizeof *b->counted);
-    if (!b->cuts || !b->counted) return pmlp__no_memory(error, "bounds");
+    b->counted = (double *)pmlp__new(allocator, 4 * stages, sizeof *b->counted);
+    b->even = (double *)pmlp__new(allocator, stages, sizeof *b->even);
+    if (!b->cuts || !b->counted || !b->even) return pmlp__no_memory(error, "bounds");
     b->layer_costs =
         (double *)pmlp__new(allocator, (size_t)b->model->desc.layers, sizeof *b->layer_costs);
     if (!b->layer_costs) return pmlp__no_memory(error, "bounds");
@@ -9605,6 +9701,7 @@ static void pmlp__bounds_end(pmlp__bounds *b) {
     pmlp__delete(&b->model->desc.allocator, b->cuts);
     pmlp__delete(&b->model->desc.allocator, b->layer_costs);
     pmlp__delete(&b->model->desc.allocator, b->counted);
+    pmlp__delete(&b->model->desc.allocator, b->even);
     pmlp_schedule_destroy(b->schedule);
 }
 
@@ -9627,6 +9724,7 @@ static pmlp_result pmlp__fill_doubled(const pmlp__bounds *b, double *speedup, pm
     pmlp_costs even;
     pmlp_result result;
     memset(&even, 0, sizeof even);
+    even.ahead = b->even;
     *speedup = 0.0;
     d.costs = &even;
     if (d.custom || d.microbatches > PMLP__MAX_MICROBATCHES / 2) return PMLP_OK;
@@ -9680,9 +9778,14 @@ static void pmlp__advise(const pmlp__bounds *b, int busiest, double doubled,
 static pmlp_result pmlp__bounds_fill(pmlp__bounds *b, pmlp_ceiling_report *r, pmlp_error *error) {
     pmlp_costs even, free_handoffs;
     double busiest, all, doubled;
-    int whose;
+    int whose, i;
     pmlp_result result;
     memset(&even, 0, sizeof even);
+    even.ahead = b->even;
+    for (i = 0; i < b->stages; i++) {
+        const double f = pmlp__cost(b->costs.f, i, 1.0), ahead = pmlp__cost(b->costs.ahead, i, 0.0);
+        b->even[i] = f > 0.0 ? ahead / f : 0.0;
+    }
     free_handoffs = b->costs;
     free_handoffs.latency = free_handoffs.per_byte = 0.0;
     all = pmlp__all_work(b->schedule, &b->costs, &busiest, &whose);
@@ -9717,6 +9820,7 @@ PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_de
     if (result != PMLP_OK) return result;
     b.model = model;
     b.d = pmlp__trainer_defaults(desc);
+    b.shared = b.d.edges->shared;
     result = pmlp__bounds_begin(&b, costs, error);
     if (result == PMLP_OK) result = pmlp__bounds_fill(&b, report, error);
     pmlp__bounds_end(&b);

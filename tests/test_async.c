@@ -1094,7 +1094,7 @@ TEST(ceiling) {
     CHECK(r.speedup > 1.95 && r.balance > 1.97, "many micro-batches, a free cut: %g of %g",
           r.speedup, r.balance);
     CHECK(strcmp(r.binds, "fill and drain") && strcmp(r.binds, "hand-offs"), "'%s' binds", r.binds);
-    desc.schedule = PMLP_SCHEDULE_SEQUENTIAL, desc.microbatches = 8;
+    desc.schedule = PMLP_SCHEDULE_SEQUENTIAL, desc.microbatches = 8, desc.whole_layers = true;
     r = ceiling(model, desc, NULL);
     CHECK(!strcmp(r.binds, "fill and drain") && strstr(r.advice, "1f1b"), "sequential: '%s'",
           r.advice);
@@ -1104,7 +1104,7 @@ TEST(ceiling) {
     desc.w_rows = 1;
     r = ceiling(model, desc, NULL);
     CHECK(fabs(r.fill - 48.0 / 40) < 1e-9, "sequential, W at once: fill %g", r.fill);
-    desc.w_rows = 0;
+    desc.w_rows = 0, desc.whole_layers = false;
     for (desc.workers = 1; desc.workers <= 4; desc.workers++)
         for (int kind = PMLP_SCHEDULE_SEQUENTIAL; kind < PMLP_SCHEDULE_KIND_COUNT; kind++, runs++) {
             desc.schedule = (pmlp_schedule_kind)kind, desc.microbatches = 4 * desc.workers;

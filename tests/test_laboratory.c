@@ -946,7 +946,7 @@ TEST(no_time_at_all) {
 TEST(reasons) {
     static const double f[] = {1, 3}, one[] = {1, 1}, u[] = {0.5, 0.25}, bytes[] = {4};
     static const double held[] = {3, 5};
-    const pmlp_costs costs = {f, one, one, u, 0.5, 0.125, bytes, held, 0};
+    const pmlp_costs costs = {f, one, one, u, 0.5, 0.125, bytes, held, 0, NULL};
     static const pmlp_worker_time want[] = {
         /* F0 0-1, F1 1-2; B0 of stage 1 is I 5-6 W 6-7, so that it is there at 8: B0 8-10. Worker
            1's F1 7-10, B1 10-12, there at 13: B1 13-15. Updates from 15 on. */

@@ -678,7 +678,7 @@ static void check_makespan(shape c, pmlp_schedule *schedule) {
         double f[MAX_S], i[MAX_S], w[MAX_S];
         const double *x = units[u], want = published(c, x[0], x[1], x[2]);
         for (int s = 0; s < c.p * c.v; s++) f[s] = x[0] / c.v, i[s] = x[1] / c.v, w[s] = x[2] / c.v;
-        pmlp_costs costs = {f, i, w, NULL, 0, 0, NULL, NULL, 0};
+        pmlp_costs costs = {f, i, w, NULL, 0, 0, NULL, NULL, 0, NULL};
         pmlp_simulation sim = {0};
         pmlp_error error = {0};
         CHECK(pmlp_schedule_simulate(schedule, u || c.v > 1 ? &costs : NULL, begin, &sim, &error) ==
@@ -714,7 +714,7 @@ static void check_begins(shape c, pmlp_schedule *schedule) {
         cost[PMLP_OP_B][s] = cost[PMLP_OP_I][s] + cost[PMLP_OP_W][s];
     }
     pmlp_costs costs = {
-        cost[PMLP_OP_F], cost[PMLP_OP_I], cost[PMLP_OP_W], cost[PMLP_OP_U], 0.75, 0, NULL, NULL, 0};
+        cost[PMLP_OP_F], cost[PMLP_OP_I], cost[PMLP_OP_W], cost[PMLP_OP_U], 0.75, 0, NULL, NULL, 0, NULL};
     CHECK(pmlp_schedule_simulate(schedule, &costs, begin, &sim, &error) == PMLP_OK, "%s",
           error.text);
     to_lists_of(c, schedule, &original);
@@ -755,7 +755,7 @@ TEST(simulator) {
                  {PMLP_SCHEDULE_ZB_H1, 27},         {PMLP_SCHEDULE_ZB_H2, 27},
                  {PMLP_SCHEDULE_INTERLEAVED, 28.5}, {PMLP_SCHEDULE_ZB_V, 25.5}};
     static const double half[] = {0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5};
-    const pmlp_costs halves = {half, half, half, NULL, 0, 0, NULL, NULL, 0};
+    const pmlp_costs halves = {half, half, half, NULL, 0, 0, NULL, NULL, 0, NULL};
     for (int k = 0; k < (int)(sizeof known / sizeof *known); k++) {
         pmlp_schedule *schedule = build(known[k].kind, 4, 8);
         pmlp_simulation sim = {0};
@@ -776,7 +776,7 @@ TEST(simulator) {
 /* I and W apart, costs of U, and what an update waits for. */
 TEST(simulator_by_hand) {
     double begin[16], f[] = {2, 1}, i[] = {1, 2}, w[] = {3, 1}, u[] = {0.5, 4};
-    pmlp_costs costs = {f, i, w, u, 0.25, 0, NULL, NULL, 0};
+    pmlp_costs costs = {f, i, w, u, 0.25, 0, NULL, NULL, 0, NULL};
     pmlp_simulation sim = {0};
     pmlp_error error = {0};
     /* worker 0: F 0-2, then I when worker 1's I ends at 2.25+1+2, that is at 5.5, W 6.5-9.5
@@ -1128,8 +1128,8 @@ static void check_drawing(const char *form, const pmlp_costs *costs, double unit
 /* The rows are written out by hand from the unit costs; between the bars stand the cells. */
 TEST(drawing) {
     static const double two[] = {2, 2}, one[] = {1, 1}, four[] = {4, 4};
-    pmlp_costs costs = {two, one, one, NULL, 1, 0, NULL, NULL, 0},
-               large = {four, two, two, NULL, 2, 0, NULL, NULL, 0};
+    pmlp_costs costs = {two, one, one, NULL, 1, 0, NULL, NULL, 0, NULL},
+               large = {four, two, two, NULL, 2, 0, NULL, NULL, 0, NULL};
     int n = 0;
     check_drawing("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n", NULL, 0,
                   "worker 0  | F0 F1 .. .. B0 == .. B1 == |\n"
@@ -1912,7 +1912,7 @@ TEST(refusals) {
     pmlp_schedule_destroy(schedule);
     /* costs of another number of stages */
     static const double four[] = {1, 1, 1, 1};
-    const pmlp_costs costs = {four, four, four, NULL, 0, 0, NULL, NULL, 4};
+    const pmlp_costs costs = {four, four, four, NULL, 0, 0, NULL, NULL, 4, NULL};
     schedule = build(PMLP_SCHEDULE_1F1B, 2, 2);
     CHECK(pmlp_schedule_simulate(schedule, &costs, NULL, NULL, &error) == PMLP_ERROR_ARGUMENT,
           "costs of 4 stages for 2: %s", error.text);
