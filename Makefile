@@ -44,6 +44,10 @@ pictures: build/draw
 	@mkdir -p build/pictures
 	@build/draw build/pictures
 
+# Beside PyTorch, NumPy and others; writes tests/bench/RESULTS.md. `make bench BENCH=--quick`: less.
+bench:
+	@bash tests/bench/setup.sh && CC='$(CC)' CXX='$(CXX)' python3 tests/bench/bench.py $(BENCH)
+
 build/draw: tests/pictures.c pipemlp.h | build
 	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
@@ -74,6 +78,8 @@ help:
 	    'make demo'             'fetches a data set, trains serially and pipelined, compares;' \
 	    ''                      'draws build/timeline.svg, writes build/trace.json' \
 	    'make pictures'         'draws every schedule; open build/pictures/index.html' \
+	    'make bench'            'measures beside PyTorch, NumPy, dlib and others (about 13 min);' \
+	    ''                      'writes tests/bench/RESULTS.md and its pictures' \
 	    'make test, make check' 'runs every test; ends with "N passed, N failed"' \
 	    'make asan'             'the C tests under the address and undefined-behaviour sanitizers' \
 	    'make ubsan'            'the C tests under the undefined-behaviour sanitizer alone' \
@@ -83,4 +89,4 @@ help:
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
-.PHONY: all examples demo pictures test check asan ubsan tsan valgrind install uninstall clean help
+.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind install uninstall clean help
