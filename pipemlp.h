@@ -131,12 +131,16 @@
       as they run, and pmlp_schedule_simulate() times those, too. The first stage needs no I for
       its lowest layer. And since W on few rows moves a whole dW through the caches for little
       arithmetic, the trainer puts it off until 128 rows are together, the worker would have to
-      wait, or the update comes; desc.w_rows = 1 does each W where the schedule has it.
+      wait, or the update comes; desc.w_rows = 1 does each W where the schedule has it. The last W
+      goes with the update, which a back end can then do while the gradient is in the cache.
 
       Where to cut? Layers differ in size, and the first is often the largest: of 784-512-256-128-10
       it is 62 % of the arithmetic, so that two workers gain 1.62x at most if a stage is made of
       whole layers. A boundary may therefore also lie inside the first layer (pmlp_cut): one stage
-      computes some of its outputs, the next the others, each from the input rows themselves.
+      computes some of its outputs, the next the others, each from the input rows themselves. For
+      these outputs the upper stage needs nobody: it computes them while it would otherwise wait for
+      an F, above all while the pipeline fills. pmlp_partition() cuts by counting multiply-adds, or
+      by what pmlp_measure_layers() finds that each layer costs (desc.measure_layers).
 
       How much a pipeline can gain has three bounds. Balance: the slowest stage sets the pace. Fill
       and drain: m / (m + p - 1) for 1F1B. Hand-offs: each costs a little, so that micro-batches
@@ -898,8 +902,9 @@ typedef struct pmlp_trainer_desc {
                                       pmlp_partition(); copied */
     bool whole_layers;             /* do not cut inside layer 0 */
     const double *layer_costs;     /* [layers]: what pmlp_partition() goes by; copied */
-    bool measure_layers;           /* create finds them with pmlp_measure_layers() first. Where the
-                                      cut lies then depends on the machine; the bits do not */
+    bool measure_layers;           /* create finds them with pmlp_measure_layers() first, unless
+                                      layer_costs or cuts are given. Where the cut lies then depends
+                                      on the machine; the bits do not */
     int slots;                     /* per edge between stages; default m, which never blocks a
                                       synchronous schedule */
     size_t w_rows; /* W is put off until so many rows are together, see ON PIPELINES;
@@ -2303,7 +2308,9 @@ static pmlp_result pmlp__cpu_layer_create(void *context, const pmlp_layer_desc *
         if (!layer->transposed) goto no_memory;
     }
     if (desc->n_in > cpu->widest) {
-        float *inputs = (float *)pmlp__new(allocator, PMLP__K_BLOCK * desc->n_in, sizeof(float));
+        float *inputs;
+        if (pmlp__mul_overflows(PMLP__K_BLOCK, desc->n_in)) goto no_memory;
+        inputs = (float *)pmlp__new(allocator, PMLP__K_BLOCK * desc->n_in, sizeof(float));
         if (!inputs) goto no_memory;
         pmlp__delete(allocator, cpu->inputs);
         cpu->inputs = inputs;
@@ -2474,8 +2481,7 @@ static void pmlp__cpu_gradient(pmlp__cpu *cpu, pmlp__cpu_layer *layer, size_t ro
                 const size_t at = j * n_in + i * width;
                 float *g = updates && !adds ? cpu->tile : dw + at;
                 tile = (n_in - i + left - 1) / left;
-                for (c = 0; c < tile * width; c += 16)
-                    PMLP__PREFETCH(updates ? w + at + c : dw + at + tile * width + c);
+                for (c = 0; updates && c < tile * width; c += 16) PMLP__PREFETCH(w + at + c);
                 isa->tiles[tile - 1](n, cpu->inputs + i * n, 1, tile, cpu->pack, g, width, adds);
                 if (!updates) continue;
                 if (w != w_from) memcpy(w + at, w_from + at, tile * width * sizeof *w);
@@ -7183,12 +7189,16 @@ static void pmlp__partition_table(const pmlp__place *places, size_t count, size_
         }
 }
 
-/* Every layer costs something, and their sum is a number. */
-static bool pmlp__bad_layer_costs(const pmlp_model *model, const double *costs) {
+/* Every layer costs something, and their sum is a number; costs may be NULL. */
+static pmlp_result pmlp__check_layer_costs(const pmlp_model *model, const double *costs,
+                                           pmlp_error *error) {
     int l;
     for (l = 0; costs && l < model->desc.layers; l++)
-        if (!(costs[l] > 0.0) || pmlp__bad_cost(costs[l])) return true;
-    return false;
+        if (!(costs[l] >= 1e-100) || pmlp__bad_cost(costs[l]))
+            return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                              "layer_costs: are not numbers above 0 for each of the %d layers",
+                              model->desc.layers);
+    return PMLP_OK;
 }
 
 PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool whole_layers,
@@ -7197,16 +7207,15 @@ PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool wh
     pmlp__place *places;
     double *best;
     size_t *end, count, i = 0;
+    pmlp_result result;
     bool ok;
     int s;
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
     if (stages < 1)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "stages: %d is less than 1", stages);
     if (!cuts && stages > 1) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "cuts: is NULL");
-    if (pmlp__bad_layer_costs(model, layer_costs))
-        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
-                          "layer_costs: are not numbers above 0 for each of the %d layers",
-                          model->desc.layers);
+    result = pmlp__check_layer_costs(model, layer_costs, error);
+    if (result != PMLP_OK) return result;
     count = pmlp__places(model, whole_layers, layer_costs, NULL);
     if ((size_t)stages >= count)
         return pmlp__fail(error, PMLP_ERROR_SHAPE,
@@ -7413,7 +7422,8 @@ typedef struct pmlp__stage {
     size_t *row;       /* [layers + 1]: floats from row to row of x[l] and dz[l] */
     void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL inside one worker */
     int w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
-    int ahead;          /* micro-batches whose own columns of layer 0 are there, before their F */
+    bool *own;          /* [m]: its columns of layer 0 are there, maybe ahead of the rest of F */
+    int ahead;          /* micro-batches from 0 of which that is so */
 
     /* Version n of the weights, what the n-th update left, is in place n % versions. */
     int versions;
@@ -7606,13 +7616,19 @@ static pmlp_result pmlp__forward_layers(pmlp_trainer *t, pmlp__stage *stage, int
 /* What a stage that completes layer 0 can do before it hears from the stage below: its own columns.
    Not if what is received is copied over them, and not of an asynchronous schedule, whose
    micro-batches may want different weights. */
-static bool pmlp__can_go_ahead(const pmlp_trainer *t, const pmlp__stage *stage) {
-    return stage->below > 0 && stage->ahead < t->schedule->microbatches && t->edges->shared &&
-           !(t->training && t->schedule->per_update);
+static bool pmlp__goes_ahead(const pmlp_trainer *t, const pmlp__stage *stage) {
+    return stage->below > 0 && t->edges->shared && !(t->training && t->schedule->per_update);
+}
+
+static bool pmlp__can_go_ahead(const pmlp_trainer *t, pmlp__stage *stage) {
+    const int m = t->schedule->microbatches;
+    while (stage->ahead < m && stage->own[stage->ahead]) stage->ahead++;
+    return stage->ahead < m && pmlp__goes_ahead(t, stage);
 }
 
 static pmlp_result pmlp__stage_ahead(pmlp_trainer *t, pmlp__stage *stage) {
-    const int microbatch = stage->ahead++;
+    const int microbatch = stage->ahead;
+    stage->own[microbatch] = true;
     return pmlp__forward_layers(t, stage, 0, stage->below,
                                 pmlp__forward_version(t, stage, microbatch), microbatch,
                                 microbatch + 1);
@@ -7620,12 +7636,12 @@ static pmlp_result pmlp__stage_ahead(pmlp_trainer *t, pmlp__stage *stage) {
 
 /* F: the layers, and the loss for the last stage */
 static pmlp_result pmlp__stage_forward(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
-    const int begin = microbatch < stage->ahead ? stage->below : 0;
-    pmlp_result result;
-    if (stage->ahead == microbatch) stage->ahead++; /* done here and now */
-    result = pmlp__forward_layers(t, stage, begin, stage->layers,
-                                            pmlp__forward_version(t, stage, microbatch),
-                                            microbatch, microbatch + 1);
+    bool *own = &stage->own[microbatch % t->schedule->microbatches];
+    const int begin = *own ? stage->below : 0;
+    const int version = pmlp__forward_version(t, stage, microbatch);
+    pmlp_result result = pmlp__forward_layers(t, stage, begin, stage->layers, version, microbatch,
+                                              microbatch + 1);
+    *own = pmlp__goes_ahead(t, stage);
     if (result == PMLP_OK && stage->is_last &&
         pmlp__rows_between(t, microbatch, microbatch + 1) > 0)
         result = pmlp__stage_loss(t, stage, microbatch);
@@ -7956,15 +7972,18 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
    PMLP_BUSY: there is neither. */
 static pmlp_result pmlp__fill_in(pmlp__worker *w, pmlp_action a) {
     pmlp__stage *stage = &w->trainer->stages[a.stage];
-    const pmlp_action traced = {PMLP_OP_F, a.stage, stage->ahead};
+    pmlp_action traced = {PMLP_OP_F, 0, 0};
     pmlp_result result;
     double begin;
     if (w->w_pending > 0) return pmlp__flush_weights(w);
     if (a.op != PMLP_OP_RECV_F || !pmlp__can_go_ahead(w->trainer, stage)) return PMLP_BUSY;
+    traced.stage = a.stage;
+    traced.microbatch = stage->ahead;
     pmlp__unblocked(w);
     begin = pmlp__trace_begin(w);
     result = pmlp__stage_ahead(w->trainer, stage);
     pmlp__trace_end(w, traced, 1, true, begin);
+    if (result != PMLP_OK) pmlp__worker_fail(w, traced, result);
     return result;
 }
 
@@ -8240,7 +8259,7 @@ static pmlp_result pmlp__layer_probe_begin(pmlp__layer_probe *p, const pmlp_mode
     pmlp_result result = b->layer_create(p->context, &l, &p->layer);
     p->x_row = b->row_floats(p->context, l.n_in, l.below);
     p->y_row = b->row_floats(p->context, l.n_out, l.activation);
-    if (pmlp__mul_overflows(d->batch * sizeof(float), p->x_row + p->y_row))
+    if (pmlp__mul_overflows(d->batch, (p->x_row + p->y_row) * sizeof(float)))
         return PMLP_ERROR_MEMORY;
     if (result == PMLP_OK)
         result = b->alloc(p->context, d->batch * p->x_row * sizeof(float), &p->x);
@@ -8309,6 +8328,7 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
     pmlp__layer_probe p;
     pmlp_trainer_desc d;
     pmlp_backend_desc open;
+    pmlp_error why;
     pmlp_result result;
     int l, i;
     if (!model || !desc || !costs)
@@ -8322,8 +8342,11 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
     p.backend = d.backend;
     open.workers = 1;
     open.allocator = d.allocator;
-    result = d.backend->open(d.backend, &open, &p.context, error);
-    if (result != PMLP_OK) return result;
+    memset(&why, 0, sizeof why);
+    result = d.backend->open(d.backend, &open, &p.context, &why);
+    if (result != PMLP_OK)
+        return pmlp__fail(error, result, "the back end '%s' cannot be opened: %.200s",
+                          d.backend->name, why.text[0] ? why.text : pmlp_result_text(result));
     for (l = 0; result == PMLP_OK && l < model->desc.layers; l++) {
         result = pmlp__layer_probe_begin(&p, model, &d, l);
         for (i = 0; result == PMLP_OK && i < PMLP__LAYER_PROBES; i++)
@@ -8342,13 +8365,15 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
 static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer_desc *d,
                                      int stages, const pmlp_cut *wanted, double *costs,
                                      pmlp_cut *cuts, pmlp_error *error) {
+    pmlp_result result = pmlp__check_layer_costs(model, d->layer_costs, error);
     int l;
+    if (result != PMLP_OK) return result;
     for (l = 0; l < model->desc.layers; l++)
         costs[l] = d->layer_costs ? d->layer_costs[l]
                                   : pmlp__output_cost(model, NULL, l) *
                                         (double)pmlp__n_out(model, l);
     if (d->measure_layers && stages > 1 && !d->layer_costs && !wanted) {
-        const pmlp_result result = pmlp_measure_layers(model, d, costs, error);
+        result = pmlp_measure_layers(model, d, costs, error);
         if (result != PMLP_OK) return result;
     }
     if (!wanted) return pmlp_partition(model, stages, d->whole_layers, costs, cuts, NULL, error);
@@ -8491,8 +8516,9 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index) {
         (uint64_t *)pmlp__new(allocator, (size_t)s->versions, sizeof *s->version_at);
     s->version_of = (uint64_t *)pmlp__new(
         allocator, (size_t)t->ring * (size_t)t->schedule->microbatches, sizeof *s->version_of);
+    s->own = (bool *)pmlp__new(allocator, (size_t)t->schedule->microbatches, sizeof *s->own);
     if (!s->handles || !s->x || !s->dz || !s->owns_x || !s->owns_dz || !s->row || !s->version_at ||
-        !s->version_of)
+        !s->version_of || !s->own)
         return PMLP_ERROR_MEMORY;
     for (l = 0; l <= s->layers; l++) {
         const int at = s->first_layer + l;
@@ -8751,6 +8777,7 @@ static void pmlp__stage_destroy(pmlp_trainer *t, pmlp__stage *s) {
     pmlp__delete(allocator, s->row);
     pmlp__delete(allocator, s->version_at);
     pmlp__delete(allocator, s->version_of);
+    pmlp__delete(allocator, s->own);
 }
 
 static void pmlp__worker_close(pmlp_trainer *t, pmlp__worker *w) {
@@ -8923,6 +8950,7 @@ static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint
     for (i = 0; i < t->schedule->stages; i++) {
         t->stages[i].w_begin = t->stages[i].w_end = 0;
         t->stages[i].ahead = 0;
+        memset(t->stages[i].own, 0, (size_t)t->schedule->microbatches * sizeof(bool));
         t->stages[i].updates_before = t->stages[i].updates;
     }
     for (i = 0; result == PMLP_OK && i < t->connected_count; i++)

@@ -1036,6 +1036,71 @@ TEST(traces_async) {
     SAY("traces of epochs without a flush: the first 4 batches, %s trainers", test_count(runs));
 }
 
+/* A stage that completes layer 0 does its own columns while it waits for the stage below: each
+   micro-batch once at most, before its F, in order; nobody else does. On one thread the second of
+   two stages of 1F1B waits for its third micro-batch, so that there must be some. */
+TEST(traces_ahead) {
+    static const pmlp_schedule_kind kinds[] = {PMLP_SCHEDULE_1F1B, PMLP_SCHEDULE_GPIPE,
+                                               PMLP_SCHEDULE_ZB_H1, PMLP_SCHEDULE_PIPEDREAM};
+    static const pmlp_cut cuts[][2] = {{{0, 64}, {1, 0}}, {{0, 32}, {0, 96}}, {{1, 0}, {2, 0}}};
+    enum { M = 6 };
+    pmlp_data data = make_data(&wide_net, BATCH);
+    long runs = 0, all_early = 0;
+    for (int way = 0; way < 4 * 3 * 2 * 2; way++, runs++) {
+        const int cut = way / 4 % 3, stages = 2 + way / 12 % 2;
+        const bool async = kinds[way % 4] == PMLP_SCHEDULE_PIPEDREAM;
+        pmlp_trainer_desc desc = {0};
+        pmlp_model *model = make_model(&wide_net, 8);
+        pmlp_costs costs = {0};
+        bool seen[4] = {false};
+        desc.schedule = kinds[way % 4], desc.workers = stages, desc.microbatches = M;
+        desc.batch = BATCH, desc.cuts = cuts[cut], desc.no_threads = way / 24, desc.trace = 1;
+        desc.w_rows = 1;
+        describe(&wide_net, &desc);
+        pmlp_trainer *trainer = make_trainer(model, &desc);
+        if (!trainer) return;
+        for (int step = 0; step < 3; step++) {
+            fine(trainer, async ? pmlp_trainer_epoch(trainer, &data, NULL)
+                                : pmlp_trainer_step(trainer, &data, NULL));
+            pmlp_timeline *t = timeline(trainer, 1);
+            for (int w = 0, n; t && w < stages; w++) {
+                const pmlp_span *s = pmlp_timeline_spans(t, w, &n);
+                int done = 0, early = 0; /* F, and those begun */
+                for (int k = 0; k < n; k++) {
+                    if (s[k].op != PMLP_OP_F) continue;
+                    if (!s[k].ahead) {
+                        CHECK(s[k].microbatch == done, "%s: F%d", label, s[k].microbatch);
+                        if (++done > early) early = done;
+                        continue;
+                    }
+                    CHECK(!async && w > 0 && desc.cuts[w - 1].layer == 0 && s[k].stage == w &&
+                              s[k].count == 1 && s[k].microbatch == early && early < M,
+                          "%s: stage %d does F%d ahead, %d F done, %d begun", label, w,
+                          s[k].microbatch, done, early);
+                    early++, all_early++, seen[w] = true;
+                }
+                CHECK(done == M, "%s: %d F", label, done);
+            }
+            pmlp_timeline_destroy(t);
+        }
+        if (desc.no_threads && kinds[way % 4] == PMLP_SCHEDULE_1F1B && cut < 2 && stages == 2)
+            CHECK(seen[1], "%s: nothing is done ahead", label);
+        fine(trainer, pmlp_trainer_costs(trainer, &costs));
+        if (CHECK(costs.ahead && costs.ahead[0] == 0, "%s: stage 0 goes ahead", label))
+            for (int s = 0; s < stages; s++) {
+                CHECK(costs.ahead[s] >= 0 && costs.ahead[s] <= costs.f[s], "%s: %g of %g ahead",
+                      label, costs.ahead[s], costs.f[s]);
+                if (async || (s > 0 && desc.cuts[s - 1].layer > 0))
+                    CHECK(costs.ahead[s] == 0, "%s: stage %d, %g ahead", label, s, costs.ahead[s]);
+            }
+        pmlp_trainer_destroy(trainer);
+        pmlp_model_destroy(model);
+    }
+    CHECK(all_early > 0, "nothing is done ahead");
+    SAY("stages that complete layer 0 and only they go ahead, each micro-batch once: %s of %s "
+        "trainers", test_count(all_early), test_count(runs));
+}
+
 /* --- the ceiling ----------------------------------------------------------------------------- */
 
 static pmlp_ceiling_report ceiling(const pmlp_model *model, pmlp_trainer_desc desc,
@@ -1153,6 +1218,7 @@ int main(void) {
     RUN(refusals);
     RUN(traces);
     RUN(traces_async);
+    RUN(traces_ahead);
     RUN(ceiling);
     return test_end();
 }

@@ -468,9 +468,22 @@ bits() { # C_COMPILER C++_COMPILER
     ok "same bits, $c and $cpp: ${#names[@]} programs x $lines trainings (${isas% }) agree"
 }
 
+# The programs of tests/bench that use the header: they know the back end's table, two of them more.
+benchmarks() {
+    local program names=()
+    for program in gemm profile peer_pipemlp peer_data_parallel; do
+        names+=("bench_$program")
+        queue "bench_$program" gcc -std=gnu11 -O1 -Wall -Wextra -Wpedantic -Wconversion -Werror -I. \
+            "tests/bench/$program.c" -o "$work/bench_$program" -ldl -pthread -lm
+    done
+    wait
+    verdict "tests/bench: ${#names[@]} programs compile" "${names[@]}"
+}
+
 example
 readme
 manual
+benchmarks
 for compiler in gcc clang; do
     for standard in c99 c11; do dialect $compiler c $standard; done
 done

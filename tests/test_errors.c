@@ -284,6 +284,23 @@ static pmlp_result walk_replays(test_memory *memory, const void *argument, uint6
     return result;
 }
 
+static pmlp_result walk_measure(test_memory *memory, const void *argument, uint64_t *word) {
+    pmlp_trainer_desc how = *(const pmlp_trainer_desc *)argument;
+    pmlp_model_desc desc = net_desc(NULL);
+    pmlp_model *model = NULL;
+    pmlp_error error = {0};
+    pmlp_result result;
+    double costs[LAYERS];
+    how.allocator = memory->allocator;
+    if (!CHECK(pmlp_model_create(&desc, &model, &error) == PMLP_OK, "%s", error.text))
+        return PMLP_ERROR_MEMORY;
+    TRY(pmlp_measure_layers(model, &how, costs, &error));
+    *word = word_of(model);
+    CHECK(*word == net_words[0], "measuring changes the weights");
+    pmlp_model_destroy(model);
+    return result;
+}
+
 /* After a failed create the model must be as free as before: a second try, with memory, works. */
 static void try_again(test_memory *memory, pmlp_model *model, const pmlp_trainer_desc *how) {
     pmlp_trainer *trainer = NULL;
@@ -496,8 +513,12 @@ TEST(memory_trainer) {
             cases += exhaust("trainer", walk_trainer, &how);
         }
     }
-    SAY("memory fails at its k-th call: trainers of 1..3 workers, threads and none, %s cases",
-        test_count(cases));
+    pmlp_trainer_desc how = net_how(2, true);
+    cases += exhaust("measure_layers", walk_measure, &how);
+    how.measure_layers = true;
+    cases += exhaust("trainer that measures", walk_trainer, &how);
+    SAY("memory fails at its k-th call: trainers of 1..3 workers, threads and none, layers "
+        "measured, %s cases", test_count(cases));
 }
 
 TEST(memory_verify) {
@@ -1294,6 +1315,7 @@ TEST(null_arguments) {
     uint64_t word;
     pmlp_cut cuts[WORKERS];
     int count = 5;
+    double costs[LAYERS];
     float y[ROWS * CLASSES];
     if (!CHECK(pmlp_model_create(&desc, &model, NULL) == PMLP_OK, "no model")) return;
     if (!CHECK(pmlp_schedule_create(&plan, &schedule, NULL) == PMLP_OK, "no schedule")) return;
@@ -1311,6 +1333,9 @@ TEST(null_arguments) {
     NULL_CALL(pmlp_partition(NULL, 2, false, NULL, cuts, NULL, &error), "model");
     NULL_CALL(pmlp_partition(model, 2, false, NULL, NULL, NULL, &error), "cuts");
     NULL_CALL(pmlp_partition(model, 0, false, NULL, cuts, NULL, &error), "stages");
+    NULL_CALL(pmlp_measure_layers(NULL, &how, costs, &error), "model");
+    NULL_CALL(pmlp_measure_layers(model, NULL, costs, &error), "desc");
+    NULL_CALL(pmlp_measure_layers(model, &how, NULL, &error), "costs");
     NULL_CALL(pmlp_schedule_create(NULL, &lowered, &error), "desc");
     NULL_CALL(pmlp_schedule_create(&plan, NULL, &error), "schedule");
     NULL_CALL(pmlp_schedule_parse(NULL, 3, NULL, &lowered, &error), "text");
@@ -1434,17 +1459,18 @@ static void bad_trainer(const pmlp_trainer_desc *desc, pmlp_result want, const c
     } while (0)
 
 /* Costs with one thing wrong each; names what of the nine it is. */
-enum { BAD_COSTS = 24 };
+enum { BAD_COSTS = 27 };
 static pmlp_costs bad_costs(int which, char *what) {
     static double arrays[3][4] = {{1, -1, 1, 1}, {1, NAN, 1, 1}, {INFINITY, 1, 1, 1}};
-    static const char *const names[] = {"f", "i", "w", "u", "message_bytes", "held", "latency",
-                                        "per_byte"};
+    static const char *const names[] = {"f", "i", "w", "u", "message_bytes", "held", "ahead",
+                                        "latency", "per_byte"};
     const double values[] = {-1, NAN, INFINITY};
     pmlp_costs c = {0};
-    const double **of_stage[] = {&c.f, &c.i, &c.w, &c.u, &c.message_bytes, &c.held};
-    if (which / 3 < 6) *of_stage[which / 3] = arrays[which % 3];
-    if (which / 3 == 6) c.latency = values[which % 3];
-    if (which / 3 == 7) c.per_byte = values[which % 3];
+    const double **of_stage[] = {&c.f, &c.i, &c.w, &c.u, &c.message_bytes, &c.held,
+                                &c.ahead};
+    if (which / 3 < 7) *of_stage[which / 3] = arrays[which % 3];
+    if (which / 3 == 7) c.latency = values[which % 3];
+    if (which / 3 == 8) c.per_byte = values[which % 3];
     sprintf(what, "costs with a bad %s, %g", names[which / 3], values[which % 3]);
     return c;
 }

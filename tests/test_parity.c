@@ -1443,8 +1443,17 @@ TEST(epochs) {
 
 enum { CUT_LAYERS = 8 };
 
-/* Multiply-adds of F, I and W per row; the first layer has no I. */
+static const double *given; /* layer_costs, or NULL */
+
+/* Costs between 1 and 1000, in no order. */
+static const double *draw_costs(uint64_t *rng, double *costs) {
+    for (int l = 0; l < CUT_LAYERS; l++) costs[l] = exp(test_uniform(rng, 0, log(1000)));
+    return costs;
+}
+
+/* What is given, or multiply-adds of F, I and W per row; the first layer has no I. */
 static double layer_cost(const network *net, int layer) {
+    if (given) return given[layer];
     return (layer ? 3.0 : 2.0) * net->sizes[layer] * net->sizes[layer + 1];
 }
 
@@ -1465,7 +1474,8 @@ static void check_partition(const network *net, int stages) {
     unsigned begins = 0;
     pmlp_error error = {0};
     pmlp_model *model = make_model(net, 5);
-    CHECK(pmlp_partition(model, stages, true, NULL, cuts, &balance, &error) == PMLP_OK, "%s", error.text);
+    CHECK(pmlp_partition(model, stages, true, given, cuts, &balance, &error) == PMLP_OK, "%s",
+          error.text);
     for (int i = 0; i < stages - 1; i++) {
         CHECK(cuts[i].layer > (i ? cuts[i - 1].layer : 0) && cuts[i].layer < net->layers &&
                   cuts[i].column == 0,
@@ -1486,7 +1496,7 @@ static void check_partition(const network *net, int stages) {
           "%s", net->name);
     pmlp_trainer_desc desc = {0};
     pmlp_trainer *trainer = NULL;
-    desc.workers = stages, desc.whole_layers = true;
+    desc.workers = stages, desc.whole_layers = true, desc.layer_costs = given;
     if (CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text)) {
         double shares = 0;
         int next = 0;
@@ -1510,16 +1520,19 @@ static void check_partition(const network *net, int stages) {
 
 TEST(partition) {
     static network net;
+    double costs[CUT_LAYERS];
     uint64_t rng = 4;
     const int tries = test_quick() ? 20 : 200;
     for (int t = 0; t < tries; t++) {
         net = deep_net;
         net.layers = 1 + (int)(test_random(&rng) % CUT_LAYERS);
         for (int l = 0; l <= net.layers; l++) net.sizes[l] = 1 + (int)(test_random(&rng) % 40);
+        given = t % 2 ? draw_costs(&rng, costs) : NULL;
         for (int stages = 1; stages <= net.layers; stages++) check_partition(&net, stages);
     }
-    SAY("pmlp_partition is as good as the best of all cuts: %d networks of up to %d layers", tries,
-        CUT_LAYERS);
+    given = NULL;
+    SAY("pmlp_partition is as good as the best of all cuts: %d networks of up to %d layers, by "
+        "multiply-adds and by costs of any kind", tries, CUT_LAYERS);
 }
 
 /* With cuts inside the first layer: the smallest largest cost of all ways to choose the places,
@@ -1533,24 +1546,28 @@ static double try_places(const double *below, int count, int from, int stages) {
 }
 
 static void check_column_partition(const network *net, int stages) {
-    double below[16] = {0}, balance = 0, sum = 0, largest = 0;
-    pmlp_cut cuts[16];
+    double below[16] = {0}, scaled[CUT_LAYERS], balance = 0, sum = 0, largest = 0;
+    pmlp_cut cuts[16], again[16];
     int count = 0;
     pmlp_error error = {0};
     pmlp_trainer_desc desc = {0};
     pmlp_trainer *trainer = NULL;
     pmlp_model *model = make_model(net, 5);
     for (int c = 0; c < net->sizes[1]; c += PMLP_COLUMN_STEP)
-        below[count++] = 2.0 * net->sizes[0] * c;
+        below[count++] = layer_cost(net, 0) / net->sizes[1] * c;
     for (int l = 0; l < net->layers; l++) below[count++] = sum += layer_cost(net, l);
     const double best = try_places(below, count, 0, stages);
-    CHECK(pmlp_partition(model, stages, false, NULL, cuts, &balance, &error) == PMLP_OK, "%s",
+    CHECK(pmlp_partition(model, stages, false, given, cuts, &balance, &error) == PMLP_OK, "%s",
           error.text);
+    for (int l = 0; given && l < net->layers; l++) scaled[l] = ldexp(given[l], -30); /* exactly */
+    CHECK(!given || (pmlp_partition(model, stages, false, scaled, again, NULL, NULL) == PMLP_OK &&
+                     !memcmp(cuts, again, (size_t)(stages - 1) * sizeof *cuts)),
+          "%d-%d in %d: other cuts in another unit", net->sizes[0], net->sizes[1], stages);
     CHECK(fabs(balance - sum / stages / best) <= 1e-12, "%d-%d in %d: balance %g, not %g",
           net->sizes[0], net->sizes[1], stages, balance, sum / stages / best);
     CHECK(pmlp_partition(model, count, false, NULL, cuts, NULL, &error) == PMLP_ERROR_SHAPE, "%d places",
           count);
-    desc.workers = stages;
+    desc.workers = stages, desc.layer_costs = given;
     if (CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text))
         for (int s = 0; s < stages; s++) {
             pmlp_stage_info info = {0};
@@ -1570,6 +1587,7 @@ static void check_column_partition(const network *net, int stages) {
 
 TEST(column_partition) {
     static network net;
+    double costs[CUT_LAYERS];
     uint64_t rng = 14;
     const int tries = test_quick() ? 10 : 60;
     for (int t = 0; t < tries; t++) {
@@ -1577,9 +1595,96 @@ TEST(column_partition) {
         net.layers = 1 + (int)(test_random(&rng) % 4);
         for (int l = 0; l <= net.layers; l++) net.sizes[l] = 1 + (int)(test_random(&rng) % 60);
         net.sizes[1] = 1 + (int)(test_random(&rng) % 200);
+        given = t % 2 ? draw_costs(&rng, costs) : NULL;
         for (int stages = 1; stages <= net.layers; stages++) check_column_partition(&net, stages);
     }
+    given = NULL;
     SAY("cuts inside the first layer are as good as the best of all: %d networks", tries);
+}
+
+/* Costs that are none. */
+TEST(bad_layer_costs) {
+    const double bad[] = {0, -1, NAN, INFINITY, -INFINITY, 1e-300};
+    const pmlp_cut given = {1, 0};
+    pmlp_model *model = make_model(&relu_net, 5);
+    for (int k = 0; k < 6; k++)
+        for (int l = 0; l < relu_net.layers; l++)
+            for (int stages = 1; stages <= 2; stages++) {
+                double costs[CUT_LAYERS] = {1, 1, 1, 1, 1, 1, 1, 1};
+                pmlp_trainer_desc desc = {.workers = stages, .layer_costs = costs};
+                if (stages == 2 && l % 2) desc.cuts = &given; /* refused even if not needed */
+                pmlp_trainer *trainer = NULL;
+                pmlp_error error = {0}, created = {0};
+                pmlp_cut cuts[1];
+                costs[l] = bad[k];
+                CHECK(pmlp_partition(model, stages, false, costs, cuts, NULL, &error) ==
+                              PMLP_ERROR_ARGUMENT && strstr(error.text, "layer_costs"),
+                      "%g for layer %d: '%s'", bad[k], l, error.text);
+                CHECK(pmlp_trainer_create(model, &desc, &trainer, &created) ==
+                              PMLP_ERROR_ARGUMENT && strstr(created.text, "layer_costs") &&
+                          !trainer,
+                      "%g for layer %d, a trainer: '%s'", bad[k], l, created.text);
+                pmlp_trainer_destroy(trainer);
+            }
+    pmlp_model_destroy(model);
+    SAY("layer_costs of 0, negative, infinite, no number: refused, %s checks",
+        test_count(test_run.checks));
+}
+
+/* Cuts by what was measured: wherever they lie, the bits are the same. */
+TEST(measured_layers) {
+    static const network *const nets[] = {&relu_net, &mixed_net, &wide_net};
+    long runs = 0;
+    for (int n = 0; n < 3; n++) {
+        const network *net = nets[n];
+        pmlp_trainer_desc desc = {0};
+        desc.optimizer = PMLP_ADAM, desc.gradient_norm = true;
+        words serial = train_serially(net, desc);
+        pmlp_model *model = make_model(net, 5);
+        double costs[16];
+        desc.batch = BATCH, desc.microbatches = 4;
+        for (int l = 0; l < 16; l++) costs[l] = -1;
+        CHECK(pmlp_measure_layers(model, &desc, costs, NULL) == PMLP_OK, "%s", net->name);
+        for (int l = 0; l < 16; l++)
+            CHECK(l < net->layers ? costs[l] > 0 && costs[l] < 60 : costs[l] == -1,
+                  "%s: layer %d takes %g s", net->name, l, costs[l]);
+        desc.measure_layers = true;
+        for (int way = 0; way < 6; way++, runs++) {
+            const int stages = 2 + way % 3;
+            pmlp_trainer *trainer = NULL;
+            pmlp_error error = {0};
+            pmlp_cut cuts[4];
+            double sum = 0;
+            desc.workers = stages, desc.no_threads = way % 2, desc.whole_layers = way > 3;
+            desc.schedule = kinds[way % 3], desc.layer_costs = NULL;
+            describe(net, &desc);
+            compare(serial, train(net, desc));
+            if (!CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s",
+                       error.text))
+                continue;
+            const pmlp_trainer_desc used = pmlp_trainer_query_desc(trainer);
+            CHECK(used.layer_costs && used.cuts &&
+                      pmlp_partition(model, stages, desc.whole_layers, used.layer_costs, cuts, NULL,
+                                     &error) == PMLP_OK &&
+                      !memcmp(cuts, used.cuts, (size_t)(stages - 1) * sizeof *cuts),
+                  "%s: not cut by its own costs: %s", net->name, error.text);
+            for (int s = 0; s < stages; s++) {
+                pmlp_stage_info info = {0};
+                CHECK(pmlp_trainer_stage(trainer, s, &info) == PMLP_OK && info.cost > 0 &&
+                          info.columns > 0 &&
+                          (s == 0 || (info.first_layer == cuts[s - 1].layer &&
+                                      (int)info.first_column == cuts[s - 1].column)) &&
+                          (!desc.whole_layers || info.first_column == 0),
+                      "%s: stage %d begins at %d, column %d, and costs %g", net->name, s,
+                      info.first_layer, (int)info.first_column, info.cost);
+                sum += info.cost;
+            }
+            CHECK(fabs(sum - 1) <= 1e-12, "%s: shares of %g", net->name, sum);
+            pmlp_trainer_destroy(trainer);
+        }
+        pmlp_model_destroy(model);
+    }
+    SAY("layers measured, then cut by that: %s trainers, equal bits", test_count(runs));
 }
 
 /* --- errors that are none --------------------------------------------------------------------- */
@@ -1649,6 +1754,8 @@ int main(void) {
     RUN(epochs);
     RUN(partition);
     RUN(column_partition);
+    RUN(bad_layer_costs);
+    RUN(measured_layers);
     RUN(no_errors);
     return test_end();
 }

@@ -807,6 +807,182 @@ TEST(simulator_by_hand) {
 
 /* --- the text form --------------------------------------------------------------------------- */
 
+/* Two stages, F = 2, of which the upper can do 1 before it hears from the lower; I = W = 1. */
+TEST(ahead_by_hand) {
+    static const struct {
+        pmlp_schedule_kind kind;
+        int m;
+        double part, makespan, without;
+        double begin[2][9]; /* F and B of either worker, in the order of its list */
+        double early[5];    /* begins of what worker 1 does ahead, of micro-batches 0, 1, ...; -1 */
+    } hand[] = {
+        {PMLP_SCHEDULE_GPIPE, 2, 1, 11, 12, {{0, 2, 7, 9}, {2, 4, 5, 7}}, {0, 1, -1}},
+        {PMLP_SCHEDULE_GPIPE, 2, 2, 10, 12, {{0, 2, 6, 8}, {2, 4, 4, 6}}, {0, 2, -1}},
+        {PMLP_SCHEDULE_GPIPE, 2, 1.5, 10.5, 12, {{0, 2, 6.5, 8.5}, {3, 4, 4.5, 6.5}}, {0, 1.5, -1}},
+        {PMLP_SCHEDULE_GPIPE, 3, 1, 15, 16, {{0, 2, 4, 9, 11, 13}, {2, 4, 6, 7, 9, 11}},
+         {0, 1, 3, -1}},
+        {PMLP_SCHEDULE_1F1B, 2, 1, 10, 12, {{0, 2, 5, 8}, {2, 3, 5, 6}}, {0, 1, -1}},
+        {PMLP_SCHEDULE_1F1B, 4, 1, 18, 20,
+         {{0, 2, 5, 7, 9, 11, 13, 16}, {2, 3, 5, 6, 9, 10, 13, 14}}, {0, 1, 8, 12, -1}}};
+    const double f[] = {2, 2}, nothing[] = {0, 0};
+    for (int k = 0; k < (int)(sizeof hand / sizeof *hand); k++) {
+        const double part[] = {0, hand[k].part};
+        const int m = hand[k].m;
+        pmlp_schedule *schedule = build(hand[k].kind, 2, m);
+        pmlp_costs costs = {.f = f};
+        pmlp_simulation sim = {0};
+        double begin[2 * 24];
+        for (int zero = 0; zero < 2; zero++) {
+            costs.ahead = zero ? nothing : NULL;
+            CHECK(pmlp_schedule_simulate(schedule, &costs, begin, &sim, NULL) == PMLP_OK &&
+                      near(sim.makespan, hand[k].without),
+                  "case %d: nothing ahead, makespan %g", k, sim.makespan);
+        }
+        costs.ahead = part;
+        CHECK(pmlp_schedule_simulate(schedule, &costs, begin, &sim, NULL) == PMLP_OK &&
+                  near(sim.makespan, hand[k].makespan) && near(sim.busiest, 4 * m) &&
+                  near(sim.bubble, 1 - 4 * m / hand[k].makespan),
+              "case %d: makespan %g, busiest %g, bubble %g", k, sim.makespan, sim.busiest,
+              sim.bubble);
+        for (int w = 0, at = 0, n; w < 2; w++, at += n) {
+            pmlp_schedule_actions(schedule, w, &n);
+            for (int i = 0; i < 2 * m; i++)
+                CHECK(near(begin[at + i], hand[k].begin[w][i]),
+                      "case %d: action %d of worker %d begins at %g, not %g", k, i, w,
+                      begin[at + i], hand[k].begin[w][i]);
+        }
+        pmlp_timeline *timeline = NULL;
+        CHECK(pmlp_schedule_timeline(schedule, &costs, &timeline, NULL) == PMLP_OK, "case %d", k);
+        int count = 0, early = 0;
+        const pmlp_span *span = pmlp_timeline_spans(timeline, 1, &count);
+        for (int i = 0; i < count; i++) {
+            if (!span[i].ahead) continue;
+            const double want = hand[k].early[early];
+            CHECK(span[i].op == PMLP_OP_F && span[i].microbatch == early &&
+                      near(span[i].begin, want) && near(span[i].end, want + hand[k].part),
+                  "case %d: F%d ahead at %g .. %g, not at %g", k, span[i].microbatch, span[i].begin,
+                  span[i].end, want);
+            early += want >= 0;
+        }
+        CHECK(hand[k].early[early] < 0, "case %d: %d done ahead", k, early);
+        pmlp_timeline_destroy(timeline);
+        pmlp_schedule_destroy(schedule);
+    }
+    pmlp_schedule *schedule = build(PMLP_SCHEDULE_1F1B, 2, 4);
+    const double bad[][2] = {{0, 2.001}, {3, 0}, {0, -1}, {0, NAN}, {0, INFINITY}};
+    for (int k = 0; k < 6; k++) { /* the last: more than an f that is 1 by default */
+        const pmlp_costs costs = {.f = k < 5 ? f : NULL, .ahead = k < 5 ? bad[k] : f};
+        pmlp_simulation sim;
+        pmlp_timeline *timeline = NULL;
+        pmlp_error error = {0};
+        CHECK(pmlp_schedule_simulate(schedule, &costs, NULL, &sim, &error) == PMLP_ERROR_ARGUMENT &&
+                  strstr(error.text, "cost"),
+              "bad part %d: '%s'", k, error.text);
+        CHECK(pmlp_schedule_timeline(schedule, &costs, &timeline, &error) == PMLP_ERROR_ARGUMENT &&
+                  !timeline,
+              "bad part %d: a timeline", k);
+    }
+    pmlp_schedule_destroy(schedule);
+    SAY("F done ahead, 6 schedules as counted by hand; a part that is negative, no number or more "
+        "than F is refused");
+}
+
+static long done_ahead;
+
+/* What is done ahead stands where its worker would wait for an F of that stage; with it all actions
+   of a stage cost what they cost without; begins are the simulator's. Without flush: none. */
+static void check_ahead(shape c, pmlp_schedule *schedule) {
+    static double plain[MAX_P * MAX_LIST], begin[MAX_P * MAX_LIST], sums[MAX_S][MAX_M];
+    static double f_end[MAX_S][MAX_M];
+    double f[MAX_S], i[MAX_S], w[MAX_S], part[MAX_S];
+    pmlp_costs costs = {.f = f, .i = i, .w = w, .latency = 0.75};
+    pmlp_simulation sim = {0}, before = {0};
+    pmlp_timeline *timeline = NULL;
+    pmlp_error error = {0};
+    uint64_t rng = (uint64_t)(c.p * 1000 + c.v * 100 + c.m);
+    int actions = 0;
+    to_lists_of(c, schedule, &original);
+    for (int s = 0; s < original.stages; s++) {
+        f[s] = test_uniform(&rng, 0.5, 3), i[s] = test_uniform(&rng, 0.5, 3);
+        w[s] = test_uniform(&rng, 0.5, 3), part[s] = 0;
+    }
+    CHECK(pmlp_schedule_simulate(schedule, &costs, plain, &before, &error) == PMLP_OK, "%s",
+          error.text);
+    for (int r = 0; r < c.p; r++) actions += original.count[r];
+    for (int zero = 1; zero >= 0; zero--) {
+        costs.ahead = part;
+        CHECK(pmlp_schedule_simulate(schedule, &costs, begin, &sim, &error) == PMLP_OK, "%s",
+              error.text);
+        if (zero || is_async(c.kind))
+            CHECK(!memcmp(plain, begin, (size_t)actions * sizeof *begin) &&
+                      sim.makespan == before.makespan,
+                  "%s: %g, not %g", name_of(c), sim.makespan, before.makespan);
+        for (int s = 0; zero && s < original.stages; s++)
+            part[s] = f[s] * (double)(test_random(&rng) % 3) / 2;
+    }
+    CHECK(near(sim.busiest, before.busiest) && sim.makespan >= sim.busiest - 1e-9 &&
+              near(sim.bubble, 1 - (1 - before.bubble) * before.makespan / sim.makespan),
+          "%s: busiest %g, not %g", name_of(c), sim.busiest, before.busiest);
+    if (!CHECK(pmlp_schedule_timeline(schedule, &costs, &timeline, &error) == PMLP_OK, "%s",
+               error.text))
+        return;
+    memset(sums, 0, sizeof sums);
+    CHECK(near(pmlp_timeline_makespan(timeline), sim.makespan), "%s: %g, not %g", name_of(c),
+          pmlp_timeline_makespan(timeline), sim.makespan);
+    for (int pass = 0; pass < 2; pass++)
+        for (int r = 0, at = 0, n; r < c.p; r++) {
+            const pmlp_span *span = pmlp_timeline_spans(timeline, r, &n);
+            double free_at = 0, busy = 0;
+            for (int k = 0; k < n; k++) {
+                const pmlp_span *x = &span[k];
+                const int s = x->stage;
+                if (x->op == PMLP_OP_F && pass == 0) {
+                    sums[s][x->microbatch] += x->end - x->begin;
+                    if (!x->ahead) f_end[s][x->microbatch] = x->end;
+                }
+                if (pass == 0) continue;
+                CHECK(x->begin >= free_at - 1e-9, "%s: worker %d does two things at %g", name_of(c),
+                      r, x->begin);
+                free_at = x->end, busy += x->end - x->begin;
+                if (!x->ahead) {
+                    CHECK(near(x->begin, begin[at]), "%s: span at %g, simulated at %g", name_of(c),
+                          x->begin, begin[at]);
+                    at++;
+                    continue;
+                }
+                const pmlp_span *next = x;
+                while (next < span + n - 1 && next->ahead) next++;
+                done_ahead++;
+                CHECK(!is_async(c.kind) && x->op == PMLP_OP_F && near(x->end - x->begin, part[s]) &&
+                          next->op == PMLP_OP_F && next->stage == s && s > 0 &&
+                          x->microbatch >= next->microbatch &&
+                          f_end[s - 1][next->microbatch] + 0.75 * apart(&original, s - 1) >
+                              x->begin,
+                      "%s: stage %d, micro-batch %d, is done ahead at %g", name_of(c), s,
+                      x->microbatch, x->begin);
+            }
+            pmlp_worker_time time = {0};
+            CHECK(pass == 0 || (pmlp_timeline_worker(timeline, r, &time) == PMLP_OK &&
+                                near(time.busy, busy) &&
+                                near(time.busy + time.fill + time.waiting + time.transfer +
+                                         time.drain, sim.makespan)),
+                  "%s: worker %d is busy for %g, not %g", name_of(c), r, time.busy, busy);
+        }
+    for (int s = 0; s < original.stages; s++)
+        for (int k = 0; k < original.m; k++)
+            CHECK(near(sums[s][k], f[s]), "%s: F%d of stage %d takes %g, not %g", name_of(c), k, s,
+                  sums[s][k], f[s]);
+    pmlp_timeline_destroy(timeline);
+}
+
+TEST(ahead) {
+    done_ahead = 0;
+    const long n = each_builder(check_ahead);
+    CHECK(done_ahead > n, "%ld parts of F done ahead in %ld schedules", done_ahead, n);
+    SAY("parts of F done ahead: %s in %s schedules, only where a worker would wait, each once; "
+        "none without a flush", test_count(done_ahead), test_count(n));
+}
+
 static bool same_actions(const pmlp_schedule *one, const pmlp_schedule *two) {
     to_lists(one, &original), to_lists(two, &changed);
     for (int s = 0; s < MAX_S; s++)
@@ -1926,6 +2102,8 @@ int main(void) {
     RUN(kinds);
     RUN(simulator);
     RUN(simulator_by_hand);
+    RUN(ahead_by_hand);
+    RUN(ahead);
     RUN(round_trip);
     RUN(text_forms);
     RUN(parse_errors);
