@@ -5736,7 +5736,8 @@ static void pmlp__svg_tooltip(pmlp__picture *p, const pmlp_span *piece) {
     pmlp__put_string(text, "<title>");
     if (piece->op == PMLP_OP_NONE) pmlp__put_string(text, "idle, ");
     else {
-        pmlp__put(text, "%s of ", pmlp_op_name(piece->op));
+        pmlp__put(text, "%s%s of ", piece->ahead ? "what can be done ahead of " : "",
+                  pmlp_op_name(piece->op));
         if (piece->count > 1) pmlp__put(text, "micro-batches %d to %d, ", piece->microbatch, last);
         else if (piece->microbatch >= 0) pmlp__put(text, "micro-batch %d, ", piece->microbatch);
         pmlp__put(text, "stage %d, ", piece->stage);
@@ -9360,14 +9361,30 @@ PMLP_API pmlp_result pmlp_trainer_timeline(pmlp_trainer *t, int steps, pmlp_time
     return pmlp__leave_query(entered, result);
 }
 
-/* Median time that one micro-batch of a stage takes in an op, over all kept steps. */
+/* What was done ahead of the F that is the span number `at`, in seconds. */
+static double pmlp__seconds_ahead(const pmlp_timeline *all, int worker, int at) {
+    const pmlp_span *f = &all->spans[worker][at];
+    int i;
+    for (i = at - 1; i >= 0; i--) {
+        const pmlp_span *span = &all->spans[worker][i];
+        if (span->op != PMLP_OP_F || span->stage != f->stage || span->microbatch != f->microbatch)
+            continue;
+        return span->ahead ? span->end - span->begin : 0.0; /* else it is the last step's */
+    }
+    return 0.0;
+}
+
+/* Median time that one micro-batch of a stage takes in an op, over all kept steps; of F with what
+   was done ahead, or that alone. */
 static double pmlp__median_cost(const pmlp_timeline *all, int worker, int stage, pmlp_op op,
                                 bool ahead, double *values) {
     int count = 0, i;
     for (i = 0; i < all->counts[worker]; i++) {
         const pmlp_span *span = &all->spans[worker][i];
-        if (span->stage == stage && span->op == op && span->ahead == ahead)
-            values[count++] = (span->end - span->begin) / span->count;
+        if (span->stage != stage || span->op != op || span->ahead != ahead) continue;
+        values[count] = (span->end - span->begin) / span->count;
+        if (op == PMLP_OP_F && !ahead) values[count] += pmlp__seconds_ahead(all, worker, i);
+        count++;
     }
     return pmlp__median(values, count);
 }
@@ -9396,7 +9413,7 @@ static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *
         for (n = 0; n < 4; n++)
             t->costs[n * stages + i] = pmlp__median_cost(all, s->worker, i, ops[n], false, values);
         t->costs[6 * stages + i] = pmlp__median_cost(all, s->worker, i, PMLP_OP_F, true, values);
-        t->costs[i] += t->costs[6 * stages + i];
+        if (t->costs[6 * stages + i] > t->costs[i]) t->costs[6 * stages + i] = t->costs[i];
         t->costs[4 * stages + i] = rows * (double)s->row[s->layers] * (double)sizeof(float);
         t->costs[5 * stages + i] = pmlp__stage_bytes(t, s);
     }
@@ -9620,6 +9637,7 @@ typedef struct pmlp__bounds {
     pmlp_cut *cuts;
     double *layer_costs;
     bool shared; /* the edges hand over pointers */
+    bool given;  /* costs of the caller's, which the cut does not go by */
     double *counted; /* [4][stages]: F, I, W, F ahead in multiply-adds per row */
     double *even;    /* [stages]: the share of F that is done ahead */
     pmlp_costs costs;
@@ -9797,9 +9815,11 @@ static void pmlp__advise(const pmlp__bounds *b, int busiest, double doubled,
                      "worker %d has the most to do: allow a cut inside the first layer", busiest);
         else
             snprintf(r->advice, sizeof r->advice,
-                     "worker %d has the most to do and its layers cannot be cut further: make them "
-                     "narrower and others wider, use fewer workers, or give cuts of your own",
-                     busiest);
+                     "worker %d has the most to do%s, use fewer workers, or give cuts of your own",
+                     busiest,
+                     b->given ? ", or had the slower core: cut by costs, see desc.measure_layers"
+                              : " and its layers cannot be cut further: make them narrower and "
+                                "others wider");
     }
 }
 
@@ -9849,6 +9869,7 @@ PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_de
     b.model = model;
     b.d = pmlp__trainer_defaults(desc);
     b.shared = b.d.edges->shared;
+    b.given = costs != NULL;
     result = pmlp__bounds_begin(&b, costs, error);
     if (result == PMLP_OK) result = pmlp__bounds_fill(&b, report, error);
     pmlp__bounds_end(&b);

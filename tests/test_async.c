@@ -1097,8 +1097,51 @@ TEST(traces_ahead) {
         pmlp_model_destroy(model);
     }
     CHECK(all_early > 0, "nothing is done ahead");
-    SAY("stages that complete layer 0 and only they go ahead, each micro-batch once: %s of %s "
-        "trainers", test_count(all_early), test_count(runs));
+    SAY("stages that complete layer 0 and only they go ahead, each micro-batch once: %s F of "
+        "%s trainers", test_count(all_early), test_count(runs));
+}
+
+/* F in descending order, which the checker allows: on one thread the second stage waits for the third
+   of them, and goes ahead with those that are left, not with what is done. */
+TEST(traces_ahead_descending) {
+    const char *text = "0F3,0F2,0I3,0F1,0I2,0F0,0I1,0I0,0W0,0W1,0W2,0W3,0U\n"
+                       "1F3,1I3,1F2,1I2,1F1,1I1,1F0,1I0,1W0,1W1,1W2,1W3,1U\n";
+    const pmlp_cut cut = {0, 64};
+    pmlp_data data = make_data(&wide_net, BATCH);
+    pmlp_trainer_desc desc = {0}, serial = {0};
+    pmlp_schedule *schedule = NULL;
+    pmlp_error error = {0};
+    uint64_t words[2] = {0, 1};
+    CHECK(pmlp_schedule_parse(text, strlen(text), NULL, &schedule, &error) == PMLP_OK, "%s",
+          error.text);
+    desc.custom = schedule, desc.cuts = &cut, desc.batch = serial.batch = BATCH;
+    desc.no_threads = true, desc.trace = 1, desc.w_rows = 1;
+    snprintf(label, sizeof label, "descending");
+    for (int way = 0; way < 2; way++) {
+        pmlp_model *model = make_model(&wide_net, 8);
+        pmlp_trainer *trainer = make_trainer(model, way ? &desc : &serial);
+        if (!trainer) return;
+        for (int step = 0; step < 3; step++) {
+            bool begun[4] = {false};
+            int count = 0, early = 0;
+            fine(trainer, pmlp_trainer_step(trainer, &data, NULL));
+            pmlp_timeline *t = way ? timeline(trainer, 1) : NULL;
+            const pmlp_span *s = t ? pmlp_timeline_spans(t, 1, &count) : NULL;
+            for (int k = 0; k < count; k++) {
+                if (s[k].op != PMLP_OP_F) continue;
+                CHECK(!s[k].ahead || !begun[s[k].microbatch], "F%d ahead, again", s[k].microbatch);
+                begun[s[k].microbatch] = true, early += s[k].ahead;
+            }
+            CHECK(!way || early > 0, "nothing is done ahead");
+            pmlp_timeline_destroy(t);
+        }
+        pmlp_trainer_destroy(trainer);
+        CHECK(pmlp_model_hash(model, &words[way], &error) == PMLP_OK, "%s", error.text);
+        pmlp_model_destroy(model);
+    }
+    CHECK(words[0] == words[1], "other weights than serially");
+    pmlp_schedule_destroy(schedule);
+    SAY("F in descending order: what is done is not done again, equal bits");
 }
 
 /* --- the ceiling ----------------------------------------------------------------------------- */
@@ -1219,6 +1262,7 @@ int main(void) {
     RUN(traces);
     RUN(traces_async);
     RUN(traces_ahead);
+    RUN(traces_ahead_descending);
     RUN(ceiling);
     return test_end();
 }
