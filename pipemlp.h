@@ -990,7 +990,7 @@ PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *trainer)
 PMLP_API pmlp_result pmlp_trainer_timeline(pmlp_trainer *trainer, int steps,
                                            pmlp_timeline **timeline);
 /* What actions cost in the steps that are kept, in seconds and bytes: medians of each stage's F, I,
-   W and U per micro-batch, of the time from the end of a producer to the begin of a consumer that
+   W and U per micro-batch (a U that was done along with a W counts there), of what was done ahead, of the time from the end of a producer to the begin of a consumer that
    waited for it, and the sizes of messages and activations. The arrays live in the trainer until
    the next call. Errors: as above. */
 PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *trainer, pmlp_costs *costs);
@@ -1117,8 +1117,9 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /*    results (row_loss, row_hit, squares) are read after the next synchronize().             */
 /*  - if the edges are `shared`, a boundary's buffer comes from the context below (x) or that */
 /*    below (dz), and the context above is given it, too.                                     */
-/*  - backward_weight is called with 0 rows if the first micro-batch is empty, and then, not  */
-/*    accumulating, makes the gradient 0; no other operation is called without rows.          */
+/*  - the last backward_weight of a step may come as a part of update, see pmlp_update_args.  */
+/*  - backward_weight, or that part, has 0 rows if the first micro-batch is empty, and then,  */
+/*    beginning anew, makes the gradient 0; no other operation is called without rows.        */
 /*  - rows of activations and gradients lie row_floats() apart; a micro-batch is a range of   */
 /*    rows, and a call may be given the rows of several neighbouring micro-batches.           */
 /*  - a layer keeps `versions` versions of its weights, numbered from 0; forward and           */
