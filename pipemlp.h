@@ -990,9 +990,10 @@ PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *trainer)
 PMLP_API pmlp_result pmlp_trainer_timeline(pmlp_trainer *trainer, int steps,
                                            pmlp_timeline **timeline);
 /* What actions cost in the steps that are kept, in seconds and bytes: medians of each stage's F, I,
-   W and U per micro-batch (a U that was done along with a W counts there), of what was done ahead, of the time from the end of a producer to the begin of a consumer that
-   waited for it, and the sizes of messages and activations. The arrays live in the trainer until
-   the next call. Errors: as above. */
+   W and U per micro-batch (a U that was done along with a W counts there), of what was done ahead,
+   of the time from the end of a producer to the begin of a consumer that waited for it, and the
+   sizes of messages and activations. The arrays live in the trainer until the next call. Errors: as
+   above. */
 PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *trainer, pmlp_costs *costs);
 
 typedef struct pmlp_stage_info {
