@@ -920,6 +920,10 @@ typedef struct pmlp_trainer_desc {
     uint64_t seed;                 /* of the shuffling */
     bool no_shuffle;               /* epochs take the rows in the order given */
     bool no_threads;               /* run all workers' lists on the calling thread */
+    bool bind_threads;             /* bind worker i's thread to the i-th core that this process may
+                                      use, on Linux and Windows; the calling thread, worker 0's, is
+                                      left alone. Only where nobody else needs these cores: a bound
+                                      thread waits for its core while another one is free */
     bool gradient_norm;            /* compute it even if clip_norm is 0; asynchronous schedules
                                       never have all of a gradient at once: 0 */
     bool keep_gradients;           /* for pmlp_trainer_gradient(). Otherwise, and if nobody wants
@@ -1109,9 +1113,9 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /* >>backend: how to plug in other hardware                                                   */
 /*                                                                                            */
 /* A back end computes a layer's operations; it knows nothing of schedules. The contract:     */
-/*  - open() is called once per worker, on the thread that creates the trainer; every other   */
-/*    call for that context comes from one thread at a time: the worker's own during a step,  */
-/*    the thread that calls the trainer between steps.                                        */
+/*  - open() is called once per worker; every other call for that context comes from one      */
+/*    thread at a time: the worker's own while the trainer is created and during a step, the  */
+/*    thread that calls the trainer between steps and at the end.                             */
 /*  - "buffer" pointers come from the context's own alloc() and may be device memory; pointers*/
 /*    marked host are ordinary memory.                                                        */
 /*  - work may be asynchronous, in the order of the calls; synchronize() waits for it. Host   */
@@ -1417,6 +1421,17 @@ static int pmlp__cores(void) {
     return (int)info.dwNumberOfProcessors;
 }
 
+/* Binds the calling thread to the nth of the cores that it may use. */
+static bool pmlp__bind_thread(int nth) {
+    DWORD_PTR allowed, of_system, core = 1;
+    if (!GetProcessAffinityMask(GetCurrentProcess(), &allowed, &of_system) || !allowed)
+        return false;
+    for (;;) {
+        if ((allowed & core) && nth-- == 0) return SetThreadAffinityMask(GetCurrentThread(), core);
+        core = core << 1 ? core << 1 : 1;
+    }
+}
+
 /* False for devices and folders, which nobody wants removed. */
 static bool pmlp__is_file(const char *path) {
     const DWORD attributes = GetFileAttributesA(path);
@@ -1489,6 +1504,37 @@ static int pmlp__cores(void) {
     return 1;
 #endif
 }
+
+/* Binds the calling thread to the nth of the cores that it may use. */
+#ifdef __linux__
+/* Strict C99 hides these two functions, hence names of our own; a set of cores is its bits. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+int pmlp__get_cores(int thread, size_t bytes, unsigned long *cores) __asm__("sched_getaffinity");
+int pmlp__set_cores(int thread, size_t bytes, const unsigned long *cores)
+    __asm__("sched_setaffinity");
+#ifdef __cplusplus
+}
+#endif
+
+static bool pmlp__bind_thread(int nth) {
+    unsigned long allowed[32], one[32]; /* of 64 bits each, or of 32 */
+    const size_t bits = 8 * sizeof one[0], cores = 32 * bits;
+    size_t i, found = 0;
+    memset(allowed, 0, sizeof allowed);
+    if (pmlp__get_cores(0, sizeof allowed, allowed) < 0) return false;
+    for (i = 0; i < cores; i++) found += allowed[i / bits] >> i % bits & 1u;
+    if (found == 0) return false;
+    found = (size_t)nth % found;
+    for (i = 0; !(allowed[i / bits] >> i % bits & 1u) || found-- > 0;) i++;
+    memset(one, 0, sizeof one);
+    one[i / bits] = 1ul << i % bits;
+    return pmlp__set_cores(0, sizeof one, one) == 0;
+}
+#else
+static bool pmlp__bind_thread(int nth) { (void)nth; return false; }
+#endif
 
 static bool pmlp__is_file(const char *path) {
     struct stat status;
@@ -7444,9 +7490,17 @@ typedef struct pmlp__trace {
     int capacity, at;  /* spans per step; the present step's place */
 } pmlp__trace;
 
+/* Something that is done on a worker's thread; what `index` means is the task's business. */
+typedef pmlp_result (*pmlp__task)(pmlp_trainer *t, int index, pmlp_error *error);
+
 typedef struct pmlp__worker {
     pmlp_trainer *trainer;
     int index;
+    pmlp__task task;        /* of its thread: the last one given, and what came of it */
+    int task_index;
+    pmlp_result task_result;
+    pmlp_error task_error;
+    pmlp__atomic tasks;     /* how many it was given */
     void *context;          /* the back end's */
     const pmlp_action *list;
     int count, next;
@@ -7493,7 +7547,8 @@ struct pmlp_trainer {
     double *squares;        /* [all neurons]: the gradient's squares, layer by layer */
     size_t *squares_at;     /* [layers] */
 
-    pmlp__atomic pass, done, failed, stop, in_use;
+    pmlp__atomic done;      /* of the tasks given to the workers' threads at once */
+    pmlp__atomic failed, stop, in_use;
     pmlp__atomic gathered;  /* stages that have all gradients of the step, or are about to */
     pmlp__atomic gate;      /* 1 when all have: updates may begin */
     pmlp__atomic updating;  /* 1 when one has begun: a failure now leaves the weights mixed */
@@ -8062,10 +8117,12 @@ static void pmlp__worker_finish(pmlp__worker *w, pmlp_result result) {
     pmlp__unblocked(w);
 }
 
-/* One pass of one worker on a thread of its own. */
-static void pmlp__worker_pass(pmlp__worker *w) {
+/* One pass of one worker on a thread of its own: a task whose result is in the trainer. */
+static pmlp_result pmlp__worker_pass(pmlp_trainer *t, int index, pmlp_error *error) {
+    pmlp__worker *w = &t->workers[index];
     pmlp_result result;
     int spins = 0, at = -1;
+    (void)error;
     w->begun = pmlp__clock();
     while ((result = pmlp__advance(w)) == PMLP_BUSY) {
         if (w->next != at) { /* some progress: spin anew */
@@ -8073,30 +8130,45 @@ static void pmlp__worker_pass(pmlp__worker *w) {
             spins = 0;
             pmlp__store(&w->sleeping, 0);
         }
-        pmlp__backoff(w, &spins, w->trainer->polled);
+        pmlp__backoff(w, &spins, t->polled);
     }
     pmlp__store(&w->sleeping, 0);
     pmlp__worker_finish(w, result);
+    return result;
 }
 
 /* The thread of workers 1 .. p-1. */
 static void pmlp__worker_main(void *argument) {
     pmlp__worker *w = (pmlp__worker *)argument;
     pmlp_trainer *t = w->trainer;
-    int pass = 0, spins = 0;
-    for (;;) {
-        if (pmlp__load(&t->stop)) return;
-        if (pmlp__load(&t->pass) == pass) {
+    int tasks = 0, spins = 0;
+    while (!pmlp__load(&t->stop)) {
+        if (pmlp__load(&w->tasks) == tasks) {
             pmlp__backoff(w, &spins, false);
             continue;
         }
         pmlp__store(&w->sleeping, 0);
-        pass = pmlp__load(&t->pass);
-        pmlp__worker_pass(w);
+        tasks++;
+        w->task_result = w->task(t, w->task_index, &w->task_error);
         pmlp__add(&t->done, 1);
         pmlp__wake(&t->workers[0]);
         spins = 0;
     }
+}
+
+static void pmlp__give_task(pmlp__worker *w, pmlp__task task, int index) {
+    w->task = task;
+    w->task_index = index;
+    pmlp__error_clear(&w->task_error);
+    pmlp__add(&w->tasks, 1);
+    pmlp__wake(w);
+}
+
+/* Waits, on the thread of worker 0, until the others have done so many tasks. */
+static void pmlp__await_tasks(pmlp_trainer *t, int count) {
+    int spins = 0;
+    while (pmlp__load(&t->done) < count) pmlp__backoff(&t->workers[0], &spins, false);
+    pmlp__store(&t->workers[0].sleeping, 0);
 }
 
 /*============================================================================================*/
@@ -8426,16 +8498,59 @@ static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
     return pmlp__no_memory(error, "a trainer");
 }
 
+/* Does something on a worker's own thread, while the others are at rest: memory lies near the core
+   that touches it first, and there it shall be used. */
+static pmlp_result pmlp__on_worker(pmlp_trainer *t, int worker, pmlp__task task, int index,
+                                   pmlp_error *error) {
+    pmlp__worker *w = &t->workers[worker];
+    if (!w->has_thread) return task(t, index, error);
+    pmlp__store(&t->done, 0);
+    pmlp__give_task(w, task, index);
+    pmlp__await_tasks(t, 1);
+    if (w->task_result != PMLP_OK) *error = w->task_error;
+    return w->task_result;
+}
+
+static pmlp_result pmlp__worker_bind(pmlp_trainer *t, int index, pmlp_error *error) {
+    (void)t;
+    if (pmlp__bind_thread(index)) return PMLP_OK;
+    return pmlp__fail(error, PMLP_ERROR_THREAD, "worker %d: not bound to a core", index);
+}
+
+static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
+    int i;
+    for (i = 0; i < t->schedule->workers; i++) {
+        pmlp__worker *w = &t->workers[i];
+        w->trainer = t;
+        w->index = i;
+        w->has_mutex = pmlp__mutex_init(&w->mutex);
+        w->has_cond = pmlp__cond_init(&w->cond);
+        if (!w->has_mutex || !w->has_cond)
+            return pmlp__fail(error, PMLP_ERROR_THREAD, "worker %d: no mutex could be made", i);
+    }
+    /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
+       from the very worker that is waited for. */
+    t->pauses = t->schedule->workers <= pmlp__cores() ? 2000 : 20;
+    t->spins = t->pauses + 1000;
+    t->polled = t->edges != pmlp_thread_edges();
+    for (i = 1; !t->desc.no_threads && i < t->schedule->workers; i++) {
+        pmlp__worker *w = &t->workers[i];
+        w->start.run = pmlp__worker_main;
+        w->start.argument = w;
+        w->has_thread = pmlp__thread_create(&w->thread, &w->start);
+        if (!w->has_thread)
+            return pmlp__fail(error, PMLP_ERROR_THREAD,
+                              "the thread of worker %d could not be started", i);
+        if (t->desc.bind_threads && pmlp__on_worker(t, i, pmlp__worker_bind, i, error) != PMLP_OK)
+            pmlp__log(&t->desc.logger, PMLP_LOG_WARNING, "%s", error->text);
+    }
+    return PMLP_OK;
+}
+
 static pmlp_result pmlp__worker_open(pmlp_trainer *t, int index, pmlp_error *error) {
     pmlp__worker *w = &t->workers[index];
     pmlp_backend_desc open;
     pmlp_result result;
-    w->trainer = t;
-    w->index = index;
-    w->has_mutex = pmlp__mutex_init(&w->mutex);
-    w->has_cond = pmlp__cond_init(&w->cond);
-    if (!w->has_mutex || !w->has_cond)
-        return pmlp__fail(error, PMLP_ERROR_THREAD, "worker %d: no mutex could be made", index);
     open.worker = index;
     open.workers = t->schedule->workers;
     open.allocator = t->desc.allocator;
@@ -8500,9 +8615,10 @@ static pmlp_result pmlp__stage_weights(pmlp_trainer *t, pmlp__stage *s) {
 }
 
 /* The tables of a stage and the layers in it; buffers come later, since neighbours share some. */
-static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index) {
+static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index, pmlp_error *error) {
     const pmlp_allocator *allocator = &t->desc.allocator;
     pmlp__stage *s = &t->stages[index];
+    pmlp_result result;
     size_t n;
     int l;
     pmlp__stage_extent(t, index);
@@ -8522,18 +8638,21 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index) {
     s->own = (bool *)pmlp__new(allocator, (size_t)t->schedule->microbatches, sizeof *s->own);
     if (!s->handles || !s->x || !s->dz || !s->owns_x || !s->owns_dz || !s->row || !s->version_at ||
         !s->version_of || !s->own)
-        return PMLP_ERROR_MEMORY;
+        return pmlp__no_memory(error, "a stage");
     for (l = 0; l <= s->layers; l++) {
         const int at = s->first_layer + l;
         s->row[l] = t->backend->row_floats(pmlp__context_of(t, s), (size_t)t->model->sizes[at],
                                            at ? t->model->activations[at - 1] : PMLP_LINEAR);
     }
-    return pmlp__stage_weights(t, s);
+    result = pmlp__stage_weights(t, s);
+    if (result != PMLP_OK)
+        pmlp__fail(error, result, "the layers of stage %d: %s", index, pmlp_result_text(result));
+    return result;
 }
 
 /* A batch's x and dz. The boundary to the stage above is one buffer for both if memory is
    shared. */
-static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index) {
+static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *error) {
     pmlp__stage *s = &t->stages[index];
     pmlp__stage *above = s->is_last ? NULL : &t->stages[index + 1];
     const int n = s->layers;
@@ -8548,6 +8667,8 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index) {
         above->x[above->below] = s->x[n];
         above->dz[above->below] = s->dz[n];
     }
+    if (result != PMLP_OK)
+        pmlp__fail(error, result, "the batch of stage %d: %s", index, pmlp_result_text(result));
     return result;
 }
 
@@ -8584,16 +8705,10 @@ static pmlp_result pmlp__trainer_stages(pmlp_trainer *t, pmlp_error *error) {
     const int stages = t->schedule->stages;
     pmlp_result result = PMLP_OK;
     int i;
-    for (i = 0; result == PMLP_OK && i < stages; i++) {
-        result = pmlp__stage_layers(t, i);
-        if (result != PMLP_OK)
-            pmlp__fail(error, result, "the layers of stage %d: %s", i, pmlp_result_text(result));
-    }
-    for (i = 0; result == PMLP_OK && i < stages; i++) {
-        result = pmlp__stage_buffers(t, i);
-        if (result != PMLP_OK)
-            pmlp__fail(error, result, "the batch of stage %d: %s", i, pmlp_result_text(result));
-    }
+    for (i = 0; result == PMLP_OK && i < stages; i++)
+        result = pmlp__on_worker(t, t->schedule->stage_worker[i], pmlp__stage_layers, i, error);
+    for (i = 0; result == PMLP_OK && i < stages; i++)
+        result = pmlp__on_worker(t, t->schedule->stage_worker[i], pmlp__stage_buffers, i, error);
     for (i = 0; result == PMLP_OK && i + 1 < stages; i++) {
         pmlp__stage *s = &t->stages[i], *above = &t->stages[i + 1];
         if (s->worker == above->worker) continue;
@@ -8603,25 +8718,6 @@ static pmlp_result pmlp__trainer_stages(pmlp_trainer *t, pmlp_error *error) {
         s->recv_b = above->send_b;
     }
     return result;
-}
-
-static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
-    int i;
-    /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
-       from the very worker that is waited for. */
-    t->pauses = t->schedule->workers <= pmlp__cores() ? 2000 : 20;
-    t->spins = t->pauses + 1000;
-    t->polled = t->edges != pmlp_thread_edges();
-    for (i = 1; !t->desc.no_threads && i < t->schedule->workers; i++) {
-        pmlp__worker *w = &t->workers[i];
-        w->start.run = pmlp__worker_main;
-        w->start.argument = w;
-        w->has_thread = pmlp__thread_create(&w->thread, &w->start);
-        if (!w->has_thread)
-            return pmlp__fail(error, PMLP_ERROR_THREAD,
-                              "the thread of worker %d could not be started", i);
-    }
-    return PMLP_OK;
 }
 
 #define PMLP__PROBE_STEPS 9
@@ -8669,11 +8765,11 @@ static pmlp_result pmlp__trainer_build(pmlp_trainer *t, pmlp_error *error) {
     int i;
     if (result == PMLP_OK) result = pmlp__trainer_cuts(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_arrays(t, error);
+    if (result == PMLP_OK) result = pmlp__trainer_threads(t, error);
     for (i = 0; result == PMLP_OK && i < t->schedule->workers; i++)
-        result = pmlp__worker_open(t, i, error);
+        result = pmlp__on_worker(t, i, pmlp__worker_open, i, error);
     if (result == PMLP_OK) result = pmlp__trainer_stages(t, error);
-    if (result == PMLP_OK) result = pmlp__trainer_traces(t, error);
-    return result == PMLP_OK ? pmlp__trainer_threads(t, error) : result;
+    return result == PMLP_OK ? pmlp__trainer_traces(t, error) : result;
 }
 
 /* Auto without costs: a copy of the model is trained for some steps on zeros, by all workers, and
@@ -8894,12 +8990,11 @@ static void pmlp__pass_without_threads(pmlp_trainer *t) {
 
 static void pmlp__pass_with_threads(pmlp_trainer *t) {
     const int others = t->schedule->workers - 1;
-    int i, spins = 0;
-    pmlp__add(&t->pass, 1);
-    for (i = 1; i <= others; i++) pmlp__wake(&t->workers[i]);
-    pmlp__worker_pass(&t->workers[0]);
-    while (pmlp__load(&t->done) < others) pmlp__backoff(&t->workers[0], &spins, false);
-    pmlp__store(&t->workers[0].sleeping, 0);
+    int i;
+    pmlp__store(&t->done, 0);
+    for (i = 1; i <= others; i++) pmlp__give_task(&t->workers[i], pmlp__worker_pass, i);
+    pmlp__worker_pass(t, 0, NULL);
+    pmlp__await_tasks(t, others);
     for (i = 0; i <= others; i++) {
         const pmlp__worker *w = &t->workers[i];
         t->workers[i].busy += w->finished - w->begun - w->blocked;
@@ -8944,7 +9039,6 @@ static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint
     t->first = first;
     t->rows = rows;
     t->training = training;
-    pmlp__store(&t->done, 0);
     pmlp__store(&t->gathered, 0);
     pmlp__store(&t->gate, t->schedule->per_update ? 1 : 0); /* asynchronous updates do not wait */
     pmlp__store(&t->updating, 0);

@@ -941,7 +941,8 @@ typedef struct spy {
     int workers;
     pthread_t thread; /* of the step's operations */
     bool used;
-    long strangers; /* calls from a second thread during steps */
+    long strangers; /* calls from a second thread, to create or during steps */
+    long cores;     /* that this thread may run on, where it can be asked */
     struct spy_layer *layers;
 } spy;
 
@@ -971,9 +972,20 @@ static float spoiled(float value) {
     return spoil.relative > 0 ? value * (1 + spoil.relative) : nextafterf(value, INFINITY);
 }
 
-/* Operations of a step come from one thread, whichever it is. */
+static long cores_allowed(void) {
+    long count = 0;
+#ifdef __linux__
+    unsigned long cores[64] = {0};
+    if (pmlp__get_cores(0, sizeof cores, cores) < 0) return 0;
+    for (size_t bit = 0; bit < 8 * sizeof cores; bit++)
+        count += (long)(cores[bit / (8 * sizeof *cores)] >> bit % (8 * sizeof *cores) & 1);
+#endif
+    return count;
+}
+
+/* What a worker has is made and used by one thread, whichever it is. */
 static void spy_seen(spy *s) {
-    if (!s->used) s->thread = pthread_self(), s->used = true;
+    if (!s->used) s->thread = pthread_self(), s->used = true, s->cores = cores_allowed();
     s->strangers += !pthread_equal(s->thread, pthread_self());
 }
 
@@ -994,6 +1006,7 @@ static pmlp_result spy_open(const pmlp_backend *self, const pmlp_backend_desc *d
     spy *s = calloc(1, sizeof *s);
     if (!s) return PMLP_ERROR_MEMORY;
     s->inner = self->user, s->workers = desc->workers;
+    spy_seen(s);
     pmlp_result result = s->inner->open(s->inner, desc, &s->context, error);
     if (result != PMLP_OK) return free(s), result;
     if (desc->worker < WATCHED) spies[desc->worker] = s;
@@ -1009,6 +1022,7 @@ static void spy_close(void *context) {
 }
 static pmlp_result spy_alloc(void *context, size_t bytes, void **buffer) {
     spy *s = context;
+    spy_seen(s);
     return s->inner->alloc(s->context, bytes, buffer);
 }
 static void spy_free(void *context, void *buffer) {
@@ -1024,6 +1038,7 @@ static pmlp_result spy_layer_create(void *context, const pmlp_layer_desc *desc, 
     spy_layer *l = calloc(1, sizeof *l);
     if (!l) return PMLP_ERROR_MEMORY;
     l->owner = s, l->desc = *desc;
+    spy_seen(s);
     pmlp_result result = s->inner->layer_create(s->context, desc, &l->inner);
     if (result != PMLP_OK) return free(l), result;
     l->next = s->layers, s->layers = l;
@@ -1350,6 +1365,29 @@ TEST(contract) {
     SAY("every row once through every layer, one thread per worker or none, dX of layer 0 never: "
         "%s pipelines",
         test_count(runs));
+}
+
+/* Threads that are bound to a core each, if the process may use more than one. */
+TEST(bound) {
+    const long allowed = cores_allowed();
+    pmlp_data data = make_data(&relu_net);
+    for (int bind = 0; bind < 2; bind++) {
+        pmlp_trainer_desc desc = {0};
+        pmlp_trainer *trainer = NULL;
+        pmlp_error error = {0};
+        pmlp_model *model = make_model(&relu_net, 5);
+        desc.backend = spy_backend(), desc.workers = 3, desc.batch = ROWS, desc.bind_threads = bind;
+        CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
+        if (trainer) fine(trainer, pmlp_trainer_step(trainer, &data, NULL));
+        for (int w = 0; trainer && w < 3; w++)
+            CHECK(spies[w]->cores == (bind && w > 0 && allowed ? 1 : allowed),
+                  "worker %d may run on %ld of %ld cores", w, spies[w]->cores, allowed);
+        pmlp_trainer_destroy(trainer);
+        pmlp_model_destroy(model);
+    }
+    CHECK(cores_allowed() == allowed, "the caller's own cores have changed");
+    SAY("threads of workers 1 and 2 on one of %ld cores each, or on all; the caller's on all",
+        allowed);
 }
 
 /* --- the order of an epoch -------------------------------------------------------------------- */
@@ -1751,6 +1789,7 @@ int main(void) {
     RUN(verify_hash);
     RUN(verify_can_fail);
     RUN(contract);
+    RUN(bound);
     RUN(epochs);
     RUN(partition);
     RUN(column_partition);

@@ -8,7 +8,10 @@
    then from the second, and so on. No operation by itself can be faster; fused ones can.
 
    Then with two workers and four micro-batches: each worker's time by what it did or waited for, of
-   the step of median length, as pmlp_trainer_timeline() measured it.
+   of the step of median length, as pmlp_trainer_timeline() measured it.
+
+   And what a hand-off costs: of an edge by itself, two threads that do nothing else; and in
+   training, from the end of what produced a message to the begin of what waited for it.
 
    Other programs disturb, workers that wait for each other most of all. The steps are therefore
    done in BLOCKS blocks, and everything is a median of the block with the shortest median step.
@@ -19,6 +22,7 @@
 
 #include "machine.h"
 #include <math.h>
+#include <pthread.h>
 
 enum { LAYERS = 4, ROWS = 16384, CLASSES = 10 };
 enum { WARM = 10, BLOCKS = 5, WORKERS = 2, MICROBATCHES = 4 };
@@ -354,6 +358,77 @@ static void print_pipelined(size_t batch, int steps, double serially) {
     stop(model, trainer);
 }
 
+/* --- hand-offs ------------------------------------------------------------------------------ */
+
+enum { TRIPS = 20000 };
+
+typedef struct pingpong {
+    const pmlp_edges *edges;
+    void *there, *back;
+    double seconds[TRIPS]; /* of each trip there and back */
+} pingpong;
+
+static void nobody_sleeps(void *nobody) { (void)nobody; }
+
+static void pass_on(const pmlp_edges *e, void *from, void *to, int message) {
+    while (e->receive(from, message, NULL, 0) == PMLP_BUSY) pmlp__pause();
+    e->send(to, message, NULL, 0);
+}
+
+static void *pong(void *argument) {
+    pingpong *const p = argument;
+    for (int i = 0; i < TRIPS; i++) pass_on(p->edges, p->there, p->back, i);
+    return NULL;
+}
+
+/* Seconds from send to receive on an edge whose ends do nothing else. */
+static double edge_alone(void) {
+    static pingpong p;
+    pmlp_edge_desc desc = {.slots = 1, .wake = nobody_sleeps};
+    pmlp_error error;
+    pthread_t other;
+    p.edges = pmlp_thread_edges();
+    must(p.edges->connect(p.edges, &desc, &p.there, &error), &error);
+    must(p.edges->connect(p.edges, &desc, &p.back, &error), &error);
+    if (pthread_create(&other, NULL, pong, &p) != 0) die("no thread could be started");
+    for (int i = 0; i < TRIPS; i++) {
+        const double begin = machine_seconds();
+        p.edges->send(p.there, i, NULL, 0);
+        while (p.edges->receive(p.back, i, NULL, 0) == PMLP_BUSY) pmlp__pause();
+        p.seconds[i] = machine_seconds() - begin;
+    }
+    pthread_join(other, NULL);
+    p.edges->disconnect(p.there);
+    p.edges->disconnect(p.back);
+    return machine_median(p.seconds, TRIPS) / 2;
+}
+
+/* The same in training, beside the F of a micro-batch. */
+static void print_handoff(int workers, size_t batch, int steps) {
+    const pmlp_trainer_desc desc = {.batch = batch,
+                                    .learning_rate = 0.01f,
+                                    .workers = workers,
+                                    .microbatches = MICROBATCHES,
+                                    .trace = steps};
+    pmlp_costs costs;
+    pmlp_model *model;
+    pmlp_trainer *const trainer = start(&model, &desc);
+    double f = 0;
+    median_step(trainer, batch, steps, NULL);
+    must(pmlp_trainer_costs(trainer, &costs), pmlp_trainer_error(trainer));
+    for (int s = 0; s < workers; s++) f += costs.f[s] / workers;
+    printf("handoff batch=%zu workers=%d microbatches=%d us=%.2f f_us=%.1f\n", batch, workers,
+           MICROBATCHES, 1e6 * costs.latency, 1e6 * f);
+    stop(model, trainer);
+}
+
+static void print_handoffs(size_t batch, int steps) {
+    const int cores = pmlp__cores();
+    printf("handoff us=%.2f\n", 1e6 * edge_alone());
+    print_handoff(WORKERS, batch, steps);
+    if (2 * cores <= 8) print_handoff(2 * cores, batch, steps); /* whoever waits, sleeps */
+}
+
 static const char help[] =
     "profile: where the time of a training step of 784-512-256-128-10 goes.\n\n"
     "  --batch N     rows of a batch, 1 to 16384; default 128, then 1024\n"
@@ -373,6 +448,9 @@ static const char help[] =
     "Lines with `workers`: shares of the makespan of the step of median length; busy is forward\n"
     "to update, and an update that makes its gradient counts as backward_weight; fill, waiting,\n"
     "transfer and drain are idle; speedup is untimed_us / us of the step.\n"
+    "Lines that begin with `handoff`: us from send to receive of an edge by itself; with\n"
+    "`workers`, from the end of what produced a message to the begin of what waited for it; f_us\n"
+    "is the F of a micro-batch, mean of the stages.\n"
     "Exit status: 0; 2 if it could not run.\n";
 
 int main(int argc, char **argv) {
@@ -403,6 +481,7 @@ int main(int argc, char **argv) {
         print_pipelined(batches[i], steps, serially);
         fflush(stdout);
     }
+    print_handoffs(batches[0], steps);
     free(x);
     free(labels);
     return 0;

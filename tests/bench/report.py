@@ -255,7 +255,17 @@ def profile(results):
         text += profile_workers([f for f in here if 'workers' in f], batch)
     if not text:
         return not_measured(results['profile'])
-    return text
+    return text + handoffs(of(results, 'profile', 'handoff'))
+
+
+def handoffs(found):
+    if not found:
+        return ''
+    rows = [[f'{f["workers"]} workers, B = {f["batch"]}, m = {f["microbatches"]}, while they train'
+             if 'workers' in f else 'an edge by itself, its two ends doing nothing else',
+             f['us'], f.get('f_us', '')] for f in found]
+    return ('\nHand-offs, median, from the end of what produced a message to the begin of what '
+            'waited for it:\n\n' + table(['', 'µs', 'F of a micro-batch, µs'], rows, 'lrr'))
 
 
 def bound(f):
