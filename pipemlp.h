@@ -29,7 +29,7 @@
           int sizes[] = {2, 32, 32, 4}, i;              // 2 inputs, three layers, 4 classes
           pmlp_model_desc model_desc = {0};             // all zero means: the defaults
           pmlp_trainer_desc desc = {0};
-          pmlp_data data = {1000, &x[0][0], quadrant, NULL};
+          pmlp_data data = {1000, &x[0][0], quadrant, NULL, false};
           pmlp_model *model;
           pmlp_trainer *trainer;
           pmlp_stats stats = {0};
@@ -456,6 +456,8 @@ typedef struct pmlp_data {
     const float *x;       /* [rows][n_in of layer 0] */
     const int *labels;    /* [rows], each in 0 .. n_out of the last layer - 1; or NULL */
     const float *targets; /* [rows][n_out of the last layer], mean squared error only; or NULL */
+    bool constant;        /* a promise: what these pointers point to will not change while the
+                             trainer lives. A back end with memory of its own then keeps a copy */
 } pmlp_data;
 
 /* Creates a model with initial weights. *model is NULL on failure.
@@ -1051,12 +1053,13 @@ typedef struct pmlp_verify_report {
 } pmlp_verify_report;
 
 /* The promise, tested on your own network: trains two copies of the model from its present weights
-   for `steps` steps, one as desc says, one serially (one worker, the whole batch at once, no
-   threads, same optimizer and back end), and compares every bit of losses, gradient norm, weights
-   and biases after each step. Takes batches in order from data, beginning again at its end. The
-   model itself is not changed. Stops at the first difference; with an asynchronous schedule, which
-   is bound to differ, it goes on to the last step, to measure the staleness. Returns PMLP_OK when
-   the comparison was made: see report->identical. Errors: those of the trainer. */
+   for `steps` steps, one as desc says, one serially (one worker, the whole batch at once or, unless
+   the back end is exact, the same micro-batches, no threads, same optimizer and back end), and
+   compares every bit of losses, gradient norm, weights and biases after each step. Takes batches in
+   order from data, beginning again at its end. The model itself is not changed. Stops at the first
+   difference; with an asynchronous schedule, which is bound to differ, it goes on to the last step,
+   to measure the staleness. Returns PMLP_OK when the comparison was made: see report->identical.
+   Errors: those of the trainer. */
 PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                  const pmlp_data *data, int steps, pmlp_verify_report *report,
                                  pmlp_error *error);
@@ -1130,14 +1133,15 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /*  - a layer keeps `versions` versions of its weights, numbered from 0; forward and           */
 /*    backward_input are told which to read, update which to read and which to write. write   */
 /*    and read of the parameters mean the one that was last written.                          */
-/*  - for equal bits, each element's sum must not depend on how rows are cut into calls:      */
-/*    backward_weight continues its sums in row order.                                        */
+/*  - a back end that is `exact` computes each element's sum alike however rows are cut into  */
+/*    calls: backward_weight continues its sums in row order. Only then has a pipeline the    */
+/*    bits of whole batches; if not, still those of one worker with the same micro-batches.   */
 /*  - functions return PMLP_OK or an error, never PMLP_BUSY; after an error the trainer stops */
-/*    and names stage and op. No entry may be NULL but user and edges.                        */
+/*    and names stage and op. No entry may be NULL but user, edges, stamp and explain.        */
 /*  - the table is not copied: it must outlive the trainer.                                   */
 /*============================================================================================*/
 
-#define PMLP_BACKEND_ABI 3
+#define PMLP_BACKEND_ABI 4
 
 typedef struct pmlp_backend_desc {
     int worker, workers;
@@ -1197,6 +1201,10 @@ struct pmlp_backend {
     const void *user;
     const pmlp_edges *edges; /* hand-off between contexts of this back end in one process; NULL:
                                 that of threads, for work that is done when the call returns */
+    bool exact;              /* no sum depends on how rows and outputs are cut into calls. If one
+                                may, a trainer does each W where the schedule has it (desc.w_rows 1)
+                                and cuts between whole layers, if left to itself: then the same
+                                micro-batches give the same bits */
 
     pmlp_result (*open)(const pmlp_backend *self, const pmlp_backend_desc *desc, void **context,
                         pmlp_error *error);
@@ -1217,8 +1225,8 @@ struct pmlp_backend {
     pmlp_result (*read)(void *context, void *layer, pmlp_tensor tensor, float *w, float *b);
 
     /* x [rows][row_floats(n, linear)] buffer = rows index[0..rows-1] (NULL: first, first+1, ...) of
-       the host's data [..][n]. */
-    pmlp_result (*input)(void *context, size_t rows, size_t n, const float *data,
+       the host's data->x [..][n]. */
+    pmlp_result (*input)(void *context, size_t rows, size_t n, const pmlp_data *data,
                          const uint32_t *index, size_t first, float *x);
     /* y = f(x W^T + b) */
     pmlp_result (*forward)(void *context, void *layer, int version, size_t rows, const float *x,
@@ -1234,6 +1242,12 @@ struct pmlp_backend {
     pmlp_result (*gradient_squares)(void *context, void *layer, double *squares);
     pmlp_result (*update)(void *context, void *layer, const pmlp_update_args *args);
     pmlp_result (*synchronize)(void *context);
+
+    /* May be NULL if work is done when a call returns. *seconds becomes, by the next synchronize(),
+       the time at which all work given so far was done; on one clock for all contexts. */
+    pmlp_result (*stamp)(void *context, double *seconds);
+    /* May be NULL: a sentence, without its period, on why this context failed last. */
+    const char *(*explain)(void *context);
 };
 
 /* The CPU, with the best instruction set that this machine has. Static storage. */
@@ -2412,13 +2426,13 @@ static pmlp_result pmlp__cpu_read(void *context, void *layer_, pmlp_tensor tenso
     return PMLP_OK;
 }
 
-static pmlp_result pmlp__cpu_input(void *context, size_t rows, size_t n, const float *data,
+static pmlp_result pmlp__cpu_input(void *context, size_t rows, size_t n, const pmlp_data *data,
                                    const uint32_t *index, size_t first, float *x) {
     const size_t row = pmlp__cpu_row_floats(context, n, PMLP_LINEAR);
     size_t i;
     for (i = 0; i < rows; i++) {
         const size_t from = index ? index[i] : first + i;
-        memcpy(x + i * row, data + from * n, n * sizeof *x);
+        memcpy(x + i * row, data->x + from * n, n * sizeof *x);
     }
     return PMLP_OK;
 }
@@ -2629,11 +2643,12 @@ static pmlp_result pmlp__cpu_synchronize(void *context) {
 }
 
 #define PMLP__CPU_BACKEND(ISA)                                                                 \
-    {PMLP_BACKEND_ABI, (uint32_t)sizeof(pmlp_backend), "cpu", &ISA, NULL, pmlp__cpu_open,      \
-     pmlp__cpu_close, pmlp__cpu_alloc, pmlp__cpu_free, pmlp__cpu_row_floats,                   \
+    {PMLP_BACKEND_ABI, (uint32_t)sizeof(pmlp_backend), "cpu", &ISA, NULL, true,                \
+     pmlp__cpu_open, pmlp__cpu_close, pmlp__cpu_alloc, pmlp__cpu_free, pmlp__cpu_row_floats,   \
      pmlp__cpu_layer_create, pmlp__cpu_layer_destroy, pmlp__cpu_write, pmlp__cpu_read,         \
      pmlp__cpu_input, pmlp__cpu_forward, pmlp__cpu_backward_input, pmlp__cpu_backward_weight,  \
-     pmlp__cpu_loss, pmlp__cpu_gradient_squares, pmlp__cpu_update, pmlp__cpu_synchronize}
+     pmlp__cpu_loss, pmlp__cpu_gradient_squares, pmlp__cpu_update, pmlp__cpu_synchronize,     \
+     NULL, NULL}
 
 static const pmlp_backend pmlp__cpu_generic = PMLP__CPU_BACKEND(pmlp__isa_generic);
 #if PMLP__X86
@@ -7139,9 +7154,13 @@ static pmlp_result pmlp__predict_rows(pmlp__predictor *p, const float *x, size_t
     const size_t n = pmlp__n_out(model, layers - 1);
     const size_t row = p->cpu->row_floats(p->context, n, model->activations[layers - 1]);
     float *in = (float *)p->buffers[0], *out = (float *)p->buffers[1];
-    pmlp_result result = p->cpu->input(p->context, rows, pmlp__n_in(model, 0), x, NULL, first, in);
+    pmlp_data data;
+    pmlp_result result;
     size_t i;
     int l;
+    memset(&data, 0, sizeof data);
+    data.x = x;
+    result = p->cpu->input(p->context, rows, pmlp__n_in(model, 0), &data, NULL, first, in);
     for (l = 0; result == PMLP_OK && l < layers; l++) {
         float *read = out;
         result = p->cpu->forward(p->context, p->layers[l], 0, rows, in, out);
@@ -7661,7 +7680,7 @@ static pmlp_result pmlp__forward_layers(pmlp_trainer *t, pmlp__stage *stage, int
     int l;
     if (rows == 0) return PMLP_OK;
     if (pmlp__reads_input(stage) && begin == 0)
-        result = t->backend->input(context, rows, pmlp__n_in(t->model, 0), t->data->x,
+        result = t->backend->input(context, rows, pmlp__n_in(t->model, 0), t->data,
                                    t->index ? t->index + from : NULL, t->first + from,
                                    stage->x[0] + place * stage->row[0]);
     for (l = begin; result == PMLP_OK && l < end; l++)
@@ -7850,12 +7869,19 @@ static void pmlp__wake_all(pmlp_trainer *t) {
     for (i = 0; i < t->schedule->workers; i++) pmlp__wake(&t->workers[i]);
 }
 
+/* What went wrong, in the back end's words if it has some. */
+static const char *pmlp__reason(pmlp__worker *w, pmlp_result result) {
+    const pmlp_backend *b = w->trainer->backend;
+    const char *why = b->explain ? b->explain(w->context) : NULL;
+    return why && *why ? why : pmlp_result_text(result);
+}
+
 /* The first failure wins; the others only stop. */
 static void pmlp__worker_fail(pmlp__worker *w, pmlp_action a, pmlp_result result) {
     pmlp_trainer *t = w->trainer;
     if (pmlp__exchange(&t->failed, 1) == 0) {
         pmlp__fail(&t->failure, result, "worker %d failed in %s: %s", w->index,
-                   pmlp__action_label(a).text, pmlp_result_text(result));
+                   pmlp__action_label(a).text, pmlp__reason(w, result));
         pmlp__error_place(&t->failure, w->index, a);
     }
     pmlp__wake_all(t);
@@ -7886,24 +7912,31 @@ static pmlp_result pmlp__gradients_done(pmlp_trainer *t, pmlp__stage *stage) {
     return PMLP_OK;
 }
 
-/* Notes what ran from `begin` until now, if that is asked for. */
-static double pmlp__trace_begin(const pmlp__worker *w) {
-    return w->trace.spans ? pmlp__clock() : 0.0;
+/* The time at which all that a worker has begun is done: now, or, if its back end works on by
+   itself, what that will have written by the end of the pass. */
+static void pmlp__stamp(pmlp__worker *w, double *seconds) {
+    const pmlp_backend *b = w->trainer->backend;
+    if (!b->stamp || b->stamp(w->context, seconds) != PMLP_OK) *seconds = pmlp__clock();
 }
 
-static void pmlp__trace_end(pmlp__worker *w, pmlp_action a, int count, bool ahead, double begin) {
+/* Begins a span, if what runs is to be noted; NULL if not. */
+static pmlp_span *pmlp__trace_begin(pmlp__worker *w, pmlp_action a) {
     pmlp__trace *trace = &w->trace;
     pmlp_span *span;
-    if (!trace->spans || !w->trainer->training || a.microbatch >= trace->microbatches) return;
+    if (!trace->spans || !w->trainer->training || a.microbatch >= trace->microbatches) return NULL;
     span = &trace->spans[(size_t)trace->at * (size_t)trace->capacity +
                          (size_t)trace->counts[trace->at]++];
+    memset(span, 0, sizeof *span);
     span->op = a.op;
     span->stage = a.stage;
     span->microbatch = a.microbatch;
-    span->count = count;
-    span->ahead = ahead;
-    span->begin = begin;
-    span->end = pmlp__clock();
+    span->count = 1;
+    pmlp__stamp(w, &span->begin);
+    return span;
+}
+
+static void pmlp__trace_end(pmlp__worker *w, pmlp_span *span) {
+    if (span) pmlp__stamp(w, &span->end);
 }
 
 /* Does the W of one stage that was put off. */
@@ -7911,12 +7944,13 @@ static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
     const pmlp_action traced = {PMLP_OP_W, stage->index, stage->w_begin};
     pmlp_trainer *t = w->trainer;
     pmlp_result result;
-    double begin;
+    pmlp_span *span;
     if (stage->w_begin == stage->w_end) return PMLP_OK;
     pmlp__unblocked(w);
-    begin = pmlp__trace_begin(w);
+    span = pmlp__trace_begin(w, traced);
+    if (span) span->count = stage->w_end - stage->w_begin;
     result = pmlp__stage_backward_weight(t, stage, stage->w_begin, stage->w_end);
-    pmlp__trace_end(w, traced, stage->w_end - stage->w_begin, false, begin);
+    pmlp__trace_end(w, span);
     stage->w_begin = stage->w_end;
     w->w_pending--;
     if (result == PMLP_OK && pmlp__keeps_gradients(t) && !t->schedule->per_update &&
@@ -7978,27 +8012,28 @@ static pmlp_result pmlp__receive(pmlp_trainer *t, pmlp__stage *stage, bool forwa
 /* F or I */
 static pmlp_result pmlp__compute(pmlp__worker *w, pmlp__stage *stage, pmlp_action a) {
     pmlp_trainer *t = w->trainer;
-    const double begin = pmlp__trace_begin(w);
+    pmlp_span *const span = pmlp__trace_begin(w, a);
     const pmlp_result result = a.op == PMLP_OP_F
                                    ? pmlp__stage_forward(t, stage, a.microbatch)
                                    : pmlp__stage_backward_input(t, stage, a.microbatch);
-    pmlp__trace_end(w, a, 1, false, begin);
+    pmlp__trace_end(w, span);
     return result;
 }
 
 /* U with the W that is still put off, which the time is noted for: the rest is hardly more. */
 static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pmlp_action a) {
-    const pmlp_action traced = {PMLP_OP_W, stage->index, stage->w_begin};
+    const pmlp_action with = {PMLP_OP_W, stage->index, stage->w_begin};
     const int count = stage->w_end - stage->w_begin;
-    double begin = pmlp__trace_begin(w);
+    pmlp_span *span = pmlp__trace_begin(w, count > 0 ? with : a);
     const pmlp_result result = pmlp__stage_update(w->trainer, stage, a.microbatch);
     if (count > 0) {
-        pmlp__trace_end(w, traced, count, false, begin);
-        begin = pmlp__trace_begin(w);
+        if (span) span->count = count;
+        pmlp__trace_end(w, span);
+        span = pmlp__trace_begin(w, a);
         stage->w_begin = stage->w_end;
         w->w_pending--;
     }
-    pmlp__trace_end(w, a, 1, false, begin);
+    pmlp__trace_end(w, span);
     return result;
 }
 
@@ -8032,15 +8067,16 @@ static pmlp_result pmlp__fill_in(pmlp__worker *w, pmlp_action a) {
     pmlp__stage *stage = &w->trainer->stages[a.stage];
     pmlp_action traced = {PMLP_OP_F, 0, 0};
     pmlp_result result;
-    double begin;
+    pmlp_span *span;
     if (w->w_pending > 0) return pmlp__flush_weights(w);
     if (a.op != PMLP_OP_RECV_F || !pmlp__can_go_ahead(w->trainer, stage)) return PMLP_BUSY;
     traced.stage = a.stage;
     traced.microbatch = stage->ahead;
     pmlp__unblocked(w);
-    begin = pmlp__trace_begin(w);
+    span = pmlp__trace_begin(w, traced);
+    if (span) span->ahead = true;
     result = pmlp__stage_ahead(w->trainer, stage);
-    pmlp__trace_end(w, traced, 1, true, begin);
+    pmlp__trace_end(w, span);
     if (result != PMLP_OK) pmlp__worker_fail(w, traced, result);
     return result;
 }
@@ -8108,7 +8144,7 @@ static void pmlp__worker_finish(pmlp__worker *w, pmlp_result result) {
             pmlp__fail(&t->failure, synchronized,
                        "worker %d failed in what it had begun up to %s: %s", w->index,
                        pmlp__label_of(last.op, last.stage, last.microbatch).text,
-                       pmlp_result_text(synchronized));
+                       pmlp__reason(w, synchronized));
             pmlp__error_place(&t->failure, w->index, last);
         }
         pmlp__wake_all(t);
@@ -8194,7 +8230,6 @@ static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     }
     if (!d.batch) d.batch = 128;
     if (!d.slots) d.slots = d.microbatches;
-    if (!d.w_rows) d.w_rows = 128;
     if (!d.optimizer) d.optimizer = PMLP_SGD;
     if (d.learning_rate == 0.0f)
         d.learning_rate = d.optimizer == PMLP_SGD             ? 0.1f
@@ -8205,6 +8240,8 @@ static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     if (d.beta2 == 0.0f) d.beta2 = 0.999f;
     if (d.epsilon == 0.0f) d.epsilon = 1e-8f;
     if (!d.backend) d.backend = pmlp_cpu_backend();
+    if (!d.w_rows) d.w_rows = d.backend->exact ? 128 : 1;
+    if (!d.backend->exact) d.whole_layers = true;
     if (!d.edges) d.edges = d.backend->edges ? d.backend->edges : pmlp_thread_edges();
     return d;
 }
@@ -8646,7 +8683,8 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index, pmlp_error *er
     }
     result = pmlp__stage_weights(t, s);
     if (result != PMLP_OK)
-        pmlp__fail(error, result, "the layers of stage %d: %s", index, pmlp_result_text(result));
+        pmlp__fail(error, result, "the layers of stage %d: %s", index,
+                   pmlp__reason(&t->workers[s->worker], result));
     return result;
 }
 
@@ -8668,7 +8706,8 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
         above->dz[above->below] = s->dz[n];
     }
     if (result != PMLP_OK)
-        pmlp__fail(error, result, "the batch of stage %d: %s", index, pmlp_result_text(result));
+        pmlp__fail(error, result, "the batch of stage %d: %s", index,
+                   pmlp__reason(&t->workers[s->worker], result));
     return result;
 }
 
@@ -9690,8 +9729,9 @@ PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_des
     d = *desc;
     d.gradient_norm = true;
     result = pmlp__run_begin(&pipeline, model, &d, error);
-    d.workers = d.microbatches = 1;
-    d.virtual_stages = 1;
+    d.workers = d.virtual_stages = d.microbatches = 1;
+    if (result == PMLP_OK && !pipeline.trainer->backend->exact)
+        d.microbatches = pipeline.trainer->schedule->microbatches;
     d.schedule = PMLP_SCHEDULE_SEQUENTIAL;
     d.custom = NULL;
     d.trace = 0;

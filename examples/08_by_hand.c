@@ -130,7 +130,7 @@ static void set_up(stage *s, const pmlp_params *from) {
     must(s->cpu->alloc(s->context, BATCH * s->out_row * sizeof(float), &s->out));
     must(s->cpu->alloc(s->context, BATCH * s->out_row * sizeof(float), &s->d_out));
     if (s->number == 0)
-        must(s->cpu->input(s->context, BATCH, from->n_in, data.x, NULL, 0, s->in));
+        must(s->cpu->input(s->context, BATCH, from->n_in, &data, NULL, 0, s->in));
 }
 
 static void tear_down(stage *s, const pmlp_params *to) {

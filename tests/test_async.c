@@ -70,7 +70,7 @@ static void describe(const network *net, const pmlp_trainer_desc *desc) {
 static uint32_t drawn[ROWS];
 static size_t drawn_count;
 
-static pmlp_result noting_input(void *context, size_t rows, size_t n, const float *data,
+static pmlp_result noting_input(void *context, size_t rows, size_t n, const pmlp_data *data,
                                 const uint32_t *index, size_t first, float *x) {
     for (size_t r = 0; r < rows && drawn_count < ROWS; r++)
         drawn[drawn_count++] = index ? index[r] : (uint32_t)(first + r);
@@ -225,7 +225,7 @@ static void ref_microbatch(const pmlp_data *data, const uint32_t *index, size_t 
     pmlp_loss_args args = {0};
     const int layers = ref.net->layers;
     void *last = NULL;
-    must(ref.be->input(ref.context, rows, (size_t)ref.net->sizes[0], data->x,
+    must(ref.be->input(ref.context, rows, (size_t)ref.net->sizes[0], data,
                        index ? index + first : NULL, first, ref.x[0]), "input");
     for (int k = 0; k < ref.pieces; k++) { /* in the order of the layers */
         const piece *of = &ref.piece[k];

@@ -628,7 +628,7 @@ static pmlp_result shim_write(void *context, void *layer, pmlp_tensor tensor, co
 static pmlp_result shim_read(void *context, void *layer, pmlp_tensor tensor, float *w, float *b) {
     return PASS(READ, read(INNER, layer, tensor, w, b));
 }
-static pmlp_result shim_input(void *context, size_t rows, size_t n, const float *data,
+static pmlp_result shim_input(void *context, size_t rows, size_t n, const pmlp_data *data,
                               const uint32_t *index, size_t first, float *x) {
     return PASS(INPUT, input(INNER, rows, n, data, index, first, x));
 }
@@ -1864,17 +1864,17 @@ static void bad_call(const bad_data *bad, const pmlp_trainer_desc *how, pmlp_los
 TEST(bad_batches) {
     const float *x = net_x;
     const bad_data list[] = {
-        {"no rows", {0, x, net_labels, NULL}, PMLP_ERROR_ARGUMENT, "rows", false},
-        {"too many rows", {BATCH + 1, x, net_labels, NULL}, PMLP_ERROR_SHAPE, "rows", true},
-        {"far too many rows", {1 << 28, x, net_labels, NULL}, PMLP_ERROR_SHAPE, "rows", true},
-        {"absurd rows", {SIZE_MAX, x, net_labels, NULL}, PMLP_ERROR_ARGUMENT, "rows", false},
-        {"rows past memory", {sizeof(size_t) > 4 ? SIZE_MAX / 8 : SIZE_MAX, x, net_labels, NULL}, PMLP_ERROR_ARGUMENT, "rows", false},
-        {"no x", {BATCH, NULL, net_labels, NULL}, PMLP_ERROR_ARGUMENT, "x", false},
-        {"no labels", {BATCH, x, NULL, NULL}, PMLP_ERROR_ARGUMENT, "labels", false},
-        {"targets only", {BATCH, x, NULL, net_targets}, PMLP_ERROR_ARGUMENT, "labels", false},
-        {"label -1", {BATCH, x, labels_negative, NULL}, PMLP_ERROR_DATA, "label", false},
-        {"label 3 of 3", {BATCH, x, labels_large, NULL}, PMLP_ERROR_DATA, "label", false},
-        {"last label", {BATCH, x, labels_last, NULL}, PMLP_ERROR_DATA, "label", false}};
+        {"no rows", {0, x, net_labels, NULL, false}, PMLP_ERROR_ARGUMENT, "rows", false},
+        {"too many rows", {BATCH + 1, x, net_labels, NULL, false}, PMLP_ERROR_SHAPE, "rows", true},
+        {"far too many rows", {1 << 28, x, net_labels, NULL, false}, PMLP_ERROR_SHAPE, "rows", true},
+        {"absurd rows", {SIZE_MAX, x, net_labels, NULL, false}, PMLP_ERROR_ARGUMENT, "rows", false},
+        {"rows past memory", {sizeof(size_t) > 4 ? SIZE_MAX / 8 : SIZE_MAX, x, net_labels, NULL, false}, PMLP_ERROR_ARGUMENT, "rows", false},
+        {"no x", {BATCH, NULL, net_labels, NULL, false}, PMLP_ERROR_ARGUMENT, "x", false},
+        {"no labels", {BATCH, x, NULL, NULL, false}, PMLP_ERROR_ARGUMENT, "labels", false},
+        {"targets only", {BATCH, x, NULL, net_targets, false}, PMLP_ERROR_ARGUMENT, "labels", false},
+        {"label -1", {BATCH, x, labels_negative, NULL, false}, PMLP_ERROR_DATA, "label", false},
+        {"label 3 of 3", {BATCH, x, labels_large, NULL, false}, PMLP_ERROR_DATA, "label", false},
+        {"last label", {BATCH, x, labels_last, NULL, false}, PMLP_ERROR_DATA, "label", false}};
     labels_negative[0] = -1, labels_large[3] = CLASSES, labels_last[BATCH - 1] = INT32_MAX;
     for (int workers = 1; workers <= 3; workers += 2) {
         for (int no_threads = 0; no_threads <= 1; no_threads++) {
@@ -1889,8 +1889,8 @@ TEST(bad_batches) {
 
 TEST(bad_targets) {
     const bad_data list[] = {
-        {"mse, nothing", {BATCH, net_x, NULL, NULL}, PMLP_ERROR_ARGUMENT, "targets", false},
-        {"mse, label", {BATCH, net_x, labels_large, NULL}, PMLP_ERROR_DATA, "label", false}};
+        {"mse, nothing", {BATCH, net_x, NULL, NULL, false}, PMLP_ERROR_ARGUMENT, "targets", false},
+        {"mse, label", {BATCH, net_x, labels_large, NULL, false}, PMLP_ERROR_DATA, "label", false}};
     pmlp_trainer_desc how = net_how(2, false);
     subject s;
     if (!subject_make(&s, &how, PMLP_LOSS_MSE)) return;

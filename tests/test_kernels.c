@@ -64,6 +64,12 @@ static double slack(pmlp_activation a, double value) {
     return SLACK * (fabs(value) > 1 ? fabs(value) : 1);
 }
 
+static const pmlp_data *as_data(const float *x) {
+    static pmlp_data data;
+    data.x = x;
+    return &data;
+}
+
 /* --- a layer and what feeds it --------------------------------------------------------------- */
 
 /* Layer `upper` is the one under test. Its input x comes from forward() of a layer below, because a
@@ -137,14 +143,15 @@ static void stack_open(size_t rows, size_t n_in, size_t n_out, bool raw, pmlp_ac
     s.lower = NULL, s.data_x = NULL;
     if (raw) {
         fill_rows(s.data, rows, n_in, n_in);
-        CHECK(be->input(context, rows, n_in, s.data, NULL, 0, s.x) == PMLP_OK, "%s: input", isa);
+        CHECK(be->input(context, rows, n_in, as_data(s.data), NULL, 0, s.x) == PMLP_OK,
+              "%s: input", isa);
     } else {
         fill_rows(s.data, rows, BELOW_IN, BELOW_IN);
         fill_rows(s.w_below, n_in, BELOW_IN, BELOW_IN), fill_rows(s.b_below, 1, n_in, n_in);
         s.data_x = buffer(rows, be->row_floats(context, BELOW_IN, PMLP_LINEAR));
         s.lower =
             new_layer(BELOW_IN, n_in, PMLP_LINEAR, below, PMLP_SGD, false, s.w_below, s.b_below);
-        CHECK(be->input(context, rows, BELOW_IN, s.data, NULL, 0, s.data_x) == PMLP_OK &&
+        CHECK(be->input(context, rows, BELOW_IN, as_data(s.data), NULL, 0, s.data_x) == PMLP_OK &&
                   be->forward(context, s.lower, 0, rows, s.data_x, s.x) == PMLP_OK,
               "%s: layer below", isa);
     }
@@ -279,7 +286,8 @@ static void check_input(void) {
                     row_index[r] = (uint32_t)(test_random(&rng) % total);
                 float *x = buffer(rows, stride);
                 canary_set(x + rows * stride, stride);
-                CHECK(be->input(context, rows, n, source, indexed ? row_index : NULL, first, x) ==
+                CHECK(be->input(context, rows, n, as_data(source), indexed ? row_index : NULL,
+                                first, x) ==
                               PMLP_OK &&
                           be->synchronize(context) == PMLP_OK,
                       "%s", isa);
@@ -370,7 +378,7 @@ static void check_sweep(void) {
                     i < n_far ? far[i] : (float)(-20 + 40 * (double)(i - n_far) / (double)points);
                 dz[r * data_floats] = 1;
             }
-            bool ok = be->input(context, MAX, 1, z, NULL, 0, data) == PMLP_OK &&
+            bool ok = be->input(context, MAX, 1, as_data(z), NULL, 0, data) == PMLP_OK &&
                       be->forward(context, lower, 0, MAX, data, x) == PMLP_OK &&
                       be->backward_input(context, upper, 0, MAX, dz, x, dx) == PMLP_OK &&
                       be->synchronize(context) == PMLP_OK;
@@ -565,7 +573,8 @@ static void check_cuts_shape(size_t rows, size_t n_in, size_t n_out) {
         for (size_t i = 0, n; i < rows; i += n) {
             n = next_cut(way, i);
             bool ok =
-                be->input(context, n, data_n, s.data, NULL, i, data_x + i * data_floats) == PMLP_OK;
+                be->input(context, n, data_n, as_data(s.data), NULL, i,
+                          data_x + i * data_floats) == PMLP_OK;
             if (!raw)
                 ok = ok && be->forward(context, s.lower, 0, n, data_x + i * data_floats,
                                        x + i * s.x_floats) == PMLP_OK;
@@ -756,7 +765,7 @@ static void check_loss_case(int kind, pmlp_activation act, size_t rows, size_t n
     args.index = indexed ? row_index : NULL, args.first = first;
     args.scale = scale, args.dz = dz, args.row_loss = row_loss, args.row_hit = row_hit;
     canary_set(dz + rows * floats, floats);
-    bool ok = be->input(context, rows, n, z, NULL, 0, x) == PMLP_OK &&
+    bool ok = be->input(context, rows, n, as_data(z), NULL, 0, x) == PMLP_OK &&
               be->forward(context, layer, 0, rows, x, y) == PMLP_OK &&
               be->loss(context, layer, &args) == PMLP_OK;
     args.dz = NULL, args.row_loss = eval_loss, args.row_hit = eval_hit;

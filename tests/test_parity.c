@@ -1061,7 +1061,7 @@ static pmlp_result spy_read(void *context, void *layer, pmlp_tensor tensor, floa
     spy *s = context;
     return s->inner->read(s->context, ((spy_layer *)layer)->inner, tensor, w, b);
 }
-static pmlp_result spy_input(void *context, size_t rows, size_t n, const float *data,
+static pmlp_result spy_input(void *context, size_t rows, size_t n, const pmlp_data *data,
                              const uint32_t *index, size_t first, float *x) {
     spy *s = context;
     spy_seen(s);

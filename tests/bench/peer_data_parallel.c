@@ -156,8 +156,9 @@ static void update_part(const worker *me, int l) {
 
 static void forward(worker *me, size_t from, size_t to) {
     const pmlp_backend *b = team.backend;
+    const pmlp_data data = {.rows = team.images.rows, .x = team.images.x};
     int l;
-    must(b->input(me->context, to - from, team.images.width, team.images.x, NULL, team.first + from,
+    must(b->input(me->context, to - from, team.images.width, &data, NULL, team.first + from,
                   team.x[0] + from * team.row[0]));
     if (team.first_by_outputs) {
         meet();
@@ -171,7 +172,8 @@ static void forward(worker *me, size_t from, size_t to) {
 }
 
 static void find_loss(worker *me, size_t from, size_t to) {
-    const pmlp_data data = {team.images.rows, team.images.x, team.images.labels, NULL};
+    const pmlp_data data = {
+        .rows = team.images.rows, .x = team.images.x, .labels = team.images.labels};
     const pmlp_loss_args args = {.loss = PMLP_LOSS_XENT,
                                  .rows = to - from,
                                  .y = team.x[L] + from * team.row[L],

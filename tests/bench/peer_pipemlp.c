@@ -34,7 +34,8 @@ static int copy_count = 1;
 
 static pmlp_data rows_from(const training *t, size_t first, size_t rows) {
     const peer_images *i = t->images;
-    const pmlp_data data = {rows, i->x + first * i->width, i->labels + first, NULL};
+    const pmlp_data data = {
+        .rows = rows, .x = i->x + first * i->width, .labels = i->labels + first};
     return data;
 }
 

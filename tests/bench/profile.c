@@ -86,7 +86,7 @@ static pmlp_result timed_layer_create(void *context, const pmlp_layer_desc *desc
     const pmlp_result result = CALL;                                                               \
     spent[KIND][LAYER] += machine_seconds() - begin
 
-static pmlp_result timed_input(void *context, size_t rows, size_t n, const float *data,
+static pmlp_result timed_input(void *context, size_t rows, size_t n, const pmlp_data *data,
                                const uint32_t *index, size_t first, float *x) {
     TIMED(INPUT, 0, real->input(context, rows, n, data, index, first, x));
     return result;
@@ -178,7 +178,8 @@ static void stop(pmlp_model *model, pmlp_trainer *trainer) {
 static double step(pmlp_trainer *trainer, size_t batch) {
     static size_t next;
     const size_t at = next + batch <= ROWS ? next : 0;
-    const pmlp_data data = {batch, x + at * (size_t)size[0], labels + at, NULL};
+    const pmlp_data data = {
+        .rows = batch, .x = x + at * (size_t)size[0], .labels = labels + at};
     const double begin = machine_seconds();
     must(pmlp_trainer_step(trainer, &data, NULL), pmlp_trainer_error(trainer));
     next = at + batch;
