@@ -1302,6 +1302,49 @@ struct pmlp_edges {
 /* Between threads of one process: the pointer is handed over, nothing is copied. Static storage. */
 PMLP_API const pmlp_edges *pmlp_thread_edges(void);
 
+/*============================================================================================*/
+/* >>cuda: the back end of pipemlp_cuda.cu, if that file is in the build                      */
+/*                                                                                            */
+/*      nvcc main.c pipemlp_cuda.cu -lcublas -lcublasLt                                       */
+/*                                                                                            */
+/* and `desc.backend = pmlp_cuda_backend();`. Several stages may share a GPU; with several    */
+/* GPUs, neighbouring workers share one or sit on neighbouring ones. Work is queued and the   */
+/* host waits for it only at the end of a step. What is promised: the bits of one GPU with    */
+/* the same micro-batches, on the same model of GPU and the same versions of the libraries;   */
+/* with the teaching product also those of whole batches.                                     */
+/*============================================================================================*/
+
+typedef enum pmlp_cuda_math {
+    PMLP_CUDA_FP32, /* default */
+    PMLP_CUDA_TF32, /* products of numbers rounded to 10 bits behind the point, sums in fp32 */
+    PMLP_CUDA_BF16, /* activations and their gradients in bf16; weights, their gradients, sums and
+                       optimizer in fp32 */
+    PMLP_CUDA_MATH_COUNT
+} pmlp_cuda_math;
+
+typedef enum pmlp_cuda_gemm {
+    PMLP_CUDA_GEMM_FUSED,    /* cuBLASLt, with bias and ReLU where it offers that; default */
+    PMLP_CUDA_GEMM_PLAIN,    /* cuBLAS, everything else in kernels of our own */
+    PMLP_CUDA_GEMM_TEACHING, /* a product of our own, to be read; sums in the order of the CPU's */
+    PMLP_CUDA_GEMM_COUNT
+} pmlp_cuda_gemm;
+
+typedef struct pmlp_cuda_options {
+    pmlp_cuda_math math;
+    pmlp_cuda_gemm gemm;
+    const int *devices;  /* [device_count]: which GPUs, in the order of the stages; NULL: all that
+                            there are, from 0 */
+    int device_count;
+    bool no_graphs;      /* issue each kernel by itself, not what was recorded of earlier steps */
+} pmlp_cuda_options;
+
+/* With options that are all zero. Static storage. A machine without a GPU or a driver is told so by
+   pmlp_trainer_create(): UNSUPPORTED, with a sentence. A call may change the current CUDA device of
+   the calling thread. */
+extern const pmlp_backend *pmlp_cuda_backend(void);
+/* Makes a table with these options, which must outlive it, as must the table the trainer. */
+extern void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backend *table);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif
