@@ -1824,10 +1824,17 @@ PMLP_API const char *pmlp_optimizer_name(pmlp_optimizer optimizer) {
 /* that fuses them with a sum computes the same.                                              */
 /*============================================================================================*/
 
-/* c [M][width] (row stride c_row) = or += sum over k of a(i, k) p[k][width], where a(i, k) lies at
-   a[i * a_row + k * a_k] and p is a packed panel. */
-typedef void (*pmlp__tile_fn)(size_t k, const float *a, size_t a_row, size_t a_k, const float *p,
-                              float *c, size_t c_row, bool accumulate);
+#define PMLP__MAX_WIDTH 16 /* the widest panel of any instruction set */
+#define PMLP__K_BLOCK 200  /* rows of a panel that stay in the innermost cache; no multiple of 16,
+                              lest all rows of a block begin in the same bank of that cache */
+#define PMLP__M_BLOCK 128  /* rows of a batch that stay in the next one */
+
+/* c [M][width] (row stride c_row) = or += sum over k of a[i][k] p[k][width], where a is a block,
+   whose rows have PMLP__K_BLOCK floats, and p a packed panel. Meanwhile what is needed next is
+   fetched into the cache, from `next` on `step` floats with each k; a hint, so that it may reach
+   beyond the end of an array. */
+typedef void (*pmlp__tile_fn)(size_t k, const float *a, const float *p, float *c, size_t c_row,
+                              bool accumulate, const float *next, size_t step);
 
 /* What an update does, worked out once for all parameters of a stage. */
 typedef struct pmlp__rule {
@@ -1848,6 +1855,7 @@ typedef struct pmlp__isa {
                    size_t keep, float *d);
     void (*transpose)(size_t m, size_t n, const float *from, size_t from_row, float *to,
                       size_t to_row);
+    void (*pack)(size_t k, const float *from, size_t row, float *p, float *sum);
     void (*update)(const pmlp__rule *rule, float decay, size_t n, float *w, const float *g,
                    float *m1, float *m2);
 } pmlp__isa;
@@ -1855,12 +1863,10 @@ typedef struct pmlp__isa {
 #if PMLP__GNU
 #  define PMLP__INLINE static inline __attribute__((always_inline))
 #  define PMLP__FMA __builtin_fmaf
-#  define PMLP__PREFETCH(p) __builtin_prefetch(p, 1)
 #  define PMLP__RESTRICT __restrict
 #else
 #  define PMLP__INLINE static
 #  define PMLP__FMA fmaf
-#  define PMLP__PREFETCH(p) ((void)(p))
 #  define PMLP__RESTRICT
 #endif
 
@@ -1983,6 +1989,17 @@ PMLP__INLINE void pmlp__update(bool fused, const pmlp__rule *r, float decay, siz
 #undef PMLP__MADD
 }
 
+/* A panel p [k][width] from k rows; their sum is added to sum [width], row after row. */
+PMLP__INLINE void pmlp__pack(size_t width, size_t k, const float *PMLP__RESTRICT from, size_t row,
+                             float *PMLP__RESTRICT p, float *PMLP__RESTRICT sum) {
+    size_t j;
+    for (; k > 0; k--, from += row, p += width)
+        for (j = 0; j < width; j++) {
+            p[j] = from[j];
+            sum[j] += from[j];
+        }
+}
+
 #if defined(__clang__)
 #  define PMLP__UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)
@@ -1993,27 +2010,33 @@ PMLP__INLINE void pmlp__update(bool fused, const pmlp__rule *r, float decay, siz
    runs; each step loads one row of the panel (NV vectors) and, for each of the M rows, one number
    of a that is spread over a vector:
 
-        p[k]      [ b0 ........ b31 ]          one row of the panel, loaded once
-        a(0, k)   s0 += a(0, k) * b            M multiply-adds per vector loaded: the more rows, the
-        a(1, k)   s1 += a(1, k) * b            less memory traffic per arithmetic, until the
+        p[k]      [ b0 ........ b15 ]          one row of the panel, loaded once
+        a[0][k]   s0 += a[0][k] * b            M multiply-adds per vector loaded: the more rows, the
+        a[1][k]   s1 += a[1][k] * b            less memory traffic per arithmetic, until the
         ...                                    registers run out
+
+   The distance of a's rows is known to the compiler, so that AVX-512 loads, spreads and multiplies
+   a number in one instruction. With NV = 1, where it is needed only once, 24 multiply-adds are a
+   loop of 31 instructions: a core that another thread shares is short of just these.
 
    A macro, because C has no templates: the same loop for each instruction set and height. Reading
    and writing c at both ends is what lets a sum be cut into pieces without changing its bits. */
 #define PMLP__DEFINE_TILE(NAME, TARGET, VEC, LANES, NV, M, ZERO, LOAD, STORE, SPLAT, MADD)     \
-    TARGET static void NAME(size_t k, const float *a, size_t a_row, size_t a_k, const float *p, \
-                            float *c, size_t c_row, bool accumulate) {                         \
+    TARGET static void NAME(size_t k, const float *a, const float *p, float *c, size_t c_row,  \
+                            bool accumulate, const float *next, size_t step) {                 \
+        const float *const end = a + k;                                                        \
         VEC s[M][NV];                                                                          \
         int i, j;                                                                              \
         PMLP__UNROLL for (i = 0; i < M; i++) {                                                 \
             PMLP__UNROLL for (j = 0; j < NV; j++)                                              \
                 s[i][j] = accumulate ? LOAD(c + (size_t)i * c_row + j * LANES) : ZERO();       \
         }                                                                                      \
-        for (; k > 0; k--, a += a_k, p += NV * LANES) {                                        \
+        for (; a < end; a++, p += NV * LANES, next += step) {                                  \
             VEC b[NV];                                                                         \
+            __builtin_prefetch(next);                                                          \
             PMLP__UNROLL for (j = 0; j < NV; j++) b[j] = LOAD(p + j * LANES);                  \
             PMLP__UNROLL for (i = 0; i < M; i++) {                                             \
-                const VEC x = SPLAT(a[(size_t)i * a_row]);                                     \
+                const VEC x = SPLAT(a[i * PMLP__K_BLOCK]);                                     \
                 PMLP__UNROLL for (j = 0; j < NV; j++) s[i][j] = MADD(x, b[j], s[i][j]);        \
             }                                                                                  \
         }                                                                                      \
@@ -2025,14 +2048,15 @@ PMLP__INLINE void pmlp__update(bool fused, const pmlp__rule *r, float decay, siz
 
 /* --- plain C: one row of 8; exact products in double keep it independent of fusing ------------ */
 
-static void pmlp__tile_generic(size_t k, const float *a, size_t a_row, size_t a_k, const float *p,
-                               float *c, size_t c_row, bool accumulate) {
+static void pmlp__tile_generic(size_t k, const float *a, const float *p, float *c, size_t c_row,
+                               bool accumulate, const float *next, size_t step) {
     float s[8];
     int j;
-    (void)a_row;
     (void)c_row;
+    (void)next;
+    (void)step;
     for (j = 0; j < 8; j++) s[j] = accumulate ? c[j] : 0.0f;
-    for (; k > 0; k--, a += a_k, p += 8)
+    for (; k > 0; k--, a++, p += 8)
         for (j = 0; j < 8; j++) s[j] = (float)((double)s[j] + (double)*a * (double)p[j]);
     for (j = 0; j < 8; j++) c[j] = s[j];
 }
@@ -2047,7 +2071,9 @@ static void pmlp__transpose_generic(size_t m, size_t n, const float *from, size_
 
 #define PMLP__TIMES_6(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #define PMLP__TIMES_8(X) PMLP__TIMES_6(X) X(7) X(8)
-#define PMLP__TIMES_12(X) PMLP__TIMES_8(X) X(9) X(10) X(11) X(12)
+#define PMLP__TIMES_24(X)                                                                      \
+    PMLP__TIMES_8(X) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20)    \
+    X(21) X(22) X(23) X(24)
 
 /* The loops over elements and the table of an instruction set whose tiles and transpose exist. */
 #define PMLP__DEFINE_ISA(ISA, TARGET, FUSED, WIDTH, TALLEST, TILES)                            \
@@ -2060,6 +2086,10 @@ static void pmlp__transpose_generic(size_t m, size_t n, const float *from, size_
                                           const float *y, size_t row, size_t keep, float *d) { \
         pmlp__derive(f, rows, n, y, row, keep, d);                                             \
     }                                                                                          \
+    TARGET static void pmlp__pack_##ISA(size_t k, const float *from, size_t row, float *p,     \
+                                        float *sum) {                                          \
+        pmlp__pack(WIDTH, k, from, row, p, sum);                                               \
+    }                                                                                          \
     TARGET static void pmlp__update_##ISA(const pmlp__rule *rule, float decay, size_t n,       \
                                           float *w, const float *g, float *m1, float *m2) {    \
         pmlp__update(FUSED, rule, decay, n, w, g, m1, m2);                                     \
@@ -2067,7 +2097,7 @@ static void pmlp__transpose_generic(size_t m, size_t n, const float *from, size_
     static const pmlp__tile_fn pmlp__tiles_##ISA[TALLEST] = {TILES};                           \
     static const pmlp__isa pmlp__isa_##ISA = {                                                 \
         #ISA, WIDTH, TALLEST, pmlp__tiles_##ISA, pmlp__activate_##ISA, pmlp__derive_##ISA,     \
-        pmlp__transpose_##ISA, pmlp__update_##ISA}
+        pmlp__transpose_##ISA, pmlp__pack_##ISA, pmlp__update_##ISA}
 
 PMLP__DEFINE_ISA(generic, , false, 8, 1, pmlp__tile_generic);
 
@@ -2122,10 +2152,10 @@ PMLP__DEFINE_ISA(avx2, PMLP__AVX2, true, 16, 6, PMLP__TIMES_6(PMLP__AVX2_NAME));
 
 #define PMLP__AVX512 __attribute__((target("avx512f")))
 #define PMLP__AVX512_TILE(M)                                                                   \
-    PMLP__DEFINE_TILE(pmlp__tile_avx512_##M, PMLP__AVX512, __m512, 16, 2, M,                   \
+    PMLP__DEFINE_TILE(pmlp__tile_avx512_##M, PMLP__AVX512, __m512, 16, 1, M,                   \
                       _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,    \
                       _mm512_fmadd_ps)
-PMLP__TIMES_12(PMLP__AVX512_TILE)
+PMLP__TIMES_24(PMLP__AVX512_TILE)
 
 /* Squares of 16 x 16 in registers: of each 2 x 2 numbers the two off the diagonal change places,
    then of each 2 x 2 such squares, and so on. */
@@ -2159,7 +2189,7 @@ PMLP__AVX512 static void pmlp__transpose_avx512(size_t m, size_t n, const float 
     pmlp__transpose_sse2(m16, n - n16, from + n16, from_row, to + n16 * to_row, to_row);
 }
 #define PMLP__AVX512_NAME(M) pmlp__tile_avx512_##M,
-PMLP__DEFINE_ISA(avx512, PMLP__AVX512, true, 32, 12, PMLP__TIMES_12(PMLP__AVX512_NAME));
+PMLP__DEFINE_ISA(avx512, PMLP__AVX512, true, 16, 24, PMLP__TIMES_24(PMLP__AVX512_NAME));
 #else
 #define PMLP__X86 0
 #endif
@@ -2187,10 +2217,6 @@ PMLP__DEFINE_ISA(neon, , true, 8, 8, PMLP__TIMES_8(PMLP__NEON_NAME));
 
 /* --- matrix products -------------------------------------------------------------------------- */
 
-#define PMLP__MAX_WIDTH 32 /* the widest panel of any instruction set */
-#define PMLP__K_BLOCK 200  /* rows of a panel that stay in the innermost cache */
-#define PMLP__M_BLOCK 128  /* rows of a batch that stay in the next one */
-
 /* Three products make a layer, with B rows of a batch:
 
         forward   y  [B][n_out]     = x  [B][n_in]      W^T   sum over the inputs
@@ -2200,24 +2226,36 @@ PMLP__DEFINE_ISA(neon, , true, 8, 8, PMLP__TIMES_8(PMLP__NEON_NAME));
    The right-hand factor is cut into panels of `width` columns, stored one row of the panel behind
    the other, so that the innermost loop reads memory in order. The rest is loops around it. */
 /* One panel: c [m][width] (+)= a [m][k] p [k][width]. The rows are shared out evenly among as few
-   tiles as possible. */
-static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const float *a, size_t a_row,
-                             const float *p, float *c, size_t c_row, bool accumulate) {
+   tiles as possible, and so is fetching the next panel. */
+static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const float *a,
+                             const float *p, const float *next, float *c, size_t c_row,
+                             bool accumulate) {
     size_t left = (m + isa->tallest - 1) / isa->tallest, rows;
-    for (; left > 0; left--, m -= rows, a += rows * a_row, c += rows * c_row) {
+    const size_t step = (isa->width + left - 1) / left;
+    for (; left > 0; left--, m -= rows, next += k * step) {
         rows = (m + left - 1) / left;
-        isa->tiles[rows - 1](k, a, a_row, 1, p, c, c_row, accumulate);
+        isa->tiles[rows - 1](k, a, p, c, c_row, accumulate, next, step);
+        a += rows * PMLP__K_BLOCK;
+        c += rows * c_row;
     }
 }
 
-/* One panel with k in blocks; k may be 0, which makes c zero. */
-static void pmlp__gemm_blocks(const pmlp__isa *isa, size_t m, size_t k, const float *a,
-                              size_t a_row, const float *p, float *c, size_t c_row) {
-    size_t left = (k + PMLP__K_BLOCK - 1) / PMLP__K_BLOCK, done = 0, n;
+/* c [m][n] = a [m][k] times the panels p [n / width][k][width], k in blocks; k may be 0, which
+   makes c zero. `block` is room for m rows. */
+static void pmlp__gemm(const pmlp__isa *isa, size_t m, size_t n, size_t k, const float *a,
+                       size_t a_row, const float *p, float *c, size_t c_row, float *block) {
+    const size_t width = isa->width;
+    size_t left = (k + PMLP__K_BLOCK - 1) / PMLP__K_BLOCK, done = 0, part, i, j;
     do {
-        n = left > 0 ? (k - done + left - 1) / left : 0;
-        pmlp__gemm_panel(isa, m, n, a + done, a_row, p + done * isa->width, c, c_row, done > 0);
-        done += n, left--;
+        part = left > 0 ? (k - done + left - 1) / left : 0;
+        for (i = 0; i < m; i++)
+            memcpy(block + i * PMLP__K_BLOCK, a + i * a_row + done, part * sizeof *a);
+        for (j = 0; j < n; j += width) {
+            const float *panel = p + j * k + done * width;
+            pmlp__gemm_panel(isa, m, part, block, panel, panel + k * width, c + j, c_row,
+                             done > 0);
+        }
+        done += part, left--;
     } while (done < k);
 }
 
@@ -2289,8 +2327,8 @@ typedef struct pmlp__cpu {
     pmlp_allocator allocator;
     float *pack;      /* [K_BLOCK][width], of dz */
     float *tile;      /* [tallest][width], of dW */
-    float *inputs;    /* [K_BLOCK][widest], of x */
-    size_t widest;    /* n_in of the context's layers */
+    float *block;     /* [block_rows][K_BLOCK], of a left-hand factor */
+    size_t block_rows;
 } pmlp__cpu;
 
 typedef struct pmlp__cpu_layer {
@@ -2336,7 +2374,7 @@ static pmlp_result pmlp__cpu_open(const pmlp_backend *self, const pmlp_backend_d
 static void pmlp__cpu_close(void *context) {
     pmlp__cpu *cpu = (pmlp__cpu *)context;
     const pmlp_allocator allocator = cpu->allocator;
-    pmlp__delete(&allocator, cpu->inputs);
+    pmlp__delete(&allocator, cpu->block);
     pmlp__delete(&allocator, cpu->pack);
     pmlp__delete(&allocator, cpu);
 }
@@ -2380,6 +2418,20 @@ static int pmlp__moments(pmlp_optimizer optimizer) {
                                                                          : 0;
 }
 
+/* Makes room for the blocks of products with n inputs. */
+static bool pmlp__cpu_block(pmlp__cpu *cpu, size_t n) {
+    const size_t rows = n < PMLP__M_BLOCK ? PMLP__M_BLOCK : n;
+    float *block;
+    if (rows <= cpu->block_rows) return true;
+    if (pmlp__mul_overflows(PMLP__K_BLOCK, rows)) return false;
+    block = (float *)pmlp__new(&cpu->allocator, PMLP__K_BLOCK * rows, sizeof(float));
+    if (!block) return false;
+    pmlp__delete(&cpu->allocator, cpu->block);
+    cpu->block = block;
+    cpu->block_rows = rows;
+    return true;
+}
+
 static pmlp_result pmlp__cpu_layer_create(void *context, const pmlp_layer_desc *desc, void **out) {
     pmlp__cpu *cpu = (pmlp__cpu *)context;
     const pmlp_allocator *allocator = &cpu->allocator;
@@ -2412,15 +2464,7 @@ static pmlp_result pmlp__cpu_layer_create(void *context, const pmlp_layer_desc *
             (float *)pmlp__new(allocator, versions * layer->transposed_count, sizeof(float));
         if (!layer->transposed) goto no_memory;
     }
-    if (desc->n_in > cpu->widest) {
-        float *inputs;
-        if (pmlp__mul_overflows(PMLP__K_BLOCK, desc->n_in)) goto no_memory;
-        inputs = (float *)pmlp__new(allocator, PMLP__K_BLOCK * desc->n_in, sizeof(float));
-        if (!inputs) goto no_memory;
-        pmlp__delete(allocator, cpu->inputs);
-        cpu->inputs = inputs;
-        cpu->widest = desc->n_in;
-    }
+    if (!pmlp__cpu_block(cpu, desc->n_in)) goto no_memory;
     *out = layer;
     return PMLP_OK;
 no_memory:
@@ -2482,7 +2526,8 @@ static pmlp_result pmlp__cpu_input(void *context, size_t rows, size_t n, const p
 
 static pmlp_result pmlp__cpu_forward(void *context, void *layer_, int version, size_t rows,
                                      const float *x, float *y) {
-    const pmlp__isa *isa = ((pmlp__cpu *)context)->isa;
+    pmlp__cpu *cpu = (pmlp__cpu *)context;
+    const pmlp__isa *isa = cpu->isa;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, width = isa->width;
     const size_t x_row = pmlp__cpu_row_floats(context, n_in, layer->desc.below);
@@ -2490,14 +2535,12 @@ static pmlp_result pmlp__cpu_forward(void *context, void *layer_, int version, s
         pmlp__cpu_row_floats(context, layer->desc.row_outs, layer->desc.activation);
     const size_t keep = pmlp__pad(layer->desc.row_outs, width);
     const float *w = pmlp__cpu_w(layer, version), *b = pmlp__cpu_b(layer, version);
-    size_t j, m;
+    size_t m;
     y += layer->desc.first_out;
     for (; rows > 0; rows -= m, x += m * x_row, y += m * y_row) {
         m = rows < PMLP__M_BLOCK ? rows : PMLP__M_BLOCK;
-        for (j = 0; j < layer->pad_out; j += width) {
-            pmlp__gemm_blocks(isa, m, n_in, x, x_row, w + j * n_in, y + j, y_row);
-            isa->activate(layer->desc.activation, m, width, b + j, y + j, y_row, keep);
-        }
+        pmlp__gemm(isa, m, layer->pad_out, n_in, x, x_row, w, y, y_row, cpu->block);
+        isa->activate(layer->desc.activation, m, layer->pad_out, b, y, y_row, keep);
     }
     return PMLP_OK;
 }
@@ -2509,8 +2552,8 @@ static void pmlp__cpu_transpose(const pmlp__isa *isa, pmlp__cpu_layer *layer, in
     const size_t n_in = layer->desc.n_in, n_out = layer->desc.n_out, width = isa->width;
     const float *w = pmlp__cpu_w(layer, version);
     size_t i, o;
-    for (i = 0; i < n_in; i += width)
-        for (o = 0; o < n_out; o += width)
+    for (o = 0; o < n_out; o += width)
+        for (i = 0; i < n_in; i += width)
             isa->transpose(n_in - i < width ? n_in - i : width,
                            n_out - o < width ? n_out - o : width, w + o * n_in + i * width, width,
                            transposed + i * n_out + o * width, width);
@@ -2519,46 +2562,28 @@ static void pmlp__cpu_transpose(const pmlp__isa *isa, pmlp__cpu_layer *layer, in
 
 static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, int version, size_t rows,
                                             const float *dz, const float *x, float *dz_below) {
-    const pmlp__isa *isa = ((pmlp__cpu *)context)->isa;
+    pmlp__cpu *cpu = (pmlp__cpu *)context;
+    const pmlp__isa *isa = cpu->isa;
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     const size_t n_in = layer->desc.n_in, n_out = layer->desc.n_out, width = isa->width;
     const size_t dz_row = pmlp__cpu_row_floats(context, n_out, layer->desc.activation);
     const size_t x_row = pmlp__cpu_row_floats(context, n_in, layer->desc.below);
     const size_t pad_in = pmlp__pad(n_in, width);
     float *transposed;
-    size_t i, m;
+    size_t m;
     if (!layer->transposed) return PMLP_ERROR_ARGUMENT;
     transposed = layer->transposed + (size_t)version * layer->transposed_count;
     if (!layer->is_current[version]) pmlp__cpu_transpose(isa, layer, version, transposed);
     for (; rows > 0; rows -= m, dz += m * dz_row, x += m * x_row, dz_below += m * x_row) {
         m = rows < PMLP__M_BLOCK ? rows : PMLP__M_BLOCK;
-        for (i = 0; i < pad_in; i += width) {
-            pmlp__gemm_blocks(isa, m, n_out, dz, dz_row, transposed + i * n_out, dz_below + i,
-                              x_row);
-            isa->derive(layer->desc.below, m, width, x + i, x_row, pad_in, dz_below + i);
-        }
+        pmlp__gemm(isa, m, pad_in, n_out, dz, dz_row, transposed, dz_below, x_row, cpu->block);
+        isa->derive(layer->desc.below, m, pad_in, x, x_row, pad_in, dz_below);
     }
     return PMLP_OK;
 }
 
-/* x [n][n_in] in tiles, [n][rows of the tile] one behind the other: in the order in which dW needs
-   them. */
-static void pmlp__cpu_pack_inputs(pmlp__cpu *cpu, size_t n, size_t n_in, const float *x,
-                                  size_t x_row) {
-    const size_t tallest = cpu->isa->tallest;
-    size_t left = (n_in + tallest - 1) / tallest, i = 0, rows, k, c;
-    for (; left > 0; left--, i += rows) {
-        float *to = cpu->inputs + i * n;
-        rows = (n_in - i + left - 1) / left;
-        for (k = 0; k < n; k++, to += rows) {
-            const float *from = x + k * x_row + i;
-            for (c = 0; c < rows; c++) to[c] = from[c];
-        }
-    }
-}
-
 /* dW (+)= dz^T x, and if there is a rule, the update of what has just been summed up, a tile at a
-   time. */
+   time. The rows are cut into few and even blocks: each reads and writes all of dW. */
 static void pmlp__cpu_gradient(pmlp__cpu *cpu, pmlp__cpu_layer *layer, size_t rows, const float *x,
                                const float *dz, bool accumulate, const pmlp__rule *rule,
                                float decay, float *w, const float *w_from) {
@@ -2568,34 +2593,32 @@ static void pmlp__cpu_gradient(pmlp__cpu *cpu, pmlp__cpu_layer *layer, size_t ro
     const size_t dz_row = pmlp__cpu_row_floats(cpu, layer->desc.row_outs, layer->desc.activation);
     float *dw = layer->w[PMLP_TENSOR_GRADIENTS], *db = layer->b[PMLP_TENSOR_GRADIENTS];
     float *m1 = layer->w[PMLP_TENSOR_MOMENT1], *m2 = layer->w[PMLP_TENSOR_MOMENT2];
-    size_t i, j, k, c, tile, done = 0;
+    size_t blocks = (rows + PMLP__K_BLOCK - 1) / PMLP__K_BLOCK, i, j, n, tile;
     dz += layer->desc.first_out;
     if (!accumulate) memset(db, 0, layer->pad_out * sizeof *db);
     do {
-        const size_t n = rows - done < PMLP__K_BLOCK ? rows - done : PMLP__K_BLOCK;
-        const bool updates = rule && done + n == rows, adds = accumulate || done > 0;
-        pmlp__cpu_pack_inputs(cpu, n, n_in, x + done * x_row, x_row);
+        const bool updates = rule && blocks <= 1;
+        n = blocks > 0 ? (rows + blocks - 1) / blocks : 0;
+        isa->transpose(n, n_in, x, x_row, cpu->block, PMLP__K_BLOCK);
         for (j = 0; j < layer->pad_out; j += width) {
             size_t left = (n_in + isa->tallest - 1) / isa->tallest;
-            for (k = 0; k < n; k++) {
-                const float *from = dz + (done + k) * dz_row + j;
-                memcpy(cpu->pack + k * width, from, width * sizeof *from);
-                for (c = 0; c < width; c++) db[j + c] += from[c];
-            }
+            isa->pack(n, dz + j, dz_row, cpu->pack, db + j);
             for (i = 0; left > 0; left--, i += tile) {
                 const size_t at = j * n_in + i * width;
-                float *g = updates && !adds ? cpu->tile : dw + at;
+                float *g = updates && !accumulate ? cpu->tile : dw + at;
+                const float *next = updates ? w + at : dw + at;
                 tile = (n_in - i + left - 1) / left;
-                for (c = 0; updates && c < tile * width; c += 16) PMLP__PREFETCH(w + at + c);
-                isa->tiles[tile - 1](n, cpu->inputs + i * n, 1, tile, cpu->pack, g, width, adds);
+                isa->tiles[tile - 1](n, cpu->block + i * PMLP__K_BLOCK, cpu->pack, g, width,
+                                     accumulate, next + tile * width, tile * width / (n + 1) + 1);
                 if (!updates) continue;
                 if (w != w_from) memcpy(w + at, w_from + at, tile * width * sizeof *w);
                 isa->update(rule, decay, tile * width, w + at, g, m1 ? m1 + at : NULL,
                             m2 ? m2 + at : NULL);
             }
         }
-        done += n;
-    } while (done < rows);
+        accumulate = true;
+        rows -= n, x += n * x_row, dz += n * dz_row, blocks--;
+    } while (rows > 0);
 }
 
 static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer, size_t rows,

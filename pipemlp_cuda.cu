@@ -449,7 +449,7 @@ __global__ static void pmlp__k_product(size_t m, size_t n, size_t k, const TP *p
                              : 0.0f;
         }
         __syncthreads();
-        const unsigned steps = k - first < STEP ? (unsigned)(k - first) : STEP;
+        const unsigned steps = k - first < STEP ? (unsigned)(k - first) : (unsigned)STEP;
         for (unsigned s = 0; s < steps; s++) {
             float a[EACH], b[EACH];
             for (unsigned i = 0; i < EACH; i++) a[i] = ps[s][ty + i * SIDE];
@@ -479,7 +479,6 @@ static cudaError_t pmlp__product(cudaStream_t stream, size_t m, size_t n, size_t
 /* >>context: a worker's stream, its memory, and why it failed                                */
 /*============================================================================================*/
 
-static const size_t PMLP__WORKSPACE = (size_t)32 << 20; /* of the products, per worker */
 static const size_t PMLP__ROW_BYTES = 64;               /* a row begins at a multiple of these */
 enum { PMLP__GRAPHS = 128, PMLP__PLANS = 256 };          /* kept per worker */
 
@@ -574,7 +573,8 @@ typedef struct pmlp__cuda {
     cudaStream_t stream;
     cublasHandle_t blas;
     cublasLtHandle_t lt;
-    void *workspace;
+    void *workspace; /* of the libraries' products */
+    size_t workspace_size;
     pmlp__mirror up, down;
     size_t up_copied; /* of this much of `up` the device has been told */
     pmlp__copy *copies;
@@ -896,7 +896,7 @@ static cublasStatus_t pmlp__plan_choose(pmlp__cuda *c, pmlp__plan *plan) {
     cublasStatus_t status = cublasLtMatmulPreferenceCreate(&wish);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
     status = cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                  &PMLP__WORKSPACE, sizeof PMLP__WORKSPACE);
+                                                  &c->workspace_size, sizeof c->workspace_size);
     if (status == CUBLAS_STATUS_SUCCESS)
         status =
             cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
@@ -952,7 +952,7 @@ static pmlp_result pmlp__lt_product(pmlp__cuda *c, const pmlp__factors *f, int e
     PMLP__BLAS(c, "a matrix product",
                cublasLtMatmul(c->lt, plan->product, &one, f->q, plan->a, f->p, plan->b, &beta, f->c,
                               plan->c, f->c, plan->c, &plan->algorithm, c->workspace,
-                              PMLP__WORKSPACE, c->stream));
+                              c->workspace_size, c->stream));
     return PMLP_OK;
 }
 
@@ -1439,6 +1439,16 @@ static void pmlp__cuda_close(void *context) {
     pmlp__host_delete(&allocator, c);
 }
 
+static pmlp_result pmlp__check_options(pmlp__cuda *c) {
+    const pmlp_cuda_options *const o = &c->options;
+    const char *const what = (int)o->math < 0 || o->math >= PMLP_CUDA_MATH_COUNT   ? "math"
+                             : (int)o->gemm < 0 || o->gemm >= PMLP_CUDA_GEMM_COUNT ? "gemm"
+                                                                                   : NULL;
+    if (!what) return PMLP_OK;
+    snprintf(c->why, sizeof c->why, "pmlp_cuda_options.%s: is not a value of its type", what);
+    return PMLP_ERROR_ARGUMENT;
+}
+
 /* The device of a worker: neighbours share one or have neighbouring ones. */
 static pmlp_result pmlp__choose_device(pmlp__cuda *c, const pmlp_backend_desc *desc) {
     const pmlp_cuda_options *const o = &c->options;
@@ -1466,20 +1476,29 @@ static pmlp_result pmlp__choose_device(pmlp__cuda *c, const pmlp_backend_desc *d
     return PMLP_OK;
 }
 
+/* With a workspace of the size that NVIDIA recommends for the GPU. */
+static pmlp_result pmlp__open_libraries(pmlp__cuda *c) {
+    int major = 0;
+    PMLP__CUDA(c, "asking for the GPU's generation",
+               cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device));
+    c->workspace_size = (size_t)(major >= 9 ? 32 : 4) << 20;
+    PMLP__CUDA(c, "allocating", cudaMalloc(&c->workspace, c->workspace_size));
+    PMLP__BLAS(c, "starting cuBLAS", cublasCreate(&c->blas));
+    PMLP__BLAS(c, "starting cuBLAS", cublasSetStream(c->blas, c->stream));
+    PMLP__BLAS(c, "starting cuBLAS", cublasSetWorkspace(c->blas, c->workspace, c->workspace_size));
+    PMLP__BLAS(c, "starting cuBLASLt", cublasLtCreate(&c->lt));
+    return PMLP_OK;
+}
+
 static pmlp_result pmlp__open_device(pmlp__cuda *c) {
     PMLP__TRY(pmlp__enter_device(c));
     PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
     PMLP__CUDA(c, "making an event", cudaEventCreate(&c->origin));
-    PMLP__CUDA(c, "allocating", cudaMalloc(&c->workspace, PMLP__WORKSPACE));
     PMLP__TRY(pmlp__mirror_make(c, &c->up, 4096));
     PMLP__TRY(pmlp__mirror_make(c, &c->down, 4096));
     c->plans = (pmlp__plan *)pmlp__host_new(&c->allocator, PMLP__PLANS * sizeof *c->plans);
     if (!c->plans) return pmlp__no_host_memory(c);
-    PMLP__BLAS(c, "starting cuBLAS", cublasCreate(&c->blas));
-    PMLP__BLAS(c, "starting cuBLAS", cublasSetStream(c->blas, c->stream));
-    PMLP__BLAS(c, "starting cuBLAS", cublasSetWorkspace(c->blas, c->workspace, PMLP__WORKSPACE));
-    PMLP__BLAS(c, "starting cuBLASLt", cublasLtCreate(&c->lt));
-    return PMLP_OK;
+    return c->options.gemm == PMLP_CUDA_GEMM_TEACHING ? PMLP_OK : pmlp__open_libraries(c);
 }
 
 static pmlp_result pmlp__cuda_open(const pmlp_backend *self, const pmlp_backend_desc *desc,
@@ -1489,7 +1508,8 @@ static pmlp_result pmlp__cuda_open(const pmlp_backend *self, const pmlp_backend_
     if (!c) return PMLP_ERROR_MEMORY;
     c->allocator = desc->allocator;
     if (self->user) c->options = *(const pmlp_cuda_options *)self->user;
-    result = pmlp__choose_device(c, desc);
+    result = pmlp__check_options(c);
+    if (result == PMLP_OK) result = pmlp__choose_device(c, desc);
     if (result == PMLP_OK) result = pmlp__open_device(c);
     if (result == PMLP_OK) {
         *context = c;
@@ -1810,7 +1830,7 @@ static pmlp_result pmlp__read_stamps(pmlp__cuda *c) {
     const int count = c->stamp_count;
     c->stamp_count = 0;
     for (int i = 0; i < count; i++) {
-        float ms;
+        float ms = 0.0f;
         PMLP__CUDA(c, "timing", cudaEventElapsedTime(&ms, c->origin, c->stamps[i].event));
         *c->stamps[i].seconds = c->origin_seconds + 1e-3 * (double)ms;
     }
@@ -1895,11 +1915,20 @@ static pmlp_result pmlp__edge_event(pmlp__cuda *c, cudaEvent_t *event) {
     return PMLP_OK;
 }
 
+/* Lets one GPU write into the other's memory without a detour, where the machine can. */
+static void pmlp__enable_peer(int from, int to) {
+    int can = 0;
+    if (from == to || cudaDeviceCanAccessPeer(&can, from, to) != cudaSuccess || !can) return;
+    if (cudaSetDevice(from) == cudaSuccess && cudaDeviceEnablePeerAccess(to, 0) != cudaSuccess)
+        cudaGetLastError(); /* it was so already; if not, copies take the detour */
+}
+
 static pmlp_result pmlp__edge_make(pmlp__cuda_edge *e) {
     const size_t bytes = e->desc.max_rows * e->desc.row_bytes;
     e->slots = (pmlp__cuda_slot *)pmlp__host_new(&e->desc.allocator,
                                                  (size_t)e->desc.slots * sizeof *e->slots);
     if (!e->slots) return pmlp__no_host_memory(e->to);
+    if (e->copies) pmlp__enable_peer(e->to->device, e->from->device);
     for (int i = 0; i < e->desc.slots; i++) {
         PMLP__TRY(pmlp__edge_event(e->from, &e->slots[i].full));
         if (!e->copies) continue;
