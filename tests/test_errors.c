@@ -2048,7 +2048,7 @@ TEST(two_callers) {
 typedef struct pest {
     pmlp_trainer *trainer;
     pthread_mutex_t lock;
-    bool stop;
+    bool stop, pestered; /* pestered: the callback is still to wait for a round of calls */
     long calls, refused, strange;
 } pest;
 
@@ -2069,8 +2069,20 @@ static void *pester(void *user) {
     return NULL;
 }
 
+/* Waits once, up to ten seconds, until the other thread has made a round of its calls from begin to
+   end: one of them must then have met an epoch that is under way, however rarely it is its turn. */
 static bool go_on(const pmlp_stats *stats, void *user) {
-    (void)user;
+    pest *p = user;
+    long calls = -1;
+    bool wait = p->pestered;
+    for (long ms = 0; wait && ms < 10000; ms++) {
+        pthread_mutex_lock(&p->lock);
+        if (calls < 0) calls = p->calls;
+        wait = p->calls < calls + 6;
+        pthread_mutex_unlock(&p->lock);
+        if (wait) nanosleep(&(struct timespec){0, 1000000}, NULL);
+    }
+    p->pestered = false;
     return stats->rows <= stats->total_rows;
 }
 
@@ -2081,8 +2093,9 @@ static uint64_t pestered_epochs(int workers, bool no_threads, bool pestered, pes
     pmlp_data data = net_data();
     pmlp_model *model = NULL;
     pthread_t thread;
-    how.progress = go_on;
+    how.progress = go_on, how.progress_user = p;
     memset(p, 0, sizeof *p);
+    p->pestered = pestered;
     pthread_mutex_init(&p->lock, NULL);
     CHECK(pmlp_model_create(&desc, &model, NULL) == PMLP_OK, "no model");
     CHECK(pmlp_trainer_create(model, &how, &p->trainer, NULL) == PMLP_OK, "no trainer");
