@@ -1,9 +1,9 @@
 # Builds and tests this repository; everything lands under build/. A project that uses pipemlp needs
-# none of this: it copies pipemlp.h.
+# none of this: it copies pipemlp.h, and pipemlp_cuda.cu if it wants a GPU.
 #
 #   make            the examples            make test       every test
 #   make demo       trains, compares        make pictures   draws every schedule
-#   make help       the list of targets
+#   make cuda       the GPU, too            make help       the list of targets
 
 CFLAGS ?= -O3 -std=c99 -Wall -Wextra -Wpedantic -Wconversion
 LDLIBS  = -pthread -lm
@@ -13,8 +13,14 @@ VERSION = $(shell awk '/define PMLP_VERSION_/ {v = v d $$3; d = "."} END {print 
 examples = $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
 found    = $(if $(shell command -v $(1)),$(1),no $(1))
 
+# Where CUDA is: CUDA_HOME or CUDA_PATH, then the nvcc that a shell finds, then the usual place.
+NVCC ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc) $(CUDA_PATH:%=%/bin/nvcc)) \
+                    $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+NVCCFLAGS ?= -O3 -std=c++17
+
 ifeq ($(MAKELEVEL),0)
-$(info found: $(foreach tool,$(firstword $(CC)) clang nvcc valgrind,$(call found,$(tool))))
+tools = $(firstword $(CC)) clang $(or $(NVCC),nvcc) valgrind
+$(info found: $(foreach tool,$(tools),$(call found,$(tool))))
 endif
 
 all: examples
@@ -26,6 +32,62 @@ build/%: examples/%.c pipemlp.h | build
 
 build:
 	mkdir -p $@
+
+# --- CUDA ---
+
+cuda: build/cuda/train
+
+# Machine code for each of these GPUs that the compiler knows, and for newer ones the form that
+# their driver compiles. CUDA_ARCH=90, say, builds for one, which is faster.
+gpus    = $(or $(CUDA_ARCH),$(filter 70 75 80 86 89 90 100 120, \
+               $(patsubst compute_%,%,$(shell $(NVCC) --list-gpu-arch 2>/dev/null))))
+gencode = $(foreach gpu,$(gpus),-gencode arch=compute_$(gpu),code=sm_$(gpu)) \
+          $(foreach gpu,$(lastword $(gpus)),-gencode arch=compute_$(gpu),code=compute_$(gpu))
+
+# cuBLAS is found when a program starts, too, wherever the toolkit lies.
+cuda_lib  = $(wildcard $(patsubst %/bin/nvcc,%/lib64,$(realpath $(shell command -v $(NVCC)))))
+cuda_libs = -lcublas -lcublasLt -lpthread -lm $(cuda_lib:%=-Xlinker -rpath=%)
+
+# What is made by nvcc depends on this file, which changes with the compiler and the list above.
+build/cuda/flags: always
+	@if ! command -v '$(or $(NVCC),nvcc)' > /dev/null 2>&1; then \
+	    echo 'nvcc is missing: install the CUDA toolkit from developer.nvidia.com, or say where' \
+	        'it is: make $(firstword $(MAKECMDGOALS)) CUDA_HOME=/usr/local/cuda' >&2; \
+	    exit 1; \
+	fi
+	@mkdir -p build/cuda
+	@echo '$(NVCC) $(NVCCFLAGS) $(gencode)' | cmp -s - $@ || \
+	    echo '$(NVCC) $(NVCCFLAGS) $(gencode)' > $@
+
+build/cuda/pipemlp_cuda.o: pipemlp_cuda.cu pipemlp.h build/cuda/flags
+	$(NVCC) $(NVCCFLAGS) $(gencode) -I. -c -o $@ $<
+
+# C stays with the C compiler, so that the CPU's bits are those of the other programs.
+build/cuda/%.o: examples/%.c pipemlp.h build/cuda/flags
+	$(CC) $(CFLAGS) -DPMLP_CUDA -I. $(CPPFLAGS) -c -o $@ $<
+
+build/cuda/%.o: tests/%.c pipemlp.h build/cuda/flags
+	$(CC) $(CFLAGS) -DPMLP_CUDA -I. $(CPPFLAGS) -c -o $@ $<
+
+build/cuda/%.o: tests/bench/%.c tests/bench/peer.h pipemlp.h build/cuda/flags
+	$(CC) -O3 -std=gnu11 -DPMLP_CUDA -I. $(CPPFLAGS) -c -o $@ $<
+
+build/cuda/%: build/cuda/%.o build/cuda/pipemlp_cuda.o
+	$(NVCC) -o $@ $^ $(cuda_libs)
+
+build/cuda/gpu_floors: tests/bench/gpu_floors.cu build/cuda/flags
+	$(NVCC) $(NVCCFLAGS) $(gencode) -o $@ $< $(cuda_libs)
+
+# On a GPU; without one both say so and are done.
+test-cuda: build/cuda/train
+	@NVCC='$(NVCC)' MAKE='$(MAKE)' bash tests/cuda.sh
+
+bench-cuda: build/train build/cuda/train build/cuda/peer_pipemlp build/cuda/gpu_floors
+	@python3 tests/bench/bench_gpu.py $(BENCH)
+
+# For tests/test_nvcc.sh.
+cuda-flags: build/cuda/flags
+	@cat $<
 
 demo_options = --workers 2 --compare --svg build/timeline.svg --trace build/trace.json
 
@@ -59,15 +121,20 @@ asan ubsan tsan valgrind: examples
 	@bash tests/run.sh $@
 
 install:
-	install -d '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/share/pkgconfig'
+	install -d '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/share/pipemlp' \
+	    '$(DESTDIR)$(PREFIX)/share/pkgconfig'
 	install -m 644 pipemlp.h '$(DESTDIR)$(PREFIX)/include/pipemlp.h'
-	printf '%s\n' 'prefix=$(PREFIX)' 'includedir=$${prefix}/include' '' 'Name: pipemlp' \
+	install -m 644 pipemlp_cuda.cu '$(DESTDIR)$(PREFIX)/share/pipemlp/pipemlp_cuda.cu'
+	printf '%s\n' 'prefix=$(PREFIX)' 'includedir=$${prefix}/include' \
+	    'cuda_source=$${prefix}/share/pipemlp/pipemlp_cuda.cu' '' 'Name: pipemlp' \
 	    'Description: trains multilayer perceptrons as a pipeline; a single header' \
 	    'Version: $(VERSION)' 'Cflags: -I$${includedir}' 'Libs: -pthread -lm' \
 	    > '$(DESTDIR)$(PREFIX)/share/pkgconfig/pipemlp.pc'
 
 uninstall:
-	rm -f '$(DESTDIR)$(PREFIX)/include/pipemlp.h' '$(DESTDIR)$(PREFIX)/share/pkgconfig/pipemlp.pc'
+	rm -f '$(DESTDIR)$(PREFIX)/include/pipemlp.h' '$(DESTDIR)$(PREFIX)/share/pkgconfig/pipemlp.pc' \
+	    '$(DESTDIR)$(PREFIX)/share/pipemlp/pipemlp_cuda.cu'
+	[ ! -d '$(DESTDIR)$(PREFIX)/share/pipemlp' ] || rmdir '$(DESTDIR)$(PREFIX)/share/pipemlp'
 
 clean:
 	rm -rf build
@@ -80,13 +147,20 @@ help:
 	    'make pictures'         'draws every schedule; open build/pictures/index.html' \
 	    'make bench'            'measures beside PyTorch, NumPy, dlib and others (about 13 min);' \
 	    ''                      'writes tests/bench/RESULTS.md and its pictures' \
+	    'make cuda'             'builds build/cuda/train, which has --backend cuda; wants nvcc;' \
+	    ''                      'CUDA_ARCH=90 for one kind of GPU, CUDA_HOME=DIR or NVCC=PROGRAM' \
+	    'make test-cuda'        'tests the CUDA back end, if this machine has a GPU' \
+	    'make bench-cuda'       'measures it beside PyTorch, if this machine has a GPU;' \
+	    ''                      'writes tests/bench/RESULTS-gpu.md' \
 	    'make test, make check' 'runs every test; ends with "N passed, N failed"' \
 	    'make asan'             'the C tests under the address and undefined-behaviour sanitizers' \
 	    'make ubsan'            'the C tests under the undefined-behaviour sanitizer alone' \
 	    'make tsan'             'the threaded C tests under the thread sanitizer' \
 	    'make valgrind'         'a short training under valgrind' \
-	    'make install'          'copies the header and a pkg-config file to PREFIX (and DESTDIR)' \
+	    'make install'          'copies both files and one for pkg-config to PREFIX (and DESTDIR)' \
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
-.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind install uninstall clean help
+.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind install uninstall \
+        clean help cuda test-cuda bench-cuda cuda-flags always
+.SECONDARY:

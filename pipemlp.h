@@ -2000,6 +2000,9 @@ PMLP__INLINE void pmlp__pack(size_t width, size_t k, const float *PMLP__RESTRICT
         }
 }
 
+#if defined(__CUDACC__) /* nvcc hands the pragma below on to the host's compiler, but warns */
+#  pragma nv_diag_suppress 1675
+#endif
 #if defined(__clang__)
 #  define PMLP__UNROLL _Pragma("clang loop unroll(full)")
 #elif defined(__GNUC__)

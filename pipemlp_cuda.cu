@@ -1,4 +1,4 @@
-/* pipemlp_cuda.cu - the CUDA back end of pipemlp.h. In the public domain or MIT-0, see the end.
+/* pipemlp_cuda.cu - the CUDA back end of pipemlp.h. MIT-0 or public domain, see LICENSE.
 
        nvcc -O3 main.c pipemlp_cuda.cu -lcublas -lcublasLt
 
@@ -19,11 +19,11 @@
 
    A worker is a stream. What the trainer calls is only noted, in a list of commands, until
    something needs the order of several streams or the end of all work: a hand-off, or the end of a
-   step. Then the list is issued. A list that comes again, with the same layers, buffers and rows, is
-   recorded as a CUDA graph, and from then on one launch replays it: for a training step on one
-   worker, one launch of the host for the whole step. What changes from step to step, such as the
-   learning rate or which rows of the data are meant, lies in device memory and is copied there just
-   before.
+   step. Then the list is issued. A list that comes again, with the same layers, buffers and numbers
+   of rows, is recorded as a CUDA graph, and from then on one launch replays it: for a training step
+   on one worker, one launch of the host for the whole step. What changes from step to step, such as
+   the learning rate or which rows of the data are meant, lies in device memory and is copied there
+   just before.
 
    The host never waits inside a step. Between streams, events order the work: the sender of a
    hand-off records one, the receiver's stream waits for it. As each stream does its commands in the
@@ -51,15 +51,25 @@
 
 typedef __nv_bfloat16 pmlp__bf16;
 
-/* A launch, and its result. The other branch is for tests on machines without a GPU, in which a
-   header of the same name as CUDA's runs kernels on the CPU. */
 #ifndef CUDAHOST
-#  define PMLP__LAUNCH(kernel, grid, block, bytes, stream, ...)                                    \
-      ((kernel)<<<(grid), (block), (bytes), (stream)>>>(__VA_ARGS__), cudaGetLastError())
-#else
-#  define PMLP__LAUNCH(kernel, grid, block, bytes, stream, ...)                                    \
-      cudahost::launch(#kernel, (kernel), (grid), (block), (bytes), (stream), __VA_ARGS__)
+/* The type of a kernel's parameter, which arguments are converted to. */
+template <class T> struct pmlp__as { typedef T type; };
+
+/* kernel<<<grid, block, bytes, stream>>>(...), with the result of this launch, not of whatever
+   failed on this thread before. */
+template <class... P>
+static cudaError_t pmlp__launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes,
+                                cudaStream_t stream, typename pmlp__as<P>::type... a) {
+    void *arguments[] = {(void *)&a...};
+    return cudaLaunchKernel((const void *)kernel, grid, block, arguments, bytes, stream);
+}
+
+/* clang-format off */
+#  define PMLP__LAUNCH(kernel, ...) pmlp__launch((kernel), __VA_ARGS__)
+#else /* tests on machines without a GPU: a header of the name of CUDA's runs kernels on the CPU */
+#  define PMLP__LAUNCH(kernel, ...) cudahost::launch(#kernel, (kernel), __VA_ARGS__)
 #endif
+/* clang-format on */
 
 /*============================================================================================*/
 /* >>kernels                                                                                  */
@@ -72,21 +82,31 @@ static unsigned pmlp__blocks(size_t items, size_t per_block, size_t most) {
     return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 
-__device__ static float pmlp__load(const float *p) { return *p; }
-__device__ static float pmlp__load(const pmlp__bf16 *p) { return __bfloat162float(*p); }
-__device__ static void pmlp__store(float *p, float v) { *p = v; }
-__device__ static void pmlp__store(pmlp__bf16 *p, float v) { *p = __float2bfloat16(v); }
+__device__ static float pmlp__get(const float *p) {
+    return *p;
+}
+__device__ static float pmlp__get(const pmlp__bf16 *p) {
+    return __bfloat162float(*p);
+}
+__device__ static void pmlp__set(float *p, float v) {
+    *p = v;
+}
+__device__ static void pmlp__set(pmlp__bf16 *p, float v) {
+    *p = __float2bfloat16(v);
+}
 
 /* --- activations ------------------------------------------------------------------------------ */
 
-__device__ static float pmlp__phi(float z) { return 0.5f * erfcf(-z * 0.70710678f); }
+__device__ static float pmlp__normal_cdf(float z) {
+    return 0.5f * erfcf(-z * 0.70710678f);
+}
 
 __device__ static float pmlp__activated(pmlp_activation f, float z) {
     switch (f) {
     case PMLP_RELU: return z < 0.0f ? 0.0f : z; /* a NaN stays a NaN */
     case PMLP_SIGMOID: return 1.0f / (1.0f + expf(-z));
     case PMLP_TANH: return tanhf(z);
-    case PMLP_GELU: return z * pmlp__phi(z);
+    case PMLP_GELU: return z * pmlp__normal_cdf(z);
     default: return z;
     }
 }
@@ -97,7 +117,7 @@ __device__ static float pmlp__slope(pmlp_activation f, float y, float z) {
     case PMLP_RELU: return y > 0.0f ? 1.0f : 0.0f;
     case PMLP_SIGMOID: return y * (1.0f - y);
     case PMLP_TANH: return 1.0f - y * y;
-    case PMLP_GELU: return pmlp__phi(z) + z * 0.39894228f * expf(-0.5f * z * z);
+    case PMLP_GELU: return pmlp__normal_cdf(z) + z * 0.39894228f * expf(-0.5f * z * z);
     default: return 1.0f;
     }
 }
@@ -110,15 +130,15 @@ __global__ static void pmlp__k_activate(pmlp_activation f, size_t rows, size_t n
     const size_t stride = (size_t)gridDim.x * blockDim.x, all = rows * n;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += stride) {
         T *const at = y + i / n * pitch + i % n;
-        const float z = pmlp__load(at) + (b ? pmlp__load(b + i % n) : 0.0f);
-        if (f == PMLP_GELU) pmlp__store(at + keep, z);
-        pmlp__store(at, pmlp__activated(f, z));
+        const float z = pmlp__get(at) + (b ? pmlp__get(b + i % n) : 0.0f);
+        if (f == PMLP_GELU) pmlp__set(at + keep, z);
+        pmlp__set(at, pmlp__activated(f, z));
     }
 }
 
 template <class T>
-static cudaError_t pmlp__activate(cudaStream_t stream, pmlp_activation f, size_t rows, size_t n,
-                                  const T *b, T *y, size_t pitch, size_t keep) {
+static cudaError_t pmlp__launch_activate(cudaStream_t stream, pmlp_activation f, size_t rows,
+                                         size_t n, const T *b, T *y, size_t pitch, size_t keep) {
     return PMLP__LAUNCH(pmlp__k_activate<T>, pmlp__blocks(rows * n, 256, 4096), 256, 0, stream, f,
                         rows, n, b, y, pitch, keep);
 }
@@ -130,14 +150,14 @@ __global__ static void pmlp__k_derive(pmlp_activation f, size_t rows, size_t n, 
     const size_t stride = (size_t)gridDim.x * blockDim.x, all = rows * n;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += stride) {
         const size_t at = i / n * pitch + i % n;
-        const float z = f == PMLP_GELU ? pmlp__load(y + at + keep) : 0.0f;
-        pmlp__store(d + at, pmlp__load(d + at) * pmlp__slope(f, pmlp__load(y + at), z));
+        const float z = f == PMLP_GELU ? pmlp__get(y + at + keep) : 0.0f;
+        pmlp__set(d + at, pmlp__get(d + at) * pmlp__slope(f, pmlp__get(y + at), z));
     }
 }
 
 template <class T>
-static cudaError_t pmlp__derive(cudaStream_t stream, pmlp_activation f, size_t rows, size_t n,
-                                const T *y, T *d, size_t pitch, size_t keep) {
+static cudaError_t pmlp__launch_derive(cudaStream_t stream, pmlp_activation f, size_t rows,
+                                       size_t n, const T *y, T *d, size_t pitch, size_t keep) {
     if (f == PMLP_LINEAR) return cudaSuccess;
     return PMLP__LAUNCH(pmlp__k_derive<T>, pmlp__blocks(rows * n, 256, 4096), 256, 0, stream, f,
                         rows, n, y, d, pitch, keep);
@@ -145,22 +165,31 @@ static cudaError_t pmlp__derive(cudaStream_t stream, pmlp_activation f, size_t r
 
 /* --- input ------------------------------------------------------------------------------------ */
 
-/* x [rows][n] = rows index[0 .. rows-1] of data [..][n]; a block per row. */
+/* Where the user's data is on the device. It lies in device memory itself, so that a recorded graph
+   can be used for other data. */
+typedef struct pmlp__source {
+    const float *x;       /* [..][n_in] */
+    const int *labels;    /* or NULL */
+    const float *targets; /* [..][n_out], or NULL */
+} pmlp__source;
+
+/* x [rows][n] = rows index[0 .. rows-1] of the data; a block per row. */
 template <class T>
-__global__ static void pmlp__k_input(size_t rows, size_t n, const float *data,
+__global__ static void pmlp__k_input(size_t rows, size_t n, const pmlp__source *source,
                                      const uint32_t *index, T *x, size_t pitch) {
+    const float *const data = source->x;
     for (size_t r = blockIdx.x; r < rows; r += gridDim.x) {
         const float *const from = data + index[r] * n;
-        for (size_t i = threadIdx.x; i < n; i += blockDim.x)
-            pmlp__store(x + r * pitch + i, from[i]);
+        for (size_t i = threadIdx.x; i < n; i += blockDim.x) pmlp__set(x + r * pitch + i, from[i]);
     }
 }
 
 template <class T>
-static cudaError_t pmlp__input(cudaStream_t stream, size_t rows, size_t n, const float *data,
-                               const uint32_t *index, T *x, size_t pitch) {
+static cudaError_t pmlp__launch_input(cudaStream_t stream, size_t rows, size_t n,
+                                      const pmlp__source *source, const uint32_t *index, T *x,
+                                      size_t pitch) {
     return PMLP__LAUNCH(pmlp__k_input<T>, pmlp__blocks(rows, 1, 65535), 256, 0, stream, rows, n,
-                        data, index, x, pitch);
+                        source, index, x, pitch);
 }
 
 /* --- loss ------------------------------------------------------------------------------------- */
@@ -169,9 +198,8 @@ typedef struct pmlp__loss_kernel_args {
     pmlp_loss loss;
     pmlp_activation f; /* of the last layer */
     size_t rows, n, pitch, keep;
-    const int *labels;     /* rows of the data, or NULL */
-    const float *targets;  /* [..][n], or NULL */
-    const uint32_t *index; /* [rows] */
+    const pmlp__source *source;
+    const uint32_t *index; /* [rows]: of the source */
     float scale;
     double *row_loss;       /* [rows] */
     unsigned char *row_hit; /* [rows] */
@@ -199,29 +227,30 @@ __device__ static void pmlp__warp_max(float *value, unsigned *place) {
 template <class T>
 __global__ static void pmlp__k_loss(pmlp__loss_kernel_args a, const T *y, T *dz) {
     const unsigned lane = threadIdx.x % PMLP__WARP, warps = blockDim.x / PMLP__WARP;
+    const pmlp__source from = *a.source;
     for (size_t r = (size_t)blockIdx.x * warps + threadIdx.x / PMLP__WARP; r < a.rows;
          r += (size_t)gridDim.x * warps) {
         const T *const row = y + r * a.pitch;
-        const unsigned label = a.labels ? (unsigned)a.labels[a.index[r]] : 0;
-        const float *const target = a.targets ? a.targets + a.index[r] * a.n : NULL;
+        const unsigned label = from.labels ? (unsigned)from.labels[a.index[r]] : 0;
+        const float *const target = from.targets ? from.targets + a.index[r] * a.n : NULL;
         float max = -INFINITY, at_label = 0.0f;
         unsigned best = lane < a.n ? lane : 0;
         double sum = 0.0, shift = 0.0;
         for (unsigned j = lane; j < a.n; j += PMLP__WARP) {
-            const float v = pmlp__load(row + j);
+            const float v = pmlp__get(row + j);
             if (v > max) max = v, best = j;
         }
         pmlp__warp_max(&max, &best);
         if (a.loss == PMLP_LOSS_XENT) {
             for (unsigned j = lane; j < a.n; j += PMLP__WARP)
-                sum += (double)expf(pmlp__load(row + j) - max);
+                sum += (double)expf(pmlp__get(row + j) - max);
             sum = pmlp__warp_sum(sum);
-            at_label = pmlp__load(row + label);
+            at_label = pmlp__get(row + label);
             shift = log(sum) - ((double)at_label - (double)max);
         }
         for (unsigned j = lane; j < a.n; j += PMLP__WARP) {
-            const float v = pmlp__load(row + j);
-            const float t = target ? target[j] : a.labels && j == label ? 1.0f : 0.0f;
+            const float v = pmlp__get(row + j);
+            const float t = target ? target[j] : from.labels && j == label ? 1.0f : 0.0f;
             float d;
             if (a.loss == PMLP_LOSS_XENT) {
                 d = (float)((double)expf(v - max) / sum) - t;
@@ -230,20 +259,20 @@ __global__ static void pmlp__k_loss(pmlp__loss_kernel_args a, const T *y, T *dz)
                 shift += 0.5 * (double)d * (double)d;
             }
             if (!dz) continue;
-            const float z = a.f == PMLP_GELU ? pmlp__load(row + a.keep + j) : 0.0f;
-            pmlp__store(dz + r * a.pitch + j, d * a.scale * pmlp__slope(a.f, v, z));
+            const float z = a.f == PMLP_GELU ? pmlp__get(row + a.keep + j) : 0.0f;
+            pmlp__set(dz + r * a.pitch + j, d * a.scale * pmlp__slope(a.f, v, z));
         }
         if (a.loss != PMLP_LOSS_XENT) shift = pmlp__warp_sum(shift);
         if (lane == 0) {
             a.row_loss[r] = shift;
-            a.row_hit[r] = a.labels && best == label;
+            a.row_hit[r] = from.labels && best == label;
         }
     }
 }
 
 template <class T>
-static cudaError_t pmlp__loss(cudaStream_t stream, const pmlp__loss_kernel_args *a, const T *y,
-                              T *dz) {
+static cudaError_t pmlp__launch_loss(cudaStream_t stream, const pmlp__loss_kernel_args *a,
+                                     const T *y, T *dz) {
     return PMLP__LAUNCH(pmlp__k_loss<T>, pmlp__blocks(a->rows, 4, 65535), 4 * PMLP__WARP, 0, stream,
                         *a, y, dz);
 }
@@ -264,21 +293,21 @@ typedef struct pmlp__bias_gradients {
     pmlp__bias_gradient at[PMLP__MANY];
 } pmlp__bias_gradients;
 
-/* db (+)= column sums of dz. A block has 32 columns and blockDim.y threads for each: one of them
-   takes every so many rows, and the sums are added from the first to the last. With blockDim.y = 1
-   a column is one chain of additions in the order of the rows, the CPU's. */
-template <class T>
-__global__ static void pmlp__k_bias_gradients(pmlp__bias_gradients all) {
-    __shared__ float part[32][33];
+/* db (+)= column sums of dz. A block has blockDim.x columns and blockDim.y threads for each, one of
+   which takes every so many rows; then their sums are added from the first to the last. With
+   blockDim.y = 1 a column is one chain of additions in the order of the rows, the CPU's. */
+template <class T> __global__ static void pmlp__k_bias_gradients(pmlp__bias_gradients all) {
+    __shared__ float part[64][32 + 1];
     const pmlp__bias_gradient a = all.at[blockIdx.y];
     const T *const dz = (const T *)a.dz;
-    for (size_t first = (size_t)blockIdx.x * 32; first < a.n; first += (size_t)gridDim.x * 32) {
+    const size_t stride = (size_t)gridDim.x * blockDim.x;
+    for (size_t first = (size_t)blockIdx.x * blockDim.x; first < a.n; first += stride) {
         const size_t j = first + threadIdx.x;
         float sum = 0.0f;
         if (j < a.n) {
             if (threadIdx.y == 0 && a.accumulate) sum = a.db[j];
             for (size_t r = threadIdx.y; r < a.rows; r += blockDim.y)
-                sum += pmlp__load(dz + r * a.pitch + j);
+                sum += pmlp__get(dz + r * a.pitch + j);
         }
         part[threadIdx.y][threadIdx.x] = sum;
         __syncthreads();
@@ -291,10 +320,10 @@ __global__ static void pmlp__k_bias_gradients(pmlp__bias_gradients all) {
 }
 
 template <class T>
-static cudaError_t pmlp__bias_gradients_of(cudaStream_t stream, const pmlp__bias_gradients *all,
-                                           int count, size_t widest, bool in_order) {
-    const dim3 grid(pmlp__blocks(widest, 32, 1024), (unsigned)count);
-    const dim3 block(32, in_order ? 1 : 16);
+static cudaError_t pmlp__launch_bias_gradients(cudaStream_t stream, const pmlp__bias_gradients *all,
+                                               int count, size_t widest, bool in_order) {
+    const dim3 block(in_order ? 32 : 8, in_order ? 1 : 64);
+    const dim3 grid(pmlp__blocks(widest, block.x, 1024), (unsigned)count);
     return PMLP__LAUNCH(pmlp__k_bias_gradients<T>, grid, block, 0, stream, *all);
 }
 
@@ -313,8 +342,9 @@ __global__ static void pmlp__k_squares(size_t n_in, const float *dw, size_t pitc
     squares[blockIdx.x] = sum + (double)db[blockIdx.x] * (double)db[blockIdx.x];
 }
 
-static cudaError_t pmlp__squares(cudaStream_t stream, size_t n_in, size_t n_out, const float *dw,
-                                 size_t pitch, const float *db, double *squares) {
+static cudaError_t pmlp__launch_squares(cudaStream_t stream, size_t n_in, size_t n_out,
+                                        const float *dw, size_t pitch, const float *db,
+                                        double *squares) {
     return PMLP__LAUNCH(pmlp__k_squares, (unsigned)n_out, 256, 0, stream, n_in, dw, pitch, db,
                         squares);
 }
@@ -324,7 +354,8 @@ static cudaError_t pmlp__squares(cudaStream_t stream, size_t n_in, size_t n_out,
 /* The numbers of a step, which lie in device memory. */
 typedef struct pmlp__step {
     float lr, momentum, beta1, beta2, epsilon, decay, scale;
-    double fix1, fix2; /* 1 - beta^step */
+    float rate, keep; /* Adam: lr / (1 - beta1^step); AdamW: 1 - lr decay */
+    double fix2;      /* 1 - beta2^step */
 } pmlp__step;
 
 /* A layer's parameters and what belongs to them, each [n_out][pitch] and then [n_out] biases. */
@@ -335,6 +366,7 @@ typedef struct pmlp__parameters {
     const float *gradient;
     float *moment1, *moment2; /* NULL if the optimizer has none */
     size_t weights, count;    /* the biases come behind the weights, and are not decayed */
+    const pmlp__step *step;
 } pmlp__parameters;
 
 typedef struct pmlp__many_parameters {
@@ -345,31 +377,26 @@ typedef struct pmlp__many_parameters {
    on the CPU. */
 __device__ static float pmlp__updated(pmlp_optimizer optimizer, const pmlp__step &s, float decay,
                                       float w, float gradient, float *m1, float *m2) {
-    const float d =
-        fmaf(optimizer == PMLP_ADAMW ? 0.0f : decay, w, s.scale * gradient);
+    const float d = fmaf(optimizer == PMLP_ADAMW ? 0.0f : decay, w, s.scale * gradient);
     switch (optimizer) {
     case PMLP_MOMENTUM: *m1 = fmaf(s.momentum, *m1, d); return fmaf(-s.lr, *m1, w);
     case PMLP_NESTEROV:
         *m1 = fmaf(s.momentum, *m1, d);
         return fmaf(-s.lr, fmaf(s.momentum, *m1, d), w);
     case PMLP_ADAM:
-    case PMLP_ADAMW: {
-        const float keep =
-            optimizer == PMLP_ADAMW ? (float)(1.0 - (double)s.lr * (double)decay) : 1.0f;
-        const float rate = (float)((double)s.lr / s.fix1);
+    case PMLP_ADAMW:
         *m1 = fmaf(s.beta1, *m1, (1.0f - s.beta1) * d);
         *m2 = fmaf(s.beta2, *m2, (1.0f - s.beta2) * (d * d));
-        return keep * w - rate * *m1 / (sqrtf((float)((double)*m2 / s.fix2)) + s.epsilon);
-    }
+        return (optimizer == PMLP_ADAMW && decay > 0.0f ? s.keep : 1.0f) * w -
+               s.rate * *m1 / (sqrtf((float)((double)*m2 / s.fix2)) + s.epsilon);
     default: return fmaf(-s.lr, d, w);
     }
 }
 
 /* All parameters of several layers; blockIdx.y is the layer. */
-__global__ static void pmlp__k_update(pmlp_optimizer optimizer, const pmlp__step *step,
-                                      pmlp__many_parameters all) {
+__global__ static void pmlp__k_update(pmlp_optimizer optimizer, pmlp__many_parameters all) {
     const pmlp__parameters p = all.at[blockIdx.y];
-    const pmlp__step s = *step;
+    const pmlp__step s = *p.step;
     const size_t stride = (size_t)gridDim.x * blockDim.x;
     for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < p.count; i += stride) {
         float m1 = p.moment1 ? p.moment1[i] : 0.0f, m2 = p.moment2 ? p.moment2[i] : 0.0f;
@@ -382,11 +409,11 @@ __global__ static void pmlp__k_update(pmlp_optimizer optimizer, const pmlp__step
     }
 }
 
-static cudaError_t pmlp__update(cudaStream_t stream, pmlp_optimizer optimizer,
-                                const pmlp__step *step, const pmlp__many_parameters *all, int count,
-                                size_t largest) {
+static cudaError_t pmlp__launch_update(cudaStream_t stream, pmlp_optimizer optimizer,
+                                       const pmlp__many_parameters *all, int count,
+                                       size_t largest) {
     const dim3 grid(pmlp__blocks(largest, 256, 1024), (unsigned)count);
-    return PMLP__LAUNCH(pmlp__k_update, grid, 256, 0, stream, optimizer, step, *all);
+    return PMLP__LAUNCH(pmlp__k_update, grid, 256, 0, stream, optimizer, *all);
 }
 
 __global__ static void pmlp__k_round(size_t n, const float *from, pmlp__bf16 *to) {
@@ -395,7 +422,8 @@ __global__ static void pmlp__k_round(size_t n, const float *from, pmlp__bf16 *to
         to[i] = __float2bfloat16(from[i]);
 }
 
-static cudaError_t pmlp__round(cudaStream_t stream, size_t n, const float *from, pmlp__bf16 *to) {
+static cudaError_t pmlp__launch_round(cudaStream_t stream, size_t n, const float *from,
+                                      pmlp__bf16 *to) {
     return PMLP__LAUNCH(pmlp__k_round, pmlp__blocks(n, 256, 4096), 256, 0, stream, n, from, to);
 }
 
@@ -434,7 +462,7 @@ __global__ static void pmlp__k_product(size_t m, size_t n, size_t k, const TP *p
     for (unsigned i = 0; i < EACH; i++)
         for (unsigned j = 0; j < EACH; j++) {
             const size_t r = row + ty + i * SIDE, s = column + tx + j * SIDE;
-            sum[i][j] = accumulate && r < m && s < n ? pmlp__load(c + r * c_r + s) : 0.0f;
+            sum[i][j] = accumulate && r < m && s < n ? pmlp__get(c + r * c_r + s) : 0.0f;
         }
     for (size_t first = 0; first < k; first += STEP) {
         for (unsigned i = threadIdx.x; i < STEP * TILE; i += SIDE * SIDE) {
@@ -442,10 +470,10 @@ __global__ static void pmlp__k_product(size_t m, size_t n, size_t k, const TP *p
             const unsigned pk = p_k == 1 ? i % STEP : i / TILE, pr = p_k == 1 ? i / STEP : i % TILE;
             const unsigned qk = q_k == 1 ? i % STEP : i / TILE, qc = q_k == 1 ? i / STEP : i % TILE;
             ps[pk][pr] = first + pk < k && row + pr < m
-                             ? pmlp__load(p + (row + pr) * p_r + (first + pk) * p_k)
+                             ? pmlp__get(p + (row + pr) * p_r + (first + pk) * p_k)
                              : 0.0f;
             qs[qk][qc] = first + qk < k && column + qc < n
-                             ? pmlp__load(q + (first + qk) * q_k + (column + qc) * q_c)
+                             ? pmlp__get(q + (first + qk) * q_k + (column + qc) * q_c)
                              : 0.0f;
         }
         __syncthreads();
@@ -462,14 +490,15 @@ __global__ static void pmlp__k_product(size_t m, size_t n, size_t k, const TP *p
     for (unsigned i = 0; i < EACH; i++)
         for (unsigned j = 0; j < EACH; j++) {
             const size_t r = row + ty + i * SIDE, s = column + tx + j * SIDE;
-            if (r < m && s < n) pmlp__store(c + r * c_r + s, sum[i][j]);
+            if (r < m && s < n) pmlp__set(c + r * c_r + s, sum[i][j]);
         }
 }
 
 template <class TP, class TQ, class TC>
-static cudaError_t pmlp__product(cudaStream_t stream, size_t m, size_t n, size_t k, const TP *p,
-                                 size_t p_r, size_t p_k, const TQ *q, size_t q_k, size_t q_c, TC *c,
-                                 size_t c_r, bool accumulate) {
+static cudaError_t pmlp__launch_product(cudaStream_t stream, size_t m, size_t n, size_t k,
+                                        const TP *p, size_t p_r, size_t p_k, const TQ *q,
+                                        size_t q_k, size_t q_c, TC *c, size_t c_r,
+                                        bool accumulate) {
     const dim3 grid((unsigned)((n + 63) / 64), (unsigned)((m + 63) / 64));
     return PMLP__LAUNCH((pmlp__k_product<TP, TQ, TC>), grid, 256, 0, stream, m, n, k, p, p_r, p_k,
                         q, q_k, q_c, c, c_r, accumulate);
@@ -479,14 +508,18 @@ static cudaError_t pmlp__product(cudaStream_t stream, size_t m, size_t n, size_t
 /* >>context: a worker's stream, its memory, and why it failed                                */
 /*============================================================================================*/
 
-static const size_t PMLP__ROW_BYTES = 64;               /* a row begins at a multiple of these */
-enum { PMLP__GRAPHS = 128, PMLP__PLANS = 256 };          /* kept per worker */
+static const size_t PMLP__ROW_BYTES = 64; /* a row begins at a multiple of these */
+#ifndef PMLP__GRAPHS                      /* tests have fewer */
+#  define PMLP__GRAPHS 512                /* and */
+#  define PMLP__PLANS  256                /* that many plans of products are kept per worker */
+#endif
 
 /* Pinned host memory and as much device memory, for what is copied between the two. Pieces are
    handed out one behind the other and are all free again at the next synchronize(). */
 typedef struct pmlp__mirror {
     char *host, *device;
     size_t size, used;
+    size_t begin; /* of the list of commands that is being noted */
 } pmlp__mirror;
 
 /* The user's data that was promised to stay as it is, and its copy on the device. */
@@ -515,7 +548,7 @@ typedef struct pmlp__cuda_layer {
     float *memory;                /* all below */
     float *params;                /* [versions][count] */
     float *gradient, *moment1, *moment2; /* [count]; NULL if not needed */
-    pmlp__bf16 *rounded;          /* [versions][count], or NULL */
+    pmlp__bf16 *rounded;                 /* [versions][count], or NULL */
     int latest;
 } pmlp__cuda_layer;
 
@@ -529,32 +562,33 @@ enum pmlp__op {
     PMLP__UPDATE
 };
 
-enum { PMLP__LABELS_WITH_IT = 1, PMLP__TARGETS_WITH_IT = 2 }; /* flags of the loss */
-
 /* A noted operation. All bytes count: two lists of equal bytes do the same. */
 typedef struct pmlp__command {
-    int op, from, to;   /* versions */
-    int kind;           /* of loss or optimizer */
-    int flag;           /* of W: accumulate; of the loss: see above */
+    int op, from, to; /* versions */
+    int kind;         /* of loss or optimizer */
+    int flag;         /* of W: accumulate */
+    float scale;      /* of the loss */
     pmlp__cuda_layer *layer;
     size_t rows, n;
     const void *x, *y;
     void *out;
-    const void *source, *labels, *targets; /* device data */
-    size_t index, up, up_labels, down; /* places in the mirrors */
-    float scale;
+    size_t up, index, down; /* places in the mirrors */
 } pmlp__command;
+static_assert(sizeof(pmlp__command) == 6 * sizeof(int) + sizeof(pmlp__cuda_layer *) +
+                                           3 * sizeof(void *) + 5 * sizeof(size_t),
+              "a command has no padding, whose bytes would be anything");
 
 typedef struct pmlp__graph {
     pmlp__command *commands;
     int count;
     uint64_t hash, used; /* used: when, for the one that gives way */
+    bool refused;        /* it could not be recorded */
     cudaGraphExec_t exec;
 } pmlp__graph;
 
 /* A product whose algorithm is chosen. */
 typedef struct pmlp__plan_key {
-    int ta, tb, types, epilogue, beta;
+    int ta, tb, types, epilogue;
     size_t m, n, k, lda, ldb, ldc;
 } pmlp__plan_key;
 
@@ -576,13 +610,12 @@ typedef struct pmlp__cuda {
     void *workspace; /* of the libraries' products */
     size_t workspace_size;
     pmlp__mirror up, down;
-    size_t up_copied; /* of this much of `up` the device has been told */
     pmlp__copy *copies;
 
     pmlp__command *commands; /* noted, not yet issued */
     int count, room;
     pmlp__graph graphs[PMLP__GRAPHS];
-    int graph_count;
+    int graph_count, graph_found; /* found: the last one */
     uint64_t turn;
     pmlp__plan *plans; /* [PMLP__PLANS] */
     int plan_count;
@@ -591,8 +624,9 @@ typedef struct pmlp__cuda {
     int result_count, result_room;
     pmlp__stamp_wish *stamps;
     int stamp_count, stamp_room, stamp_events; /* the first so many have their event */
-    cudaEvent_t origin;                          /* recorded when the clock read: */
+    cudaEvent_t origin;                        /* recorded when the clock read: */
     double origin_seconds;
+    pmlp_result failed; /* issuing did; the next synchronize() says so at the latest */
     char why[256];
 } pmlp__cuda;
 
@@ -606,8 +640,10 @@ static void *pmlp__host_new(const pmlp_allocator *allocator, size_t bytes) {
 
 static void pmlp__host_delete(const pmlp_allocator *allocator, void *p) {
     if (!p) return;
-    if (allocator->free) allocator->free(p, allocator->user);
-    else free(p);
+    if (allocator->free)
+        allocator->free(p, allocator->user);
+    else
+        free(p);
 }
 
 /* Room for one element more in an array that grows by doubling. */
@@ -630,6 +666,7 @@ static bool pmlp__host_grow(const pmlp_allocator *allocator, T **array, int coun
 static pmlp_result pmlp__cuda_failed(pmlp__cuda *c, const char *what, cudaError_t error) {
     snprintf(c->why, sizeof c->why, "%s on GPU %d: %s (%s)", what, c->device,
              cudaGetErrorString(error), cudaGetErrorName(error));
+    cudaGetLastError(); /* said; nobody else shall take it for theirs */
     return error == cudaErrorMemoryAllocation ? PMLP_ERROR_MEMORY : PMLP_ERROR_BACKEND;
 }
 
@@ -644,6 +681,7 @@ static pmlp_result pmlp__no_host_memory(pmlp__cuda *c) {
     return PMLP_ERROR_MEMORY;
 }
 
+/* clang-format off */
 #define PMLP__CUDA(c, what, ...)                                                                   \
     do {                                                                                           \
         const cudaError_t error_ = (__VA_ARGS__);                                                  \
@@ -659,6 +697,7 @@ static pmlp_result pmlp__no_host_memory(pmlp__cuda *c) {
         const pmlp_result result_ = (call);                                                        \
         if (result_ != PMLP_OK) return result_;                                                    \
     } while (0)
+/* clang-format on */
 
 /* Every entry comes through here: calls come from several threads, each of which has a current
    device of its own. */
@@ -674,7 +713,9 @@ static double pmlp__seconds(void) {
 
 /* --- shapes ----------------------------------------------------------------------------------- */
 
-static bool pmlp__is_bf16(const pmlp__cuda *c) { return c->options.math == PMLP_CUDA_BF16; }
+static bool pmlp__is_bf16(const pmlp__cuda *c) {
+    return c->options.math == PMLP_CUDA_BF16;
+}
 
 /* Elements of n outputs, rounded up to whole pieces of a row. */
 static size_t pmlp__padded(const pmlp__cuda *c, size_t n) {
@@ -713,7 +754,9 @@ static void pmlp__forget_graphs(pmlp__cuda *c) {
     c->graph_count = 0;
 }
 
-static size_t pmlp__piece(size_t bytes) { return (bytes + 15) / 16 * 16; }
+static size_t pmlp__piece(size_t bytes) {
+    return (bytes + 15) / 16 * 16;
+}
 
 /* Makes room in a mirror. If there is too little, everything is waited for, and the mirror starts
    anew, larger if it must be: in the first steps only, since steps are alike. */
@@ -730,7 +773,7 @@ static pmlp_result pmlp__mirror_reserve(pmlp__cuda *c, pmlp__mirror *mirror, siz
 }
 
 /* An operation reserves all that it needs before it takes its pieces. */
-static pmlp_result pmlp__reserve(pmlp__cuda *c, size_t up, size_t down) {
+static pmlp_result pmlp__make_room(pmlp__cuda *c, size_t up, size_t down) {
     PMLP__TRY(pmlp__enter_device(c));
     PMLP__TRY(pmlp__mirror_reserve(c, &c->up, up));
     return pmlp__mirror_reserve(c, &c->down, down);
@@ -744,10 +787,15 @@ static size_t pmlp__mirror_take(pmlp__mirror *mirror, size_t bytes) {
 
 /* --- data that stays on the device ------------------------------------------------------------ */
 
-/* The copy of `bytes` of the user's, made when it is first asked for; NULL without memory. */
+/* Where `bytes` of the user's are on the device: in a copy that is there, or in one that is made
+   now; NULL without memory for it. */
 static pmlp_result pmlp__resident(pmlp__cuda *c, const void *host, size_t bytes, const void **at) {
+    const uintptr_t wanted = (uintptr_t)host;
     pmlp__copy *copy = c->copies;
-    while (copy && (copy->host != host || copy->bytes != bytes)) copy = copy->next;
+    for (; copy; copy = copy->next)
+        if (wanted >= (uintptr_t)copy->host &&
+            wanted - (uintptr_t)copy->host + bytes <= copy->bytes)
+            break;
     if (!copy) {
         copy = (pmlp__copy *)pmlp__host_new(&c->allocator, sizeof *copy);
         if (!copy) return pmlp__no_host_memory(c);
@@ -759,12 +807,12 @@ static pmlp_result pmlp__resident(pmlp__cuda *c, const void *host, size_t bytes,
             copy->device = NULL;
             cudaGetLastError();
         } else {
-            PMLP__CUDA(c, "copying the data",
-                       cudaMemcpyAsync(copy->device, host, bytes, cudaMemcpyHostToDevice,
-                                       c->stream));
+            PMLP__CUDA(
+                c, "copying the data",
+                cudaMemcpyAsync(copy->device, host, bytes, cudaMemcpyHostToDevice, c->stream));
         }
     }
-    *at = copy->device;
+    *at = copy->device ? (const char *)copy->device + (wanted - (uintptr_t)copy->host) : NULL;
     return PMLP_OK;
 }
 
@@ -804,10 +852,10 @@ static cublasComputeType_t pmlp__compute_type(const pmlp__cuda *c) {
 
 template <class T, class TC>
 static cudaError_t pmlp__teaching(pmlp__cuda *c, const pmlp__factors *f) {
-    return pmlp__product(c->stream, f->m, f->n, f->k, (const T *)f->p,
-                         f->p_transposed ? 1 : f->p_pitch, f->p_transposed ? f->p_pitch : 1,
-                         (const T *)f->q, f->q_transposed ? 1 : f->q_pitch,
-                         f->q_transposed ? f->q_pitch : 1, (TC *)f->c, f->c_pitch, f->accumulate);
+    return pmlp__launch_product(
+        c->stream, f->m, f->n, f->k, (const T *)f->p, f->p_transposed ? 1 : f->p_pitch,
+        f->p_transposed ? f->p_pitch : 1, (const T *)f->q, f->q_transposed ? 1 : f->q_pitch,
+        f->q_transposed ? f->q_pitch : 1, (TC *)f->c, f->c_pitch, f->accumulate);
 }
 
 /* --- cuBLAS ----------------------------------------------------------------------------------- */
@@ -832,7 +880,6 @@ static pmlp__plan_key pmlp__plan_key_of(const pmlp__cuda *c, const pmlp__factors
     key.tb = f->p_transposed;
     key.types = (int)pmlp__type_of_c(c, f);
     key.epilogue = epilogue;
-    key.beta = f->accumulate;
     key.m = f->n;
     key.n = f->m;
     key.k = f->k;
@@ -874,9 +921,11 @@ static cublasStatus_t pmlp__plan_product(const pmlp__cuda *c, pmlp__plan *plan, 
                                             : CUBLASLT_EPILOGUE_DEFAULT;
     cublasStatus_t status =
         cublasLtMatmulDescCreate(&plan->product, pmlp__compute_type(c), CUDA_R_32F);
+    /* clang-format off */
 #define PMLP__SET(name, value)                                                                     \
     if (status == CUBLAS_STATUS_SUCCESS)                                                           \
     status = cublasLtMatmulDescSetAttribute(plan->product, name, &(value), sizeof(value))
+    /* clang-format on */
     PMLP__SET(CUBLASLT_MATMUL_DESC_TRANSA, ta);
     PMLP__SET(CUBLASLT_MATMUL_DESC_TRANSB, tb);
     PMLP__SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
@@ -887,26 +936,37 @@ static cublasStatus_t pmlp__plan_product(const pmlp__cuda *c, pmlp__plan *plan, 
     return status;
 }
 
-/* Asks for an algorithm that adds up in one fixed order: none that splits k and reduces. */
+/* Asks for an algorithm that adds up in one fixed order. Sums may be cut into parts, or dW of many
+   rows would keep few of the GPU's processors busy; then the parts are stored, and added in a
+   second step. Without an answer plain cuBLAS does it. */
 static cublasStatus_t pmlp__plan_choose(pmlp__cuda *c, pmlp__plan *plan) {
-    const uint32_t no_reduction = CUBLASLT_REDUCTION_SCHEME_NONE;
+    const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const uint32_t alignment = (uint32_t)PMLP__ROW_BYTES;
     cublasLtMatmulHeuristicResult_t found;
     cublasLtMatmulPreference_t wish = NULL;
     int count = 0;
     cublasStatus_t status = cublasLtMatmulPreferenceCreate(&wish);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
-    status = cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                  &c->workspace_size, sizeof c->workspace_size);
-    if (status == CUBLAS_STATUS_SUCCESS)
-        status =
-            cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                                                 &no_reduction, sizeof no_reduction);
+/* clang-format off */
+#define PMLP__WISH(name, value)                                                                    \
+    if (status == CUBLAS_STATUS_SUCCESS)                                                           \
+        status = cublasLtMatmulPreferenceSetAttribute(wish, CUBLASLT_MATMUL_PREF_##name, &(value), \
+                                                      sizeof(value))
+    /* clang-format on */
+    PMLP__WISH(MAX_WORKSPACE_BYTES, c->workspace_size);
+    PMLP__WISH(REDUCTION_SCHEME_MASK, schemes);
+    PMLP__WISH(MIN_ALIGNMENT_A_BYTES, alignment);
+    PMLP__WISH(MIN_ALIGNMENT_B_BYTES, alignment);
+    PMLP__WISH(MIN_ALIGNMENT_C_BYTES, alignment);
+    PMLP__WISH(MIN_ALIGNMENT_D_BYTES, alignment);
+#undef PMLP__WISH
     if (status == CUBLAS_STATUS_SUCCESS) {
         const cublasStatus_t answer = cublasLtMatmulAlgoGetHeuristic(
             c->lt, plan->product, plan->a, plan->b, plan->c, plan->c, wish, 1, &found, &count);
-        plan->offered = answer == CUBLAS_STATUS_SUCCESS && count > 0;
+        plan->offered =
+            answer == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
         if (plan->offered) plan->algorithm = found.algo;
-        else if (answer != CUBLAS_STATUS_NOT_SUPPORTED && answer != CUBLAS_STATUS_SUCCESS)
+        if (answer == CUBLAS_STATUS_ALLOC_FAILED || answer == CUBLAS_STATUS_NOT_INITIALIZED)
             status = answer;
     }
     cublasLtMatmulPreferenceDestroy(wish);
@@ -966,14 +1026,13 @@ static pmlp_result pmlp__multiply(pmlp__cuda *c, const pmlp__factors *f, int epi
     if (c->options.gemm == PMLP_CUDA_GEMM_TEACHING) {
         const bool bf16 = pmlp__is_bf16(c);
         PMLP__CUDA(c, "a matrix product",
-                   !bf16             ? pmlp__teaching<float, float>(c, f)
+                   !bf16           ? pmlp__teaching<float, float>(c, f)
                    : f->c_is_float ? pmlp__teaching<pmlp__bf16, float>(c, f)
                                    : pmlp__teaching<pmlp__bf16, pmlp__bf16>(c, f));
         return PMLP_OK;
     }
     if (c->options.gemm == PMLP_CUDA_GEMM_FUSED) {
-        if (epilogue != PMLP__NO_EPILOGUE)
-            PMLP__TRY(pmlp__lt_product(c, f, epilogue, bias, &done));
+        if (epilogue != PMLP__NO_EPILOGUE) PMLP__TRY(pmlp__lt_product(c, f, epilogue, bias, &done));
         *fused = done;
         if (!done) PMLP__TRY(pmlp__lt_product(c, f, PMLP__NO_EPILOGUE, NULL, &done));
     }
@@ -1002,21 +1061,19 @@ static const uint32_t *pmlp__index_of(const pmlp__cuda *c, const pmlp__command *
     return (const uint32_t *)(c->up.device + k->index);
 }
 
-/* Data of this command's own, or the copy that is on the device. */
-static const void *pmlp__source_of(const pmlp__cuda *c, const pmlp__command *k,
-                                   const void *resident) {
-    return resident ? resident : c->up.device + k->up;
+static const pmlp__source *pmlp__source_of(const pmlp__cuda *c, const pmlp__command *k) {
+    return (const pmlp__source *)(c->up.device + k->up);
 }
 
 static pmlp_result pmlp__do_input(pmlp__cuda *c, const pmlp__command *k) {
-    const float *const data = (const float *)pmlp__source_of(c, k, k->source);
+    const pmlp__source *const source = pmlp__source_of(c, k);
     const uint32_t *const index = pmlp__index_of(c, k);
     const size_t pitch = pmlp__pitch(c, k->n, PMLP_LINEAR);
     PMLP__CUDA(c, "the input",
-               pmlp__is_bf16(c) ? pmlp__input(c->stream, k->rows, k->n, data, index,
-                                              (pmlp__bf16 *)k->out, pitch)
-                                : pmlp__input(c->stream, k->rows, k->n, data, index,
-                                              (float *)k->out, pitch));
+               pmlp__is_bf16(c) ? pmlp__launch_input(c->stream, k->rows, k->n, source, index,
+                                                     (pmlp__bf16 *)k->out, pitch)
+                                : pmlp__launch_input(c->stream, k->rows, k->n, source, index,
+                                                     (float *)k->out, pitch));
     return PMLP_OK;
 }
 
@@ -1025,10 +1082,10 @@ template <class T>
 static cudaError_t pmlp__finish_forward(pmlp__cuda *c, const pmlp__cuda_layer *layer, size_t rows,
                                         const T *params, T *y, bool has_bias) {
     const pmlp_layer_desc *const d = &layer->desc;
-    return pmlp__activate(c->stream, d->activation, rows, d->n_out,
-                          has_bias ? (const T *)NULL : params + layer->weights, y,
-                          pmlp__pitch(c, d->row_outs, d->activation),
-                          pmlp__padded(c, d->row_outs));
+    return pmlp__launch_activate(c->stream, d->activation, rows, d->n_out,
+                                 has_bias ? (const T *)NULL : params + layer->weights, y,
+                                 pmlp__pitch(c, d->row_outs, d->activation),
+                                 pmlp__padded(c, d->row_outs));
 }
 
 static pmlp_result pmlp__do_forward(pmlp__cuda *c, const pmlp__command *k) {
@@ -1039,6 +1096,10 @@ static pmlp_result pmlp__do_forward(pmlp__cuda *c, const pmlp__command *k) {
     const void *const bias = (const char *)params + layer->weights * size;
     char *const y = (char *)k->out + d->first_out * size;
     const bool relu = d->activation == PMLP_RELU;
+    /* one output alone: some versions of cuBLASLt leave out the bias then */
+    const int epilogue = d->n_out == 1 ? PMLP__NO_EPILOGUE
+                         : relu        ? PMLP__WITH_BIAS_AND_RELU
+                                       : PMLP__WITH_BIAS;
     pmlp__factors f;
     bool fused;
     memset(&f, 0, sizeof f);
@@ -1052,15 +1113,14 @@ static pmlp_result pmlp__do_forward(pmlp__cuda *c, const pmlp__command *k) {
     f.q_transposed = true;
     f.c = y;
     f.c_pitch = pmlp__pitch(c, d->row_outs, d->activation);
-    PMLP__TRY(pmlp__multiply(c, &f, relu ? PMLP__WITH_BIAS_AND_RELU : PMLP__WITH_BIAS, bias,
-                             &fused));
+    PMLP__TRY(pmlp__multiply(c, &f, epilogue, bias, &fused));
     if (fused && (relu || d->activation == PMLP_LINEAR)) return PMLP_OK;
     PMLP__CUDA(c, "an activation",
-               pmlp__is_bf16(c) ? pmlp__finish_forward(c, layer, k->rows,
-                                                       (const pmlp__bf16 *)params,
-                                                       (pmlp__bf16 *)(void *)y, fused)
-                                : pmlp__finish_forward(c, layer, k->rows, (const float *)params,
-                                                       (float *)(void *)y, fused));
+               pmlp__is_bf16(c)
+                   ? pmlp__finish_forward(c, layer, k->rows, (const pmlp__bf16 *)params,
+                                          (pmlp__bf16 *)(void *)y, fused)
+                   : pmlp__finish_forward(c, layer, k->rows, (const float *)params,
+                                          (float *)(void *)y, fused));
     return PMLP_OK;
 }
 
@@ -1083,10 +1143,11 @@ static pmlp_result pmlp__do_backward_input(pmlp__cuda *c, const pmlp__command *k
     PMLP__TRY(pmlp__multiply(c, &f, PMLP__NO_EPILOGUE, NULL, &fused));
     PMLP__CUDA(c, "a derivative",
                pmlp__is_bf16(c)
-                   ? pmlp__derive(c->stream, d->below, k->rows, d->n_in, (const pmlp__bf16 *)k->x,
-                                  (pmlp__bf16 *)k->out, pitch, keep)
-                   : pmlp__derive(c->stream, d->below, k->rows, d->n_in, (const float *)k->x,
-                                  (float *)k->out, pitch, keep));
+                   ? pmlp__launch_derive(c->stream, d->below, k->rows, d->n_in,
+                                         (const pmlp__bf16 *)k->x, (pmlp__bf16 *)k->out, pitch,
+                                         keep)
+                   : pmlp__launch_derive(c->stream, d->below, k->rows, d->n_in, (const float *)k->x,
+                                         (float *)k->out, pitch, keep));
     return PMLP_OK;
 }
 
@@ -1141,10 +1202,11 @@ static pmlp_result pmlp__do_backward_weights(pmlp__cuda *c, const pmlp__command 
         b->accumulate = k[i].flag != 0;
         if (d->n_out > widest) widest = d->n_out;
     }
-    PMLP__CUDA(c, "a bias gradient",
-               pmlp__is_bf16(c)
-                   ? pmlp__bias_gradients_of<pmlp__bf16>(c->stream, &all, count, widest, in_order)
-                   : pmlp__bias_gradients_of<float>(c->stream, &all, count, widest, in_order));
+    PMLP__CUDA(
+        c, "a bias gradient",
+        pmlp__is_bf16(c)
+            ? pmlp__launch_bias_gradients<pmlp__bf16>(c->stream, &all, count, widest, in_order)
+            : pmlp__launch_bias_gradients<float>(c->stream, &all, count, widest, in_order));
     return PMLP_OK;
 }
 
@@ -1158,27 +1220,25 @@ static pmlp_result pmlp__do_loss(pmlp__cuda *c, const pmlp__command *k) {
     a.n = d->row_outs;
     a.pitch = pmlp__pitch(c, d->row_outs, d->activation);
     a.keep = pmlp__padded(c, d->row_outs);
-    a.labels = (const int *)k->labels;
-    a.targets = (const float *)k->targets;
-    if (k->flag & PMLP__LABELS_WITH_IT) a.labels = (const int *)(c->up.device + k->up_labels);
-    if (k->flag & PMLP__TARGETS_WITH_IT) a.targets = (const float *)(c->up.device + k->up);
+    a.source = pmlp__source_of(c, k);
     a.index = pmlp__index_of(c, k);
     a.scale = k->scale;
     a.row_loss = (double *)(c->down.device + k->down);
     a.row_hit = (unsigned char *)(a.row_loss + k->rows);
-    PMLP__CUDA(c, "the loss",
-               pmlp__is_bf16(c) ? pmlp__loss(c->stream, &a, (const pmlp__bf16 *)k->y,
-                                             (pmlp__bf16 *)k->out)
-                                : pmlp__loss(c->stream, &a, (const float *)k->y, (float *)k->out));
+    PMLP__CUDA(
+        c, "the loss",
+        pmlp__is_bf16(c)
+            ? pmlp__launch_loss(c->stream, &a, (const pmlp__bf16 *)k->y, (pmlp__bf16 *)k->out)
+            : pmlp__launch_loss(c->stream, &a, (const float *)k->y, (float *)k->out));
     return PMLP_OK;
 }
 
 static pmlp_result pmlp__do_squares(pmlp__cuda *c, const pmlp__command *k) {
     const pmlp__cuda_layer *const layer = k->layer;
     PMLP__CUDA(c, "the gradient's norm",
-               pmlp__squares(c->stream, layer->desc.n_in, layer->desc.n_out, layer->gradient,
-                             layer->pitch, layer->gradient + layer->weights,
-                             (double *)(c->down.device + k->down)));
+               pmlp__launch_squares(c->stream, layer->desc.n_in, layer->desc.n_out, layer->gradient,
+                                    layer->pitch, layer->gradient + layer->weights,
+                                    (double *)(c->down.device + k->down)));
     return PMLP_OK;
 }
 
@@ -1198,11 +1258,11 @@ static pmlp_result pmlp__do_updates(pmlp__cuda *c, const pmlp__command *k, int c
         p->moment2 = layer->moment2;
         p->weights = layer->weights;
         p->count = layer->count;
+        p->step = (const pmlp__step *)(c->up.device + k[i].up);
         if (layer->count > largest) largest = layer->count;
     }
     PMLP__CUDA(c, "an update",
-               pmlp__update(c->stream, (pmlp_optimizer)k->kind,
-                            (const pmlp__step *)(c->up.device + k->up), &all, count, largest));
+               pmlp__launch_update(c->stream, (pmlp_optimizer)k->kind, &all, count, largest));
     return PMLP_OK;
 }
 
@@ -1218,8 +1278,10 @@ static int pmlp__run_of_updates(const pmlp__command *k, int count) {
         if (k[i].op != PMLP__BACKWARD_WEIGHT && k[i].op != PMLP__UPDATE) break;
         for (j = 0; j < i; j++)
             if (k[j].layer == k[i].layer && !(k[j].op < k[i].op)) return i;
-        if (k[i].op == PMLP__UPDATE) us++;
-        else ws++;
+        if (k[i].op == PMLP__UPDATE)
+            us++;
+        else
+            ws++;
     }
     return i;
 }
@@ -1250,8 +1312,10 @@ static pmlp_result pmlp__do(pmlp__cuda *c, const pmlp__command *k) {
 static pmlp_result pmlp__issue(pmlp__cuda *c) {
     for (int i = 0; i < c->count;) {
         const int run = pmlp__run_of_updates(c->commands + i, c->count - i);
-        if (run > 0) PMLP__TRY(pmlp__do_run_of_updates(c, c->commands + i, run));
-        else PMLP__TRY(pmlp__do(c, c->commands + i));
+        if (run > 0)
+            PMLP__TRY(pmlp__do_run_of_updates(c, c->commands + i, run));
+        else
+            PMLP__TRY(pmlp__do(c, c->commands + i));
         i += run > 0 ? run : 1;
     }
     return PMLP_OK;
@@ -1273,11 +1337,14 @@ static uint64_t pmlp__hash_of(const pmlp__command *commands, int count) {
 
 static pmlp__graph *pmlp__graph_of(pmlp__cuda *c, uint64_t hash) {
     const size_t bytes = (size_t)c->count * sizeof *c->commands;
-    for (int i = 0; i < c->graph_count; i++) {
-        pmlp__graph *const g = &c->graphs[i];
+    for (int i = 0; i < c->graph_count; i++) { /* lists come in the same order each time */
+        const int at = (c->graph_found + 1 + i) % c->graph_count;
+        pmlp__graph *const g = &c->graphs[at];
         if (g->hash == hash && g->count == c->count &&
-            memcmp((const void *)g->commands, (const void *)c->commands, bytes) == 0)
+            memcmp((const void *)g->commands, (const void *)c->commands, bytes) == 0) {
+            c->graph_found = at;
             return g;
+        }
     }
     return NULL;
 }
@@ -1298,15 +1365,14 @@ static pmlp__graph *pmlp__graph_place(pmlp__cuda *c) {
    before. */
 static pmlp_result pmlp__record(pmlp__cuda *c, cudaGraphExec_t *exec) {
     cudaGraph_t graph = NULL;
-    PMLP__CUDA(c, "recording",
-               cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal));
+    PMLP__CUDA(c, "recording", cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal));
     const pmlp_result issued = pmlp__issue(c);
     const cudaError_t ended = cudaStreamEndCapture(c->stream, &graph);
     if (issued != PMLP_OK || ended != cudaSuccess) {
         if (graph) cudaGraphDestroy(graph);
         return issued != PMLP_OK ? issued : pmlp__cuda_failed(c, "recording", ended);
     }
-    const cudaError_t made = cudaGraphInstantiate(exec, graph, 0);
+    const cudaError_t made = cudaGraphInstantiateWithFlags(exec, graph, 0);
     cudaGraphDestroy(graph);
     PMLP__CUDA(c, "making a graph", made);
     return PMLP_OK;
@@ -1314,7 +1380,7 @@ static pmlp_result pmlp__record(pmlp__cuda *c, cudaGraphExec_t *exec) {
 
 /* A list is recorded when it comes the second time: what comes once costs nothing more. The first
    time leaves only a note of it. */
-static pmlp_result pmlp__replay(pmlp__cuda *c) {
+static pmlp_result pmlp__issue_as_graph(pmlp__cuda *c) {
     const size_t bytes = (size_t)c->count * sizeof *c->commands;
     const uint64_t hash = pmlp__hash_of(c->commands, c->count);
     pmlp__graph *g = pmlp__graph_of(c, hash);
@@ -1332,26 +1398,51 @@ static pmlp_result pmlp__replay(pmlp__cuda *c) {
         return PMLP_OK;
     }
     g->used = ++c->turn;
-    if (!g->exec) PMLP__TRY(pmlp__record(c, &g->exec));
+    if (!g->exec && !g->refused && pmlp__record(c, &g->exec) != PMLP_OK) {
+        cudaGetLastError(); /* nothing has run: commands can be issued one by one as well */
+        g->refused = true;
+        c->why[0] = '\0';
+    }
+    if (g->refused) return pmlp__issue(c);
     PMLP__CUDA(c, "launching a graph", cudaGraphLaunch(g->exec, c->stream));
     return PMLP_OK;
 }
 
 /* --- noting and issuing ----------------------------------------------------------------------- */
 
-/* Issues what was noted: first the numbers that the commands read, then the commands. */
-static pmlp_result pmlp__flush(pmlp__cuda *c) {
-    pmlp_result result;
-    if (c->count == 0) return PMLP_OK;
-    if (c->up.used > c->up_copied) {
+/* The numbers that the commands read, and the results that they leave: what there is of both since
+   the last list. On the device each list begins at 0 again, so that equal lists have equal places;
+   the order of the stream keeps them apart. */
+static pmlp_result pmlp__copy_up(pmlp__cuda *c) {
+    pmlp__mirror *const up = &c->up;
+    if (up->used > up->begin)
         PMLP__CUDA(c, "copying a step's numbers",
-                   cudaMemcpyAsync(c->up.device + c->up_copied, c->up.host + c->up_copied,
-                                   c->up.used - c->up_copied, cudaMemcpyHostToDevice, c->stream));
-        c->up_copied = c->up.used;
-    }
-    result = c->options.no_graphs || c->stamp_count > 0 ? pmlp__issue(c) : pmlp__replay(c);
+                   cudaMemcpyAsync(up->device, up->host + up->begin, up->used - up->begin,
+                                   cudaMemcpyHostToDevice, c->stream));
+    up->begin = up->used;
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__copy_down(pmlp__cuda *c) {
+    pmlp__mirror *const down = &c->down;
+    if (down->used > down->begin)
+        PMLP__CUDA(c, "copying a step's results",
+                   cudaMemcpyAsync(down->host + down->begin, down->device, down->used - down->begin,
+                                   cudaMemcpyDeviceToHost, c->stream));
+    down->begin = down->used;
+    return PMLP_OK;
+}
+
+/* Issues what was noted. */
+static pmlp_result pmlp__flush(pmlp__cuda *c) {
+    if (c->failed != PMLP_OK || c->count == 0) return c->failed;
+    c->failed = pmlp__copy_up(c);
+    if (c->failed == PMLP_OK)
+        c->failed =
+            c->options.no_graphs || c->stamp_count > 0 ? pmlp__issue(c) : pmlp__issue_as_graph(c);
+    if (c->failed == PMLP_OK) c->failed = pmlp__copy_down(c);
     c->count = 0;
-    return result;
+    return c->failed;
 }
 
 static pmlp_result pmlp__note(pmlp__cuda *c, const pmlp__command *k) {
@@ -1370,11 +1461,11 @@ static pmlp__command pmlp__command_of(enum pmlp__op op, void *layer, size_t rows
     return k;
 }
 
-/* Bytes for the device, and where they will be. */
+/* Bytes for the device, and where they will be there. */
 static size_t pmlp__up(pmlp__cuda *c, const void *from, size_t bytes) {
     const size_t at = pmlp__mirror_take(&c->up, bytes);
     memcpy(c->up.host + at, from, bytes);
-    return at;
+    return at - c->up.begin;
 }
 
 /* Which rows of the data are meant: index, or first, first + 1, ... */
@@ -1382,21 +1473,21 @@ static size_t pmlp__up_index(pmlp__cuda *c, size_t rows, const uint32_t *index, 
     const size_t at = pmlp__mirror_take(&c->up, rows * sizeof *index);
     uint32_t *const to = (uint32_t *)(void *)(c->up.host + at);
     for (size_t i = 0; i < rows; i++) to[i] = index ? index[i] : (uint32_t)(first + i);
-    return at;
+    return at - c->up.begin;
 }
 
 /* Rows of the user's data that is not on the device go up with the command; then the rows meant are
-   0, 1, ... of these. */
-static size_t pmlp__up_rows(pmlp__cuda *c, size_t rows, const void *data, size_t row_bytes,
-                            const uint32_t *index, size_t first) {
+   0, 1, ... of these. Returns where they will be. */
+static const void *pmlp__up_rows(pmlp__cuda *c, size_t rows, const void *data, size_t row_bytes,
+                                 const uint32_t *index, size_t first) {
     const size_t at = pmlp__mirror_take(&c->up, rows * row_bytes);
     for (size_t i = 0; i < rows; i++)
         memcpy(c->up.host + at + i * row_bytes,
                (const char *)data + (index ? index[i] : first + i) * row_bytes, row_bytes);
-    return at;
+    return c->up.device + (at - c->up.begin);
 }
 
-/* Room for results, which the host gets at `to` by the next synchronize(). */
+/* The result at `at` in the downward mirror gets to the host's `to` by the next synchronize(). */
 static pmlp_result pmlp__down(pmlp__cuda *c, size_t at, size_t bytes, void *to) {
     if (!pmlp__host_grow(&c->allocator, &c->results, c->result_count, &c->result_room))
         return pmlp__no_host_memory(c);
@@ -1414,7 +1505,7 @@ static pmlp_result pmlp__down(pmlp__cuda *c, size_t at, size_t bytes, void *to) 
 static void pmlp__cuda_close(void *context) {
     pmlp__cuda *const c = (pmlp__cuda *)context;
     const pmlp_allocator allocator = c->allocator;
-    cudaSetDevice(c->device);
+    if (c->stream) cudaSetDevice(c->device);
     if (c->stream) cudaStreamSynchronize(c->stream);
     pmlp__forget_graphs(c);
     for (int i = 0; c->plans && i < c->plan_count; i++) pmlp__plan_free(&c->plans[i]);
@@ -1452,12 +1543,15 @@ static pmlp_result pmlp__check_options(pmlp__cuda *c) {
 /* The device of a worker: neighbours share one or have neighbouring ones. */
 static pmlp_result pmlp__choose_device(pmlp__cuda *c, const pmlp_backend_desc *desc) {
     const pmlp_cuda_options *const o = &c->options;
-    int there = 0;
+    int there = 0, driver = 0;
     const cudaError_t error = cudaGetDeviceCount(&there);
+    const bool has_driver = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
     const int count = o->devices ? o->device_count : there;
     if (error != cudaSuccess || there == 0) {
         snprintf(c->why, sizeof c->why, "no CUDA device can be used: %s",
-                 error != cudaSuccess ? cudaGetErrorString(error) : "none is there");
+                 !has_driver            ? "no NVIDIA driver is installed"
+                 : error != cudaSuccess ? cudaGetErrorString(error)
+                                        : "none is there");
         cudaGetLastError();
         return PMLP_ERROR_UNSUPPORTED;
     }
@@ -1523,7 +1617,9 @@ static pmlp_result pmlp__cuda_open(const pmlp_backend *self, const pmlp_backend_
     return result;
 }
 
-static const char *pmlp__cuda_explain(void *context) { return ((pmlp__cuda *)context)->why; }
+static const char *pmlp__cuda_explain(void *context) {
+    return ((pmlp__cuda *)context)->why;
+}
 
 /* --- memory ----------------------------------------------------------------------------------- */
 
@@ -1560,6 +1656,7 @@ static void pmlp__cuda_layer_destroy(void *context, void *layer_) {
     pmlp__cuda_layer *const layer = (pmlp__cuda_layer *)layer_;
     if (!layer) return;
     cudaSetDevice(c->device);
+    pmlp__forget_graphs(c); /* they know the layer by its address, which another may have next */
     if (layer->memory) cudaFree(layer->memory);
     pmlp__host_delete(&c->allocator, layer);
 }
@@ -1583,13 +1680,11 @@ static pmlp_result pmlp__layer_memory(pmlp__cuda *c, pmlp__cuda_layer *layer) {
     if (moments > 0) layer->moment1 = layer->gradient + layer->count;
     if (moments > 1) layer->moment2 = layer->moment1 + layer->count;
     if (pmlp__is_bf16(c))
-        layer->rounded =
-            (pmlp__bf16 *)(void *)(layer->gradient + (1 + moments) * layer->count);
+        layer->rounded = (pmlp__bf16 *)(void *)(layer->gradient + (1 + moments) * layer->count);
     return PMLP_OK;
 }
 
-static pmlp_result pmlp__cuda_layer_create(void *context, const pmlp_layer_desc *desc,
-                                           void **out) {
+static pmlp_result pmlp__cuda_layer_create(void *context, const pmlp_layer_desc *desc, void **out) {
     pmlp__cuda *const c = (pmlp__cuda *)context;
     pmlp__cuda_layer *layer;
     *out = NULL;
@@ -1606,8 +1701,10 @@ static pmlp_result pmlp__cuda_layer_create(void *context, const pmlp_layer_desc 
     layer->count = (layer->weights + desc->n_out + 127) / 128 * 128;
     pmlp_result result = pmlp__enter_device(c);
     if (result == PMLP_OK) result = pmlp__layer_memory(c, layer);
-    if (result == PMLP_OK) *out = layer;
-    else pmlp__cuda_layer_destroy(c, layer);
+    if (result == PMLP_OK)
+        *out = layer;
+    else
+        pmlp__cuda_layer_destroy(c, layer);
     return result;
 }
 
@@ -1639,8 +1736,9 @@ static pmlp_result pmlp__cuda_write(void *context, void *layer_, pmlp_tensor ten
                    cudaMemcpyAsync(to + layer->weights, b, layer->desc.n_out * sizeof *b,
                                    cudaMemcpyHostToDevice, c->stream));
     if (tensor == PMLP_TENSOR_PARAMS && layer->rounded)
-        PMLP__CUDA(c, "rounding weights",
-                   pmlp__round(c->stream, layer->count, to, pmlp__rounded(layer, layer->latest)));
+        PMLP__CUDA(
+            c, "rounding weights",
+            pmlp__launch_round(c->stream, layer->count, to, pmlp__rounded(layer, layer->latest)));
     return pmlp__cuda_synchronize(c);
 }
 
@@ -1672,19 +1770,20 @@ static pmlp_result pmlp__cuda_read(void *context, void *layer_, pmlp_tensor tens
 static pmlp_result pmlp__cuda_input(void *context, size_t rows, size_t n, const pmlp_data *data,
                                     const uint32_t *index, size_t first, float *x) {
     pmlp__cuda *const c = (pmlp__cuda *)context;
-    const size_t row = n * sizeof *data->x, indices = pmlp__piece(rows * sizeof *index);
+    const size_t row = n * sizeof *data->x;
+    const size_t most = pmlp__piece(rows * row) + pmlp__piece(rows * sizeof *index) +
+                        pmlp__piece(sizeof(pmlp__source));
     pmlp__command k = pmlp__command_of(PMLP__INPUT, NULL, rows);
+    pmlp__source source = {NULL, NULL, NULL};
+    const void *at = NULL;
     PMLP__TRY(pmlp__enter_device(c));
+    if (data->constant) PMLP__TRY(pmlp__resident(c, data->x, data->rows * row, &at));
+    PMLP__TRY(pmlp__make_room(c, most, 0));
+    source.x = (const float *)(at ? at : pmlp__up_rows(c, rows, data->x, row, index, first));
     k.n = n;
     k.out = x;
-    if (data->constant) PMLP__TRY(pmlp__resident(c, data->x, data->rows * row, &k.source));
-    PMLP__TRY(pmlp__reserve(c, indices + (k.source ? 0 : pmlp__piece(rows * row)), 0));
-    if (!k.source) {
-        k.up = pmlp__up_rows(c, rows, data->x, row, index, first);
-        index = NULL;
-        first = 0;
-    }
-    k.index = pmlp__up_index(c, rows, index, first);
+    k.index = pmlp__up_index(c, rows, at ? index : NULL, at ? first : 0);
+    k.up = pmlp__up(c, &source, sizeof source);
     return pmlp__note(c, &k);
 }
 
@@ -1716,49 +1815,50 @@ static pmlp_result pmlp__cuda_backward_weight(void *context, void *layer, size_t
     return pmlp__note((pmlp__cuda *)context, &k);
 }
 
-/* Labels and targets that are on the device, if they are constant; NULL otherwise. */
-static pmlp_result pmlp__resident_answers(pmlp__cuda *c, const pmlp_data *data, size_t row,
-                                          pmlp__command *k) {
-    if (!data->constant) return PMLP_OK;
-    if (data->labels)
-        PMLP__TRY(pmlp__resident(c, data->labels, data->rows * sizeof(int), &k->labels));
-    if (data->targets) PMLP__TRY(pmlp__resident(c, data->targets, data->rows * row, &k->targets));
+/* Labels and targets: where they are on the device, if all of them are there; or they go up with
+   the command, which has made room for them. */
+static pmlp_result pmlp__answers(pmlp__cuda *c, const pmlp_loss_args *args, size_t target,
+                                 pmlp__command *k) {
+    const pmlp_data *const data = args->data;
+    const size_t rows = args->rows;
+    pmlp__source source = {NULL, NULL, NULL};
+    const void *labels = NULL, *targets = NULL;
+    bool resident = data->constant;
+    if (resident && data->labels)
+        PMLP__TRY(pmlp__resident(c, data->labels, data->rows * sizeof(int), &labels));
+    if (resident && data->targets)
+        PMLP__TRY(pmlp__resident(c, data->targets, data->rows * target, &targets));
+    resident = resident && (labels || !data->labels) && (targets || !data->targets);
+    if (!resident && data->labels)
+        labels = pmlp__up_rows(c, rows, data->labels, sizeof(int), args->index, args->first);
+    if (!resident && data->targets)
+        targets = pmlp__up_rows(c, rows, data->targets, target, args->index, args->first);
+    source.labels = (const int *)labels;
+    source.targets = (const float *)targets;
+    k->index = pmlp__up_index(c, rows, resident ? args->index : NULL, resident ? args->first : 0);
+    k->up = pmlp__up(c, &source, sizeof source);
     return PMLP_OK;
 }
 
 static pmlp_result pmlp__cuda_loss(void *context, void *layer, const pmlp_loss_args *args) {
     pmlp__cuda *const c = (pmlp__cuda *)context;
-    const pmlp_data *const data = args->data;
     const size_t rows = args->rows, losses = rows * sizeof *args->row_loss;
     pmlp__command k = pmlp__command_of(PMLP__LOSS, layer, rows);
-    const size_t target = k.layer->desc.row_outs * sizeof *data->targets;
+    const size_t target = k.layer->desc.row_outs * sizeof(float);
     const size_t most = pmlp__piece(rows * sizeof(int)) + pmlp__piece(rows * sizeof(uint32_t)) +
-                        (data->targets ? pmlp__piece(rows * target) : 0);
-    PMLP__TRY(pmlp__enter_device(c));
+                        (args->data->targets ? pmlp__piece(rows * target) : 0) +
+                        pmlp__piece(sizeof(pmlp__source));
+    size_t at;
+    PMLP__TRY(pmlp__make_room(c, most, pmlp__piece(losses + rows)));
+    PMLP__TRY(pmlp__answers(c, args, target, &k));
     k.kind = (int)args->loss;
     k.y = args->y;
     k.out = args->dz;
     k.scale = args->scale;
-    PMLP__TRY(pmlp__resident_answers(c, data, target, &k));
-    PMLP__TRY(pmlp__reserve(c, most, pmlp__piece(losses + rows)));
-    if ((data->labels && !k.labels) || (data->targets && !k.targets)) {
-        k.labels = k.targets = NULL;
-        if (data->labels) {
-            k.flag |= PMLP__LABELS_WITH_IT;
-            k.up_labels =
-                pmlp__up_rows(c, rows, data->labels, sizeof(int), args->index, args->first);
-        }
-        if (data->targets) {
-            k.flag |= PMLP__TARGETS_WITH_IT;
-            k.up = pmlp__up_rows(c, rows, data->targets, target, args->index, args->first);
-        }
-        k.index = pmlp__up_index(c, rows, NULL, 0);
-    } else {
-        k.index = pmlp__up_index(c, rows, args->index, args->first);
-    }
-    k.down = pmlp__mirror_take(&c->down, losses + rows);
-    PMLP__TRY(pmlp__down(c, k.down, losses, args->row_loss));
-    PMLP__TRY(pmlp__down(c, k.down + losses, rows, args->row_hit));
+    at = pmlp__mirror_take(&c->down, losses + rows);
+    k.down = at - c->down.begin;
+    PMLP__TRY(pmlp__down(c, at, losses, args->row_loss));
+    PMLP__TRY(pmlp__down(c, at + losses, rows, args->row_hit));
     return pmlp__note(c, &k);
 }
 
@@ -1766,9 +1866,11 @@ static pmlp_result pmlp__cuda_gradient_squares(void *context, void *layer, doubl
     pmlp__cuda *const c = (pmlp__cuda *)context;
     pmlp__command k = pmlp__command_of(PMLP__SQUARES, layer, 0);
     const size_t bytes = k.layer->desc.n_out * sizeof *squares;
-    PMLP__TRY(pmlp__reserve(c, 0, pmlp__piece(bytes)));
-    k.down = pmlp__mirror_take(&c->down, bytes);
-    PMLP__TRY(pmlp__down(c, k.down, bytes, squares));
+    size_t at;
+    PMLP__TRY(pmlp__make_room(c, 0, pmlp__piece(bytes)));
+    at = pmlp__mirror_take(&c->down, bytes);
+    k.down = at - c->down.begin;
+    PMLP__TRY(pmlp__down(c, at, bytes, squares));
     return pmlp__note(c, &k);
 }
 
@@ -1777,7 +1879,7 @@ static pmlp_result pmlp__cuda_update(void *context, void *layer_, const pmlp_upd
     pmlp__cuda_layer *const layer = (pmlp__cuda_layer *)layer_;
     pmlp__command k = pmlp__command_of(PMLP__UPDATE, layer, 0);
     pmlp__step step;
-    PMLP__TRY(pmlp__reserve(c, pmlp__piece(sizeof step), 0));
+    PMLP__TRY(pmlp__make_room(c, pmlp__piece(sizeof step), 0));
     if (args->rows > 0 || args->anew)
         PMLP__TRY(pmlp__cuda_backward_weight(c, layer, args->rows, args->x, args->dz, !args->anew));
     memset(&step, 0, sizeof step);
@@ -1788,7 +1890,9 @@ static pmlp_result pmlp__cuda_update(void *context, void *layer_, const pmlp_upd
     step.epsilon = args->epsilon;
     step.decay = args->weight_decay;
     step.scale = args->gradient_scale;
-    step.fix1 = 1.0 - pow((double)args->beta1, (double)args->step);
+    step.rate =
+        (float)((double)args->learning_rate / (1.0 - pow((double)args->beta1, (double)args->step)));
+    step.keep = (float)(1.0 - (double)args->learning_rate * (double)args->weight_decay);
     step.fix2 = 1.0 - pow((double)args->beta2, (double)args->step);
     k.up = pmlp__up(c, &step, sizeof step);
     k.kind = (int)args->optimizer;
@@ -1842,14 +1946,9 @@ static pmlp_result pmlp__read_stamps(pmlp__cuda *c) {
 /* Whatever happens, nothing is outstanding afterwards. */
 static pmlp_result pmlp__wait(pmlp__cuda *c) {
     const pmlp_result flushed = pmlp__flush(c);
-    cudaError_t error = cudaSuccess;
-    if (flushed == PMLP_OK && c->down.used > 0)
-        error = cudaMemcpyAsync(c->down.host, c->down.device, c->down.used, cudaMemcpyDeviceToHost,
-                                c->stream);
     const cudaError_t waited = cudaStreamSynchronize(c->stream);
     if (flushed != PMLP_OK) return flushed;
-    if (error == cudaSuccess) error = waited;
-    if (error != cudaSuccess) return pmlp__cuda_failed(c, "the work of a step", error);
+    PMLP__CUDA(c, "the work of a step", waited);
     return PMLP_OK;
 }
 
@@ -1863,7 +1962,8 @@ static pmlp_result pmlp__cuda_synchronize(void *context) {
     }
     if (result == PMLP_OK) result = pmlp__read_stamps(c);
     c->count = c->result_count = c->stamp_count = 0;
-    c->up.used = c->up_copied = c->down.used = 0;
+    c->up.used = c->up.begin = c->down.used = c->down.begin = 0;
+    c->failed = PMLP_OK;
     return result;
 }
 
@@ -1915,12 +2015,13 @@ static pmlp_result pmlp__edge_event(pmlp__cuda *c, cudaEvent_t *event) {
     return PMLP_OK;
 }
 
-/* Lets one GPU write into the other's memory without a detour, where the machine can. */
-static void pmlp__enable_peer(int from, int to) {
+/* Lets one GPU read the other's memory without a detour, where the machine can. */
+static void pmlp__enable_peer(int reader, int owner) {
     int can = 0;
-    if (from == to || cudaDeviceCanAccessPeer(&can, from, to) != cudaSuccess || !can) return;
-    if (cudaSetDevice(from) == cudaSuccess && cudaDeviceEnablePeerAccess(to, 0) != cudaSuccess)
-        cudaGetLastError(); /* it was so already; if not, copies take the detour */
+    if (reader != owner && cudaDeviceCanAccessPeer(&can, reader, owner) == cudaSuccess && can &&
+        cudaSetDevice(reader) == cudaSuccess)
+        cudaDeviceEnablePeerAccess(owner, 0);
+    cudaGetLastError(); /* it was so already; if not, copies take the detour */
 }
 
 static pmlp_result pmlp__edge_make(pmlp__cuda_edge *e) {
@@ -1983,8 +2084,8 @@ static pmlp_result pmlp__edge_copy(pmlp__cuda_edge *e, const pmlp__cuda_slot *sl
     PMLP__CUDA(c, "a hand-off", cudaSetDevice(e->to->device));
     PMLP__CUDA(c, "a hand-off", cudaStreamWaitEvent(e->stream, slot->full, 0));
     if (used) PMLP__CUDA(c, "a hand-off", cudaStreamWaitEvent(e->stream, slot->taken, 0));
-    PMLP__CUDA(c, "a hand-off", cudaMemcpyPeerAsync(slot->memory, e->to->device, data, c->device,
-                                                    bytes, e->stream));
+    PMLP__CUDA(c, "a hand-off",
+               cudaMemcpyAsync(slot->memory, data, bytes, cudaMemcpyDefault, e->stream));
     PMLP__CUDA(c, "a hand-off", cudaEventRecord(slot->arrived, e->stream));
     return PMLP_OK;
 }
@@ -2019,8 +2120,9 @@ static pmlp_result pmlp__edge_receive(void *edge, int microbatch, void *data, si
         PMLP__CUDA(c, "a hand-off",
                    cudaStreamWaitEvent(c->stream, e->copies ? slot->arrived : slot->full, 0));
         if (e->copies) {
-            PMLP__CUDA(c, "a hand-off", cudaMemcpyAsync(data, slot->memory, bytes,
-                                                        cudaMemcpyDeviceToDevice, c->stream));
+            PMLP__CUDA(
+                c, "a hand-off",
+                cudaMemcpyAsync(data, slot->memory, bytes, cudaMemcpyDeviceToDevice, c->stream));
             PMLP__CUDA(c, "a hand-off", cudaEventRecord(slot->taken, c->stream));
         }
     }
@@ -2030,27 +2132,19 @@ static pmlp_result pmlp__edge_receive(void *edge, int microbatch, void *data, si
 }
 
 /* Shared if all workers use one GPU. */
-static const pmlp_edges pmlp__one_gpu = {PMLP_EDGES_ABI,
-                                         (uint32_t)sizeof(pmlp_edges),
+static const pmlp_edges pmlp__one_gpu = {PMLP_EDGES_ABI,       (uint32_t)sizeof(pmlp_edges),
                                          "CUDA, one GPU",
                                          /* .user = */ NULL,
-                                         /* .shared = */ true,
-                                         PMLP_TRANSPORT_SLOTS,
-                                         pmlp__edge_connect,
-                                         pmlp__edge_disconnect,
-                                         pmlp__edge_reset,
-                                         pmlp__edge_send,
+                                         /* .shared = */ true, PMLP_TRANSPORT_SLOTS,
+                                         pmlp__edge_connect,   pmlp__edge_disconnect,
+                                         pmlp__edge_reset,     pmlp__edge_send,
                                          pmlp__edge_receive};
-static const pmlp_edges pmlp__several_gpus = {PMLP_EDGES_ABI,
-                                              (uint32_t)sizeof(pmlp_edges),
+static const pmlp_edges pmlp__several_gpus = {PMLP_EDGES_ABI,        (uint32_t)sizeof(pmlp_edges),
                                               "CUDA, peer copies",
                                               /* .user = */ NULL,
-                                              /* .shared = */ false,
-                                              PMLP_TRANSPORT_SLOTS,
-                                              pmlp__edge_connect,
-                                              pmlp__edge_disconnect,
-                                              pmlp__edge_reset,
-                                              pmlp__edge_send,
+                                              /* .shared = */ false, PMLP_TRANSPORT_SLOTS,
+                                              pmlp__edge_connect,    pmlp__edge_disconnect,
+                                              pmlp__edge_reset,      pmlp__edge_send,
                                               pmlp__edge_receive};
 
 /*============================================================================================*/
@@ -2058,12 +2152,15 @@ static const pmlp_edges pmlp__several_gpus = {PMLP_EDGES_ABI,
 /*============================================================================================*/
 
 #define PMLP__CUDA_BACKEND(EDGES)                                                                  \
-    {PMLP_BACKEND_ABI, (uint32_t)sizeof(pmlp_backend), "cuda", /* .user = */ NULL, EDGES,          \
-     /* .exact = */ false, pmlp__cuda_open, pmlp__cuda_close, pmlp__cuda_alloc, pmlp__cuda_free,   \
-     pmlp__cuda_row_floats, pmlp__cuda_layer_create, pmlp__cuda_layer_destroy, pmlp__cuda_write,   \
-     pmlp__cuda_read, pmlp__cuda_input, pmlp__cuda_forward, pmlp__cuda_backward_input,             \
-     pmlp__cuda_backward_weight, pmlp__cuda_loss, pmlp__cuda_gradient_squares, pmlp__cuda_update,  \
-     pmlp__cuda_synchronize, pmlp__cuda_stamp, pmlp__cuda_explain}
+  {                                                                                                \
+    PMLP_BACKEND_ABI, (uint32_t)sizeof(pmlp_backend), "cuda", /* .user = */ NULL, EDGES,           \
+        /* .exact = */ false, pmlp__cuda_open, pmlp__cuda_close, pmlp__cuda_alloc,                 \
+        pmlp__cuda_free, pmlp__cuda_row_floats, pmlp__cuda_layer_create, pmlp__cuda_layer_destroy, \
+        pmlp__cuda_write, pmlp__cuda_read, pmlp__cuda_input, pmlp__cuda_forward,                   \
+        pmlp__cuda_backward_input, pmlp__cuda_backward_weight, pmlp__cuda_loss,                    \
+        pmlp__cuda_gradient_squares, pmlp__cuda_update, pmlp__cuda_synchronize, pmlp__cuda_stamp,  \
+        pmlp__cuda_explain                                                                         \
+  }
 
 static const pmlp_backend pmlp__cuda_on_one = PMLP__CUDA_BACKEND(&pmlp__one_gpu);
 static const pmlp_backend pmlp__cuda_on_several = PMLP__CUDA_BACKEND(&pmlp__several_gpus);
@@ -2075,9 +2172,9 @@ extern "C" const pmlp_backend *pmlp_cuda_backend(void) {
 }
 
 extern "C" void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backend *table) {
-    *table = options->devices ? options->device_count > 1 ? pmlp__cuda_on_several
-                                                          : pmlp__cuda_on_one
-                              : *pmlp_cuda_backend();
+    *table = options->devices
+                 ? options->device_count > 1 ? pmlp__cuda_on_several : pmlp__cuda_on_one
+                 : *pmlp_cuda_backend();
     table->user = options;
     table->exact = options->gemm == PMLP_CUDA_GEMM_TEACHING;
 }

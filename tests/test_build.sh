@@ -468,6 +468,53 @@ bits() { # C_COMPILER C++_COMPILER
     ok "same bits, $c and $cpp: ${#names[@]} programs x $lines trainings (${isas% }) agree"
 }
 
+# `make install` as a packager does it: two files and one for pkg-config, by which a program is built;
+# `make uninstall` leaves nothing behind.
+installed() {
+    local root=$work/root package left line
+    package=$root/usr/share/pkgconfig/pipemlp.pc
+    if ! make --no-print-directory install DESTDIR="$root" PREFIX=/usr > "$work/install.log" 2>&1; then
+        tail -n 5 "$work/install.log"
+        bad "make install fails"
+        return
+    fi
+    if ! cmp pipemlp.h "$root/usr/include/pipemlp.h" ||
+            ! cmp pipemlp_cuda.cu "$root/usr/share/pipemlp/pipemlp_cuda.cu" ||
+            [ "$(find "$root" -type f | wc -l)" != 3 ]; then
+        bad "make install: other files than the header, the back end and pipemlp.pc"
+        return
+    fi
+    if have pkg-config; then
+        line=$(PKG_CONFIG_PATH=$(dirname "$package") pkg-config --define-prefix --cflags --libs pipemlp)
+        left=$(PKG_CONFIG_PATH=$(dirname "$package") pkg-config --define-prefix --variable=cuda_source \
+            pipemlp)
+        # shellcheck disable=SC2086 # words split on purpose
+        if ! gcc -std=c99 "$work/impl.c" "$work/user.c" "-I$work" $line -o "$work/installed" ||
+                ! "$work/installed" > /dev/null; then
+            bad "pkg-config: no program comes of: $line"
+            return
+        fi
+        if ! cmp pipemlp_cuda.cu "$left"; then
+            bad "pkg-config --variable=cuda_source: $left"
+            return
+        fi
+    elif [ "$strict" = 1 ]; then
+        bad "pkg-config is missing"
+        return
+    else
+        skip "pkg-config is missing"
+    fi
+    make --no-print-directory uninstall DESTDIR="$root" PREFIX=/usr > "$work/uninstall.log" 2>&1
+    left=$(find "$root" \( -type f -o -name pipemlp \) -exec printf '%s ' {} +)
+    if [ -z "$left" ] && make --no-print-directory uninstall DESTDIR="$root" PREFIX=/usr \
+            > "$work/uninstall.log" 2>&1; then
+        ok "make install, pkg-config, make uninstall: nothing is left, twice"
+    else
+        tail -n 2 "$work/uninstall.log"
+        bad "make uninstall leaves ${left:-nothing, but fails the second time}"
+    fi
+}
+
 # The programs of tests/bench that use the header: they know the back end's table, two of them more.
 benchmarks() {
     local program names=()
@@ -483,6 +530,7 @@ benchmarks() {
 example
 readme
 manual
+installed
 benchmarks
 for compiler in gcc clang; do
     for standard in c99 c11; do dialect $compiler c $standard; done

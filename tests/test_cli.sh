@@ -407,7 +407,8 @@ fi
 if $train --help > "$work/help" 2> "$work/help.err" < /dev/null && [ ! -s "$work/help.err" ]; then
     lost=""
     for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
-            backend limit save save-every load resume trace svg compare verify quiet help memory \
+            backend math gemm devices limit save save-every load resume trace svg compare verify quiet \
+            help memory \
             no-stashing no-threads "${synchronous[@]}" "${asynchronous[@]}"; do
         grep -q -e "--$option\b" -e " ${option}[,;:]" "$work/help" || lost="$lost --$option"
     done
@@ -448,7 +449,7 @@ refuse 2 --layer --layer 3
 refuse 2 -x -x
 refuse 2 word word
 for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
-        backend limit svg trace memory; do
+        backend math gemm devices limit svg trace memory; do
     refuse 2 "--$option" --quiet "--$option"
     refuse 2 "--$option" "--$option" ''
 done
@@ -465,16 +466,24 @@ for value in -1 x 1e3 ''; do refuse 2 --seed --seed "$value"; done
 for value in 0 -0.1 nan inf x 0.1x; do refuse 2 --lr --lr "$value"; done
 for value in 0 -1 nan x 1MiB; do refuse 2 --memory --schedule auto --memory "$value"; done
 for value in 12,,3 ,12 "12," x 0 12,-3 '12;3' 12,0,3 99999999999; do refuse 2 --layers --layers "$value"; done
-for option in loss optimizer cut backend; do refuse 2 "--$option" "--$option" nonsense; done
+for option in loss optimizer cut backend math gemm; do refuse 2 "--$option" "--$option" nonsense; done
 refuse 2 nonsense --schedule nonsense
 refuse 2 --workers --workers 5 --layers 12,12,12
 refuse 2 --workers --workers 3 --layers 12 --compare
 refuse 2 --workers --workers 2 --virtual 2 --schedule interleaved --layers 12
 refusals "values out of range"
 
-refuse 2 cuda --backend cuda
+refuse 1 'make cuda' --backend cuda
+refuse 1 'make cuda' --backend cuda --math bf16 --gemm plain --devices 1,0 --workers 2 --compare
 for option in save save-every load resume; do refuse 2 "--$option" "--$option" 7; done
-refusals "what is not there yet"
+refusals "what is not there yet, or in another program"
+
+refuse 2 --math --math tf32
+refuse 2 --math --backend cpu --math fp32
+refuse 2 --gemm --gemm fused
+refuse 2 --devices --devices 0
+for value in x -1 "0," ",0" 0,,1 1.5 99999999; do refuse 2 --devices --backend cuda --devices "$value"; done
+refusals "what only cuda has"
 
 for schedule in zb-v dualpipe-v; do
     refuse 2 --virtual --virtual 3 --workers 2 --schedule $schedule

@@ -495,14 +495,16 @@ def one_of(values):
     return parse
 
 
-def numbers(text):
-    try:
-        found = [int(word) for word in text.split(',')]
-    except ValueError:
-        found = [0]
-    if min(found) < 1 or max(found) > 1024:
-        raise argparse.ArgumentTypeError(f'"{text}": wants numbers from 1 to 1024')
-    return found
+def numbers(most):
+    def parse(text):
+        try:
+            found = [int(word) for word in text.split(',')]
+        except ValueError:
+            found = [0]
+        if min(found) < 1 or max(found) > most:
+            raise argparse.ArgumentTypeError(f'"{text}": wants numbers from 1 to {most}')
+        return found
+    return parse
 
 
 def read_options():
@@ -515,7 +517,8 @@ def read_options():
                         help='these contestants (and serial and 1f1b)')
     parser.add_argument('--section', type=one_of(SECTIONS), default=list(SECTIONS),
                         metavar='NAME[,NAME]', help='of ' + ', '.join(SECTIONS))
-    parser.add_argument('--batch', type=numbers, metavar='B[,B]', help='default 32,128,512,1024')
+    parser.add_argument('--batch', type=numbers(1024), metavar='B[,B]',
+                        help='default 32,128,512,1024')
     parser.add_argument('--rounds', type=int, help='default 9')
     parser.add_argument('--output', metavar='DIR', help='where RESULTS.md and the pictures go')
     parser.add_argument('--build', action='store_true', help='compile, and no more')
@@ -542,8 +545,13 @@ def with_matplotlib():
 
 def stop(number, _frame):
     kill_all()
-    say(f'bench.py: stopped by signal {number}')
+    say(f'{os.path.basename(sys.argv[0])}: stopped by signal {number}')
     os._exit(128 + number)
+
+
+def stop_on_signals():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
 
 
 def now():
@@ -586,8 +594,7 @@ def main():
             print(f'{c.key:24}{c.title}{"" if c.threads == 1 else f", {c.threads} threads"}')
         return
     with_matplotlib()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    stop_on_signals()
     try:
         if o.report:
             with open(os.path.join(BUILD, 'results.json')) as file:
@@ -604,4 +611,5 @@ def main():
     say('wrote ' + report.write(results, folder))
 
 
-main()
+if __name__ == '__main__':
+    main()

@@ -7,6 +7,8 @@
            --cut auto|layers    may a boundary fall inside the first layer; default auto
            --layers 512,256     hidden layers; weights then come from a seed, not from a file
            --copies N           N such trainings at once that share nothing: what the machine gives
+           --backend cpu|cuda   with PMLP_CUDA defined and pipemlp_cuda.cu in the program; then also
+           --math fp32|tf32|bf16, --gemm fused|plain|teaching, --graphs 0|1
        peer_pipemlp --write-weights FILE     writes the initial weights and ends
 
    The ready line has, besides the loss, the weights word after those steps. `ceiling` prints what
@@ -34,8 +36,10 @@ static int copy_count = 1;
 
 static pmlp_data rows_from(const training *t, size_t first, size_t rows) {
     const peer_images *i = t->images;
-    const pmlp_data data = {
-        .rows = rows, .x = i->x + first * i->width, .labels = i->labels + first};
+    const pmlp_data data = {.rows = rows,
+                            .x = i->x + first * i->width,
+                            .labels = i->labels + first,
+                            .constant = true};
     return data;
 }
 
@@ -70,6 +74,54 @@ static double async_check(void *self) {
     training *t = self;
     return epoch_of(t, 0, PEER_CHECK * t->desc.batch);
 }
+
+/* On a GPU the images stay where they are, all of them: steps are those of epochs. */
+static double pass(void *self, size_t first) {
+    const training *t = self;
+    return epoch_of(self, first, t->images->rows / t->desc.batch * t->desc.batch);
+}
+
+/* PEER_CHECK steps in the order of peer_next(). */
+static double pass_check(void *self) {
+    const training *t = self;
+    const size_t steps = t->images->rows / t->desc.batch;
+    double loss = 0;
+    size_t done, some;
+    for (done = 0; done < PEER_CHECK; done += some) {
+        some = PEER_CHECK - done < steps ? PEER_CHECK - done : steps;
+        loss += epoch_of(self, 0, some * t->desc.batch) * (double)some / PEER_CHECK;
+    }
+    return loss;
+}
+
+#ifdef PMLP_CUDA
+static int name_of(const char *option, const char *name, const char *const *names, int count) {
+    int i;
+    for (i = 0; i < count; i++)
+        if (strcmp(name, names[i]) == 0) return i;
+    peer_fail(option, "no such name");
+}
+
+static const pmlp_backend *cuda_backend(int argc, char **argv) {
+    static const char *const math[] = {"fp32", "tf32", "bf16"};
+    static const char *const gemm[] = {"fused", "plain", "teaching"};
+    static pmlp_cuda_options options;
+    static pmlp_backend table;
+    options.math =
+        (pmlp_cuda_math)name_of("--math", peer_option(argc, argv, "--math", "fp32"), math, 3);
+    options.gemm =
+        (pmlp_cuda_gemm)name_of("--gemm", peer_option(argc, argv, "--gemm", "fused"), gemm, 3);
+    options.no_graphs = peer_number(argc, argv, "--graphs", "1") == 0;
+    pmlp_cuda_backend_with(&options, &table);
+    return &table;
+}
+#else
+__attribute__((noreturn)) static const pmlp_backend *cuda_backend(int argc, char **argv) {
+    (void)argc;
+    (void)argv;
+    peer_fail("--backend cuda", "this program was built without it");
+}
+#endif
 
 static void *run_copy(void *self) {
     training *t = self;
@@ -236,10 +288,12 @@ static void command(void *self, const char *line) {
 int main(int argc, char **argv) {
     const peer_options o =
         peer_read_options(argc, argv, " --schedule --microbatches --virtual --cut --layers --copies"
-                                      " --write-weights ");
+                                      " --write-weights --backend --math --gemm --graphs ");
     const char *path = peer_option(argc, argv, "--write-weights", NULL);
     const char *name = peer_option(argc, argv, "--schedule", "1f1b");
     const char *cut = peer_option(argc, argv, "--cut", "auto");
+    const char *where = peer_option(argc, argv, "--backend", "cpu");
+    const bool cuda = strcmp(where, "cuda") == 0;
     training *t = copies;
     peer p = {.self = t, .step = step, .describe = describe, .command = command,
               .batch = (size_t)o.batch};
@@ -252,6 +306,7 @@ int main(int argc, char **argv) {
     if (copy_count < 1 || copy_count > MOST_COPIES) peer_fail("--copies", "1 to 64");
     if (strcmp(cut, "auto") != 0 && strcmp(cut, "layers") != 0)
         peer_fail("--cut", "auto or layers");
+    if (!cuda && strcmp(where, "cpu") != 0) peer_fail("--backend", "cpu or cuda");
     if (pmlp_schedule_kind_of(name) == PMLP_SCHEDULE_DEFAULT) peer_fail(name, "no such schedule");
     images = peer_load_images(&o);
     for (i = 0; i < copy_count; i++) {
@@ -267,6 +322,7 @@ int main(int argc, char **argv) {
             .measure_layers = true,
             .learning_rate = PEER_RATE,
             .no_shuffle = true,
+            .backend = cuda ? cuda_backend(argc, argv) : NULL,
         };
         create_model(&copies[i], peer_option(argc, argv, "--layers", NULL), o.weights);
         start(&copies[i]);
@@ -274,12 +330,16 @@ int main(int argc, char **argv) {
     synchronous = pmlp_schedule_is_synchronous(pmlp_trainer_schedule(t->trainer));
     p.rows = images.rows;
     if (copy_count > 1) p.run = run_copies;
-    if (!synchronous) {
+    if (cuda) {
+        p.batch = images.rows / t->desc.batch * t->desc.batch;
+        p.step = pass;
+        p.check = pass_check;
+    } else if (!synchronous) {
         p.batch = async_rows(t);
         p.step = async_step;
         p.check = async_check;
     }
     snprintf(p.version, sizeof p.version, "pipemlp %d.%d.%d, %s", PMLP_VERSION_MAJOR,
-             PMLP_VERSION_MINOR, PMLP_VERSION_PATCH, isa());
+             PMLP_VERSION_MINOR, PMLP_VERSION_PATCH, cuda ? "CUDA" : isa());
     return peer_serve(&p);
 }

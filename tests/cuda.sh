@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Tests the CUDA back end on a GPU: `make test-cuda` has built build/cuda/train and runs this.
+#
+#     NVCC=PROGRAM bash tests/cuda.sh    PMLP_TEST_QUICK=1  smaller loops
+#
+# tests/cuda_suite.c by itself and, if there is one, under each tool of compute-sanitizer; then the
+# main program, which compares pipelines with one worker bit by bit. Without a GPU: one line that
+# says so, exit status 0. Otherwise ends with `N passed, N failed`.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+work=build/test/cuda
+train=build/cuda/train
+limit=${PMLP_TEST_TIMEOUT:-600}
+passed=0 failed=0 skipped=0
+
+ok() { echo "ok   cuda: $*"; passed=$((passed + 1)); }
+bad() { echo "FAIL cuda: $*"; failed=$((failed + 1)); }
+skip() { echo "skip cuda: $*"; skipped=$((skipped + 1)); }
+end() {
+    local line="$passed passed, $failed failed"
+    [ "$skipped" -eq 0 ] || line="$line, $skipped skipped"
+    echo "$line"
+    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+    exit
+}
+
+mkdir -p "$work"
+
+# --- is there a GPU? ------------------------------------------------------------------------------
+
+if ! timeout 120 $train --backend cuda --limit 64 --epochs 1 --layers 16 --quiet \
+        > "$work/probe" 2> "$work/probe.err" < /dev/null; then
+    why=$(grep -o 'no CUDA device can be used.*' "$work/probe.err")
+    if [ -n "$why" ]; then
+        echo "test-cuda: nothing is tested: $why"
+        exit 0
+    fi
+    bad "a short training: $(head -n 1 "$work/probe.err")"
+    end
+fi
+ok "a short training: $(tail -n 1 "$work/probe")"
+
+# --- the C tests ----------------------------------------------------------------------------------
+
+run() { # NAME COMMAND...: counts the lines of a program of tests/
+    local name=$1 log=$work/${1// /-}.log status
+    shift
+    timeout -k 5 "$limit" "$@" > "$log" 2>&1 < /dev/null
+    status=$?
+    grep -E '^(ok   |FAIL |skip |note )' "$log"
+    passed=$((passed + $(grep -c '^ok   ' "$log")))
+    failed=$((failed + $(grep -c '^FAIL ' "$log")))
+    skipped=$((skipped + $(grep -c '^skip ' "$log")))
+    if [ $status -ne 0 ] && ! grep -q '^FAIL ' "$log"; then
+        tail -n 20 "$log"
+        bad "$name: exit status $status (see $log)"
+    elif ! grep -q -E '^(ok   |FAIL )' "$log"; then
+        bad "$name: no test ran (see $log)"
+    fi
+}
+
+sanitizer() {
+    local beside
+    beside=$(dirname "$(command -v "${NVCC:-nvcc}")")/compute-sanitizer
+    if [ -x "$beside" ]; then echo "$beside"; else command -v compute-sanitizer; fi
+}
+
+if ! "${MAKE:-make}" --no-print-directory NVCC="${NVCC:-nvcc}" build/cuda/cuda_suite \
+        > "$work/build.log" 2>&1; then
+    tail -n 20 "$work/build.log"
+    bad "tests/cuda_suite.c does not build"
+    end
+fi
+run cuda_suite build/cuda/cuda_suite
+checker=$(sanitizer)
+if [ -z "$checker" ]; then
+    skip "compute-sanitizer is missing: it comes with the CUDA toolkit"
+else
+    for tool in memcheck racecheck initcheck synccheck; do
+        PMLP_TEST_QUICK=1 run "cuda_suite under $tool" "$checker" --tool $tool --error-exitcode 9 \
+            build/cuda/cuda_suite
+    done
+fi
+
+# --- the main program -----------------------------------------------------------------------------
+
+small=(--backend cuda --limit 2560 --quiet)
+for math in fp32 tf32 bf16; do
+    for gemm in fused plain teaching; do
+        if timeout 120 $train "${small[@]}" --math $math --gemm $gemm --workers 2 --verify 40 \
+                > "$work/verify" 2> "$work/verify.err" < /dev/null; then
+            ok "train --math $math --gemm $gemm: $(tail -n 1 "$work/verify")"
+        else
+            bad "train --math $math --gemm $gemm --verify: $(head -n 1 "$work/verify.err")"
+        fi
+    done
+    words=""
+    for _ in 1 2; do
+        timeout 120 $train "${small[@]}" --math $math > "$work/run" 2>&1 < /dev/null
+        words="$words $(tail -n 1 "$work/run" | sed -n 's/.* weights=\([0-9a-f]*\) .*/\1/p')"
+    done
+    read -r a b <<< "$words"
+    if [ -n "$a" ] && [ "$a" = "$b" ]; then ok "train --math $math: $a, and again"
+    else bad "train --math $math: '$a', and then '$b'"
+    fi
+done
+for schedule in gpipe 1f1b zb-h1 interleaved; do
+    if timeout 120 $train "${small[@]}" --workers 2 --schedule $schedule --compare \
+            > "$work/compare" 2> "$work/compare.err" < /dev/null &&
+            tail -n 1 "$work/compare" | grep -q ' identical=yes math=fp32 gemm=fused$'; then
+        ok "train --compare --schedule $schedule: identical"
+    else
+        bad "train --compare --schedule $schedule: $(tail -n 1 "$work/compare")" \
+            "$(head -n 1 "$work/compare.err")"
+    fi
+done
+end
