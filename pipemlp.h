@@ -81,7 +81,7 @@
       >>trainer        runs a schedule                 >>check           proves schedules
       >>images         IDX files                       >>simulate        times them
       >>backend        how to plug in other hardware   >>auto            searches for one
-                                                       >>pictures        text, SVG, traces
+      >>cuda           pipemlp_cuda.cu, for GPUs       >>pictures        text, SVG, traces
                                                        >>edges >>partition >>validation >>stage
                                                        >>worker >>verify >>ceiling >>io
 
@@ -255,7 +255,9 @@
       A trainer with p workers starts p - 1 threads; the thread that calls is worker 0. Idle
       workers spin for about a millisecond, then sleep; with more workers than cores they sleep at
       once. One call at a time per trainer; different trainers and models are independent.
-      desc.no_threads runs the same lists on the calling thread alone, with the same bits.
+      desc.no_threads runs the same lists on the calling thread alone, with the same bits. Each
+      worker makes its layers and buffers on its own thread, so that memory lies near the core that
+      uses it; desc.bind_threads keeps it there.
 
    ON ERRORS
 
@@ -271,7 +273,11 @@
       A back end is a table of functions, a layer's operations (see >>backend); edges, which carry
       activations and gradients from stage to stage, are another. Both are public: fill in a table,
       set desc.backend or desc.edges. The tables in this file are the CPU and threads of one
-      process.
+      process. pipemlp_cuda.cu, beside this file, has those for NVIDIA GPUs; see >>cuda.
+
+      Libraries of products add up in an order of their own, which changes with the number of rows.
+      A back end that uses them says that it is not `exact`, and what it promises is less: not the
+      bits of the whole batch, but those of one worker with the same micro-batches.
 
    ON SPEED
 

@@ -11,8 +11,8 @@
 #     tsan       the C tests that start threads under the thread sanitizer, quick set
 #     valgrind   a short training and the smallest C test under valgrind
 #
-# Without a section: all but ubsan. Ends with the line `N passed, N failed`, a test that was skipped
-# for want of a tool counted behind it; the exit status is 0 if nothing failed.
+# Without a section: all but ubsan. Ends with the line `N passed, N failed`; tests that were skipped
+# for want of a tool are counted on a line before it. The exit status is 0 if nothing failed.
 #
 #     PMLP_TEST_QUICK=1    smaller loops everywhere
 #     PMLP_STRICT=1        a missing tool is a failure, not a skip
@@ -213,7 +213,6 @@ begin=$SECONDS
 for section in "${sections[@]}"; do "section_$section"; done
 
 printf '\n%s s in all; logs are under %s\n' $((SECONDS - begin)) "$out"
-line="$passed passed, $failed failed"
-[ "$skipped" -eq 0 ] || line="$line, $skipped skipped"
-echo "$line"
+[ "$skipped" -eq 0 ] || echo "$skipped skipped, each with its reason above"
+echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
