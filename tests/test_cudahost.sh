@@ -3,13 +3,13 @@
 # compilers and under the sanitizers; that it finds planted mistakes, each by the means that is
 # meant for it; and that the CUDA it understands is the one that nvcc understands.
 #
-#     bash tests/test_cudahost.sh    PMLP_TEST_QUICK=1 leaves out clang and other variants
+#     bash tests/test_cudahost.sh    PMLP_TEST_QUICK=0 adds clang and other variants
 #                                    PMLP_STRICT=1 makes a missing tool but nvcc a failure
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
 work=build/test/cudahost
-quick=${PMLP_TEST_QUICK:-0}
+quick=${PMLP_TEST_QUICK:-1}
 strict=${PMLP_STRICT:-0}
 source=tests/cudahost/selftest.cu
 flags=(-std=c++17 -O1 -g -Wall -Wextra -Werror -Itests/cudahost -x c++ "$source" -pthread)
