@@ -24,21 +24,26 @@ have() { command -v "$1" > /dev/null 2>&1; }
 rm -rf "$work"
 mkdir -p "$work"
 
-# Builds the suite: $work/NAME from one .cu, with a C compiler, a C++ compiler, and flags. What does
-# not depend on the .cu is built once for the same flags.
+# What does not depend on the .cu is built once for the same flags; $common is then where it lies.
+build_common() { # LOG CC CXX FLAGS...
+    local log=$1 cc=$2 cxx=$3
+    shift 3
+    common=$work/common.$cc.$(echo "$*" | tr -c 'a-zA-Z0-9\n' '_')
+    [ ! -f "$common.control.o" ] || return 0
+    "$cc" -std=c99 -DCUDAHOST "${warnings[@]}" "$@" -I. -c tests/cuda_suite.c -o "$common.c.o" \
+        >> "$log" 2>&1 &&
+        "$cxx" -std=c++17 "${warnings[@]}" "$@" -Itests/cudahost -c tests/cudahost/control.cpp \
+            -o "$common.control.o" >> "$log" 2>&1
+}
+
+# Builds the suite: $work/NAME from one .cu, with a C compiler, a C++ compiler, and flags.
 build() { # NAME CU CC CXX FLAGS...
     local name=$1 cu=$2 cc=$3 cxx=$4 log=$work/$1.build common
     shift 4
-    common=$work/common.$cc.$(echo "$*" | tr -c 'a-zA-Z0-9\n' '_')
     : > "$log"
-    if [ ! -f "$common.c.o" ]; then
-        "$cc" -std=c99 -DCUDAHOST "${warnings[@]}" "$@" -I. -c tests/cuda_suite.c \
-            -o "$common.c.o" >> "$log" 2>&1 &&
-            "$cxx" -std=c++17 "${warnings[@]}" "$@" -Itests/cudahost -c tests/cudahost/control.cpp \
-                -o "$common.control.o" >> "$log" 2>&1 || return 1
-    fi
-    "$cxx" -std=c++17 "${warnings[@]}" "$@" -Itests/cudahost -I. -x c++ -c "$cu" \
-        -o "$work/$name.cu.o" >> "$log" 2>&1 &&
+    build_common "$log" "$cc" "$cxx" "$@" &&
+        "$cxx" -std=c++17 "${warnings[@]}" "$@" -Itests/cudahost -I. -x c++ -c "$cu" \
+            -o "$work/$name.cu.o" >> "$log" 2>&1 &&
         "$cxx" "$@" "$work/$name.cu.o" "$common".{c,control}.o -o "$work/$name" -pthread -lm \
             >> "$log" 2>&1
 }
@@ -103,7 +108,8 @@ sanitized() { # NAME FLAGS
     fi
 }
 if sanitized asan "-fsanitize=address,undefined -fno-sanitize=enum"; then # bad ones are tested
-    suite asan "asan" "gradients slots ties bad_options nan faults leaks" CUDAHOST_DEVICES=2 UBSAN_OPTIONS=halt_on_error=1 $quick PMLP_TEST_TINY=1
+    suite asan "asan" "gradients slots ties bad_options nan faults leaks" CUDAHOST_DEVICES=2 \
+        UBSAN_OPTIONS=halt_on_error=1 $quick PMLP_TEST_TINY=1
 fi
 if sanitized tsan -fsanitize=thread; then
     suite tsan "tsan, one device" "slots timeline" CUDAHOST_DEVICES=1 TSAN_OPTIONS=halt_on_error=1 \
@@ -162,6 +168,10 @@ planted_one() {
 
 tsan="-O1 -g -fsanitize=thread -fno-omit-frame-pointer"
 asan="-O1 -g -fsanitize=address,undefined -fno-omit-frame-pointer"
+# shellcheck disable=SC2086
+for flags in "$tsan" "$asan" "$fma"; do # before several at a time want it
+    build_common "$work/common.build" gcc g++ $flags || cat "$work/common.build"
+done
 planted barrier "a missing barrier between loading a tile and using it" \
     '/qs\[qk\]\[qc\] = first/,/__syncthreads/{s/__syncthreads();//}' "$tsan" teaching_is_exact
 planted barrier_behind "a missing barrier between using a tile and loading the next" \
