@@ -79,7 +79,7 @@ static bool fine(pmlp_trainer *trainer, pmlp_result result) {
 
 static bool collect(pmlp_model *model, const network *net, outcome *out) {
     for (int l = 0; l < net->layers; l++) {
-        pmlp_params p;
+        pmlp_params p = {0};
         const size_t w = (size_t)net->sizes[l] * (size_t)net->sizes[l + 1];
         const size_t b = (size_t)net->sizes[l + 1];
         if (!CHECK(pmlp_model_params(model, l, &p, NULL) == PMLP_OK, "%s", label)) return false;
@@ -373,7 +373,7 @@ TEST(ties) {
             pmlp_trainer *t = NULL;
             pmlp_data data = make_data(&nets[0]);
             pmlp_model *model = make_model(&nets[0], 5);
-            pmlp_params p;
+            pmlp_params p = {0};
             if (!CHECK(pmlp_model_params(model, 3, &p, NULL) == PMLP_OK, "no parameters")) return;
             memset(p.w, 0, 11 * 10 * sizeof *p.w);
             memcpy(p.b, biases[b], sizeof biases[b]);
