@@ -868,8 +868,9 @@ typedef struct pmlp_stats {
     double samples_per_second; /* rows / seconds */
     double gradient_norm;      /* of the last step, before clipping; 0 if nobody asked for it */
     int workers;
-    const double *idle;        /* [workers], share of `seconds` that each spent waiting; until the
-                                  next call with this trainer */
+    const double *idle;        /* [workers], share of `seconds` that each one's thread spent waiting
+                                  for others (a device may be idle meanwhile or not); until the next
+                                  call with this trainer */
 } pmlp_stats;
 
 /* Called by pmlp_trainer_epoch() after each step, on the thread that called it. Returning false
@@ -908,7 +909,8 @@ typedef struct pmlp_trainer_desc {
                                       that a backward may see others than its forward did */
     const pmlp_cut *cuts;          /* [S - 1]: where stages 1, 2, ... begin; default
                                       pmlp_partition(); copied */
-    bool whole_layers;             /* do not cut inside layer 0 */
+    bool whole_layers;             /* do not cut inside layer 0; always so, but for cuts that you
+                                      give, if the back end is not exact */
     const double *layer_costs;     /* [layers]: what pmlp_partition() goes by; copied */
     bool measure_layers;           /* create finds them with pmlp_measure_layers() first, unless
                                       layer_costs or cuts are given. Where the cut lies then depends
@@ -916,7 +918,8 @@ typedef struct pmlp_trainer_desc {
     int slots;                     /* per edge between stages; default m, which never blocks a
                                       synchronous schedule */
     size_t w_rows; /* W is put off until so many rows are together, see ON PIPELINES;
-                                      1: done where the schedule has it; default 128 */
+                                      1: done where the schedule has it; default 128, or 1 if the
+                                      back end is not exact */
 
     pmlp_optimizer optimizer;      /* default SGD */
     float learning_rate;           /* default 0.1 for SGD, 0.05 with momentum, 0.001 for Adam */
@@ -1331,7 +1334,8 @@ typedef enum pmlp_cuda_math {
 typedef enum pmlp_cuda_gemm {
     PMLP_CUDA_GEMM_FUSED,    /* cuBLASLt, with bias and ReLU where it offers that; default */
     PMLP_CUDA_GEMM_PLAIN,    /* cuBLAS, everything else in kernels of our own */
-    PMLP_CUDA_GEMM_TEACHING, /* a product of our own, to be read; sums in the order of the CPU's */
+    PMLP_CUDA_GEMM_TEACHING, /* a product of our own, to be read; sums in the order of the CPU's;
+                                with TF32 it computes in fp32 */
     PMLP_CUDA_GEMM_COUNT
 } pmlp_cuda_gemm;
 

@@ -509,9 +509,10 @@ static cudaError_t pmlp__launch_product(cudaStream_t stream, size_t m, size_t n,
 /*============================================================================================*/
 
 static const size_t PMLP__ROW_BYTES = 64; /* a row begins at a multiple of these */
-#ifndef PMLP__GRAPHS                      /* tests have fewer */
-#  define PMLP__GRAPHS 512                /* and */
-#  define PMLP__PLANS  256                /* that many plans of products are kept per worker */
+/* How many are kept per worker; a test has fewer. */
+#ifndef PMLP__GRAPHS
+#  define PMLP__GRAPHS 512
+#  define PMLP__PLANS  256
 #endif
 
 /* Pinned host memory and as much device memory, for what is copied between the two. Pieces are
@@ -687,6 +688,17 @@ static pmlp_result pmlp__no_host_memory(pmlp__cuda *c) {
         const cudaError_t error_ = (__VA_ARGS__);                                                  \
         if (error_ != cudaSuccess) return pmlp__cuda_failed(c, what, error_);                      \
     } while (0)
+/* The same for a call in which T is the type of activations. */
+#define PMLP__TYPED(c, what, ...)                                                                  \
+    do {                                                                                           \
+        if (pmlp__is_bf16(c)) {                                                                    \
+            typedef pmlp__bf16 T;                                                                  \
+            PMLP__CUDA(c, what, __VA_ARGS__);                                                      \
+        } else {                                                                                   \
+            typedef float T;                                                                       \
+            PMLP__CUDA(c, what, __VA_ARGS__);                                                      \
+        }                                                                                          \
+    } while (0)
 #define PMLP__BLAS(c, what, call)                                                                  \
     do {                                                                                           \
         const cublasStatus_t status_ = (call);                                                     \
@@ -717,9 +729,14 @@ static bool pmlp__is_bf16(const pmlp__cuda *c) {
     return c->options.math == PMLP_CUDA_BF16;
 }
 
+/* Of activations and their gradients. */
+static size_t pmlp__element_size(const pmlp__cuda *c) {
+    return pmlp__is_bf16(c) ? sizeof(pmlp__bf16) : sizeof(float);
+}
+
 /* Elements of n outputs, rounded up to whole pieces of a row. */
 static size_t pmlp__padded(const pmlp__cuda *c, size_t n) {
-    const size_t step = PMLP__ROW_BYTES / (pmlp__is_bf16(c) ? sizeof(pmlp__bf16) : sizeof(float));
+    const size_t step = PMLP__ROW_BYTES / pmlp__element_size(c);
     return (n + step - 1) / step * step;
 }
 
@@ -1018,11 +1035,11 @@ static pmlp_result pmlp__lt_product(pmlp__cuda *c, const pmlp__factors *f, int e
 
 /* --- by wish ---------------------------------------------------------------------------------- */
 
-/* *fused: the epilogue was a part of it. It is tried only where it can be. */
+/* *fused, which may be NULL: the epilogue was a part of it. It is tried only where it can be. */
 static pmlp_result pmlp__multiply(pmlp__cuda *c, const pmlp__factors *f, int epilogue,
                                   const void *bias, bool *fused) {
     bool done = false;
-    *fused = false;
+    if (fused) *fused = false;
     if (c->options.gemm == PMLP_CUDA_GEMM_TEACHING) {
         const bool bf16 = pmlp__is_bf16(c);
         PMLP__CUDA(c, "a matrix product",
@@ -1033,7 +1050,7 @@ static pmlp_result pmlp__multiply(pmlp__cuda *c, const pmlp__factors *f, int epi
     }
     if (c->options.gemm == PMLP_CUDA_GEMM_FUSED) {
         if (epilogue != PMLP__NO_EPILOGUE) PMLP__TRY(pmlp__lt_product(c, f, epilogue, bias, &done));
-        *fused = done;
+        if (fused) *fused = done;
         if (!done) PMLP__TRY(pmlp__lt_product(c, f, PMLP__NO_EPILOGUE, NULL, &done));
     }
     return done ? PMLP_OK : pmlp__blas_product(c, f);
@@ -1069,11 +1086,8 @@ static pmlp_result pmlp__do_input(pmlp__cuda *c, const pmlp__command *k) {
     const pmlp__source *const source = pmlp__source_of(c, k);
     const uint32_t *const index = pmlp__index_of(c, k);
     const size_t pitch = pmlp__pitch(c, k->n, PMLP_LINEAR);
-    PMLP__CUDA(c, "the input",
-               pmlp__is_bf16(c) ? pmlp__launch_input(c->stream, k->rows, k->n, source, index,
-                                                     (pmlp__bf16 *)k->out, pitch)
-                                : pmlp__launch_input(c->stream, k->rows, k->n, source, index,
-                                                     (float *)k->out, pitch));
+    PMLP__TYPED(c, "the input",
+                pmlp__launch_input(c->stream, k->rows, k->n, source, index, (T *)k->out, pitch));
     return PMLP_OK;
 }
 
@@ -1091,7 +1105,7 @@ static cudaError_t pmlp__finish_forward(pmlp__cuda *c, const pmlp__cuda_layer *l
 static pmlp_result pmlp__do_forward(pmlp__cuda *c, const pmlp__command *k) {
     const pmlp__cuda_layer *const layer = k->layer;
     const pmlp_layer_desc *const d = &layer->desc;
-    const size_t size = pmlp__is_bf16(c) ? sizeof(pmlp__bf16) : sizeof(float);
+    const size_t size = pmlp__element_size(c);
     const void *const params = pmlp__factor(layer, k->from);
     const void *const bias = (const char *)params + layer->weights * size;
     char *const y = (char *)k->out + d->first_out * size;
@@ -1115,12 +1129,8 @@ static pmlp_result pmlp__do_forward(pmlp__cuda *c, const pmlp__command *k) {
     f.c_pitch = pmlp__pitch(c, d->row_outs, d->activation);
     PMLP__TRY(pmlp__multiply(c, &f, epilogue, bias, &fused));
     if (fused && (relu || d->activation == PMLP_LINEAR)) return PMLP_OK;
-    PMLP__CUDA(c, "an activation",
-               pmlp__is_bf16(c)
-                   ? pmlp__finish_forward(c, layer, k->rows, (const pmlp__bf16 *)params,
-                                          (pmlp__bf16 *)(void *)y, fused)
-                   : pmlp__finish_forward(c, layer, k->rows, (const float *)params,
-                                          (float *)(void *)y, fused));
+    PMLP__TYPED(c, "an activation",
+                pmlp__finish_forward(c, layer, k->rows, (const T *)params, (T *)(void *)y, fused));
     return PMLP_OK;
 }
 
@@ -1129,7 +1139,6 @@ static pmlp_result pmlp__do_backward_input(pmlp__cuda *c, const pmlp__command *k
     const pmlp_layer_desc *const d = &layer->desc;
     const size_t pitch = pmlp__pitch(c, d->n_in, d->below), keep = pmlp__padded(c, d->n_in);
     pmlp__factors f;
-    bool fused;
     memset(&f, 0, sizeof f);
     f.m = k->rows;
     f.n = d->n_in;
@@ -1140,20 +1149,16 @@ static pmlp_result pmlp__do_backward_input(pmlp__cuda *c, const pmlp__command *k
     f.q_pitch = layer->pitch;
     f.c = k->out;
     f.c_pitch = pitch;
-    PMLP__TRY(pmlp__multiply(c, &f, PMLP__NO_EPILOGUE, NULL, &fused));
-    PMLP__CUDA(c, "a derivative",
-               pmlp__is_bf16(c)
-                   ? pmlp__launch_derive(c->stream, d->below, k->rows, d->n_in,
-                                         (const pmlp__bf16 *)k->x, (pmlp__bf16 *)k->out, pitch,
-                                         keep)
-                   : pmlp__launch_derive(c->stream, d->below, k->rows, d->n_in, (const float *)k->x,
-                                         (float *)k->out, pitch, keep));
+    PMLP__TRY(pmlp__multiply(c, &f, PMLP__NO_EPILOGUE, NULL, NULL));
+    PMLP__TYPED(c, "a derivative",
+                pmlp__launch_derive(c->stream, d->below, k->rows, d->n_in, (const T *)k->x,
+                                    (T *)k->out, pitch, keep));
     return PMLP_OK;
 }
 
 /* dz of a layer that may have only some of the outputs. */
 static const void *pmlp__own_dz(const pmlp__cuda *c, const pmlp__command *k) {
-    const size_t size = pmlp__is_bf16(c) ? sizeof(pmlp__bf16) : sizeof(float);
+    const size_t size = pmlp__element_size(c);
     return (const char *)k->y + k->layer->desc.first_out * size;
 }
 
@@ -1161,7 +1166,6 @@ static pmlp_result pmlp__do_weight_product(pmlp__cuda *c, const pmlp__command *k
     const pmlp__cuda_layer *const layer = k->layer;
     const pmlp_layer_desc *const d = &layer->desc;
     pmlp__factors f;
-    bool fused;
     if (k->rows == 0) {
         PMLP__CUDA(c, "clearing a gradient",
                    cudaMemsetAsync(layer->gradient, 0, layer->weights * sizeof(float), c->stream));
@@ -1180,7 +1184,7 @@ static pmlp_result pmlp__do_weight_product(pmlp__cuda *c, const pmlp__command *k
     f.c_pitch = layer->pitch;
     f.c_is_float = true;
     f.accumulate = k->flag != 0;
-    return pmlp__multiply(c, &f, PMLP__NO_EPILOGUE, NULL, &fused);
+    return pmlp__multiply(c, &f, PMLP__NO_EPILOGUE, NULL, NULL);
 }
 
 /* dW of each of some neighbouring commands, and db of all of them in one launch. */
@@ -1202,11 +1206,8 @@ static pmlp_result pmlp__do_backward_weights(pmlp__cuda *c, const pmlp__command 
         b->accumulate = k[i].flag != 0;
         if (d->n_out > widest) widest = d->n_out;
     }
-    PMLP__CUDA(
-        c, "a bias gradient",
-        pmlp__is_bf16(c)
-            ? pmlp__launch_bias_gradients<pmlp__bf16>(c->stream, &all, count, widest, in_order)
-            : pmlp__launch_bias_gradients<float>(c->stream, &all, count, widest, in_order));
+    PMLP__TYPED(c, "a bias gradient",
+                pmlp__launch_bias_gradients<T>(c->stream, &all, count, widest, in_order));
     return PMLP_OK;
 }
 
@@ -1225,11 +1226,7 @@ static pmlp_result pmlp__do_loss(pmlp__cuda *c, const pmlp__command *k) {
     a.scale = k->scale;
     a.row_loss = (double *)(c->down.device + k->down);
     a.row_hit = (unsigned char *)(a.row_loss + k->rows);
-    PMLP__CUDA(
-        c, "the loss",
-        pmlp__is_bf16(c)
-            ? pmlp__launch_loss(c->stream, &a, (const pmlp__bf16 *)k->y, (pmlp__bf16 *)k->out)
-            : pmlp__launch_loss(c->stream, &a, (const float *)k->y, (float *)k->out));
+    PMLP__TYPED(c, "the loss", pmlp__launch_loss(c->stream, &a, (const T *)k->y, (T *)k->out));
     return PMLP_OK;
 }
 
@@ -1647,7 +1644,7 @@ static void pmlp__cuda_free(void *context, void *buffer) {
 
 static size_t pmlp__cuda_row_floats(void *context, size_t n, pmlp_activation activation) {
     const pmlp__cuda *const c = (const pmlp__cuda *)context;
-    const size_t size = pmlp__is_bf16(c) ? sizeof(pmlp__bf16) : sizeof(float);
+    const size_t size = pmlp__element_size(c);
     return pmlp__pitch(c, n, activation) * size / sizeof(float);
 }
 

@@ -12,18 +12,9 @@ cd "$(dirname "$0")/.." || exit 1
 work=build/test/cuda
 train=build/cuda/train
 limit=${PMLP_TEST_TIMEOUT:-600}
-passed=0 failed=0 skipped=0
+topic=cuda
+. tests/say.sh
 
-ok() { echo "ok   cuda: $*"; passed=$((passed + 1)); }
-bad() { echo "FAIL cuda: $*"; failed=$((failed + 1)); }
-skip() { echo "skip cuda: $*"; skipped=$((skipped + 1)); }
-end() {
-    local line="$passed passed, $failed failed"
-    [ "$skipped" -eq 0 ] || line="$line, $skipped skipped"
-    echo "$line"
-    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
-    exit
-}
 
 mkdir -p "$work"
 

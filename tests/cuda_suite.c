@@ -441,6 +441,68 @@ TEST(measured) {
     SAY("layers measured, and the search by measured costs: %ld pipelines", runs);
 }
 
+/* A context knows layers by their address, and what it has recorded must not outlive them: a layer
+   is made, used until it is recorded, and destroyed; the next one lies in its place, but has
+   another activation. */
+static double place[64];
+static bool next_here; /* the next block is this one */
+
+static void *place_alloc(size_t bytes, void *user) {
+    (void)user;
+    if (!next_here || bytes > sizeof place) return malloc(bytes);
+    next_here = false;
+    return place;
+}
+static void place_free(void *p, void *user) {
+    (void)user;
+    if (p != (void *)place) free(p);
+}
+
+TEST(layers_come_and_go) {
+    static const pmlp_activation f[] = {PMLP_LINEAR, PMLP_RELU, PMLP_LINEAR};
+    const float w[2] = {1, -1}, b[2] = {0, 0}, one = 1;
+    const pmlp_backend *const be = pmlp_cuda_backend();
+    pmlp_backend_desc desc = {0};
+    pmlp_error error = {0};
+    void *context = NULL, *x = NULL, *y = NULL, *layer = NULL;
+    desc.workers = 1, desc.allocator.alloc = place_alloc, desc.allocator.free = place_free;
+    if (!CHECK(be->open(be, &desc, &context, &error) == PMLP_OK, "%s", error.text)) return;
+    pmlp_data data = {0};
+    data.rows = 1, data.x = &one;
+    const pmlp_layer_desc of_x = {.n_in = 1, .n_out = 2, .row_outs = 2, .versions = 1,
+                                  .activation = PMLP_LINEAR, .below = PMLP_LINEAR,
+                                  .optimizer = PMLP_SGD};
+    CHECK(be->alloc(context, 256, &x) == PMLP_OK && be->alloc(context, 256, &y) == PMLP_OK, "room");
+    for (int l = 0; l < 3; l++) {
+        pmlp_layer_desc d = of_x;
+        unsigned char hits[1];
+        double losses[1];
+        const float target[2] = {1, -1};
+        d.activation = f[l];
+        next_here = true;
+        CHECK(be->layer_create(context, &d, &layer) == PMLP_OK && layer == (void *)place,
+              "layer %d does not lie where it should", l);
+        CHECK(be->write(context, layer, PMLP_TENSOR_PARAMS, w, b) == PMLP_OK, "layer %d", l);
+        for (int turn = 0; turn < 3; turn++) { /* issued, recorded, replayed */
+            pmlp_loss_args a = {.loss = PMLP_LOSS_MSE, .rows = 1, .y = y, .data = &data,
+                                .scale = 1, .row_loss = losses, .row_hit = hits};
+            data.targets = target;
+            CHECK(be->input(context, 1, 1, &data, NULL, 0, x) == PMLP_OK &&
+                      be->forward(context, layer, 0, 1, x, y) == PMLP_OK &&
+                      be->loss(context, layer, &a) == PMLP_OK &&
+                      be->synchronize(context) == PMLP_OK,
+                  "layer %d: %s", l, be->explain(context));
+            CHECK(losses[0] == (f[l] == PMLP_RELU ? 0.5 : 0), "layer %d, turn %d: loss %g", l, turn,
+                  losses[0]);
+        }
+        be->layer_destroy(context, layer);
+    }
+    be->free(context, x);
+    be->free(context, y);
+    be->close(context);
+    SAY("a layer in the place of one that is gone: its own activation, not what was recorded");
+}
+
 /* --- what ran when ---------------------------------------------------------------------------- */
 
 TEST(timeline) {
@@ -696,6 +758,7 @@ int main(int argc, char **argv) {
     RUN_IF_ASKED(ties);
     RUN_IF_ASKED(large);
     RUN_IF_ASKED(measured);
+    RUN_IF_ASKED(layers_come_and_go);
     RUN_IF_ASKED(timeline);
     RUN_IF_ASKED(bad_options);
     RUN_IF_ASKED(nan);

@@ -9,14 +9,10 @@ cd "$(dirname "$0")/.." || exit 1
 
 work=build/test/build
 quick=${PMLP_TEST_QUICK:-0}
-strict=${PMLP_STRICT:-0}
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
-passed=0 failed=0 skipped=0
+topic=build
+. tests/say.sh
 
-have() { command -v "$1" > /dev/null 2>&1; }
-ok() { echo "ok   build: $*"; passed=$((passed + 1)); }
-bad() { echo "FAIL build: $*"; failed=$((failed + 1)); }
-skip() { echo "skip build: $*"; skipped=$((skipped + 1)); }
 
 # Two jobs at a time; what each said and its exit status lie in $work/NAME.log and NAME.status.
 queue() { # NAME COMMAND...
@@ -305,7 +301,7 @@ dialect() { # COMPILER LANGUAGE STANDARD
     local compiler=$1 language=$2 standard=$3 level unit names=() units=(header impl static late)
     local levels=(-O0 -O2) # late: system headers before, and the header twice; at -O0 only
     if ! have "$compiler"; then
-        if [ "$strict" = 1 ]; then bad "$compiler is missing"; else skip "$compiler is missing"; fi
+        missing "$compiler" "$standard"
         return
     fi
     if ! "$compiler" -x "$language" -std="$standard" -fsyntax-only - <<< 'int x;' 2> /dev/null; then
@@ -369,7 +365,7 @@ symbols() { # COMPILER FLAGS...
     text="symbols, $compiler $*"
     have "$compiler" || return 0
     if ! have nm; then
-        if [ "$strict" = 1 ]; then bad "$text: nm is missing"; else skip "$text: nm is missing"; fi
+        missing nm "$text"
         return
     fi
     if ! "$compiler" "$@" -I. -c "$work/impl.c" -o "$work/symbols.o" -fno-pic ||
@@ -423,7 +419,7 @@ END
 windows() {
     local compiler=x86_64-w64-mingw32-gcc
     if ! have $compiler; then
-        if [ "$strict" = 1 ]; then bad "$compiler is missing"; else skip "$compiler is missing"; fi
+        missing "$compiler" "Windows threads and files"
         return
     fi
     queue windows $compiler -std=c99 -O1 "${warnings[@]}" -I. -c "$work/impl.c" -o "$work/windows.o"
@@ -550,7 +546,4 @@ windows
 bits gcc g++
 bits clang clang++
 
-line="$passed passed, $failed failed"
-[ "$skipped" -eq 0 ] || line="$line, $skipped skipped"
-echo "$line"
-[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+end

@@ -8,16 +8,10 @@ cd "$(dirname "$0")/.." || exit 1
 
 work=build/test/cli
 quick=${PMLP_TEST_QUICK:-0}
-passed=0 failed=0
+topic=cli
+. tests/say.sh
 word='[0-9a-f]\{16\}'
 
-ok() { echo "ok   cli: $*"; passed=$((passed + 1)); }
-bad() { echo "FAIL cli: $*"; failed=$((failed + 1)); }
-end() {
-    echo "$passed passed, $failed failed"
-    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
-    exit
-}
 
 rm -rf "$work"
 mkdir -p "$work"

@@ -10,18 +10,11 @@ cd "$(dirname "$0")/.." || exit 1
 
 work=build/test/cudahost
 quick=${PMLP_TEST_QUICK:-1}
-strict=${PMLP_STRICT:-0}
 source=tests/cudahost/selftest.cu
 flags=(-std=c++17 -O1 -g -Wall -Wextra -Werror -Itests/cudahost -x c++ "$source" -pthread)
-passed=0 failed=0 skipped=0
+topic=cudahost
+. tests/say.sh
 
-have() { command -v "$1" > /dev/null 2>&1; }
-ok() { echo "ok   cudahost: $*"; passed=$((passed + 1)); }
-bad() { echo "FAIL cudahost: $*"; failed=$((failed + 1)); }
-skip() { echo "skip cudahost: $*"; skipped=$((skipped + 1)); }
-missing() { # TOOL WHAT
-    if [ "$strict" = 1 ]; then bad "$2: $1 is missing"; else skip "$2: $1 is missing"; fi
-}
 
 # some kernels place memory where older thread sanitizers do not expect it
 fixed=()
@@ -213,7 +206,4 @@ planted
 settings
 real_compiler
 
-line="$passed passed, $failed failed"
-[ "$skipped" -eq 0 ] || line="$line, $skipped skipped"
-echo "$line"
-[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+end

@@ -662,6 +662,9 @@ static pmlp_result shim_update(void *context, void *layer, const pmlp_update_arg
 static pmlp_result shim_synchronize(void *context) {
     return PASS(SYNCHRONIZE, synchronize(INNER));
 }
+static const char *shim_explain(void *context) {
+    return ((shim *)context)->plan->dead ? "" : "the shim was told to fail";
+}
 
 static void faulty_make(faulty *plan, int worker, long fail_at, bool dead) {
     memset(plan, 0, sizeof *plan);
@@ -676,7 +679,7 @@ static void faulty_make(faulty *plan, int worker, long fail_at, bool dead) {
     t->input = shim_input, t->forward = shim_forward, t->backward_input = shim_backward_input;
     t->backward_weight = shim_backward_weight, t->loss = shim_loss;
     t->gradient_squares = shim_squares, t->update = shim_update;
-    t->synchronize = shim_synchronize;
+    t->synchronize = shim_synchronize, t->explain = shim_explain;
 }
 
 static long total(const faulty *plan, enum entry entry) {
@@ -912,6 +915,10 @@ static void check_where(const fault_case *c, const pmlp_trainer *trainer, pmlp_r
     }
     refused(c->what, result, PMLP_ERROR_BACKEND, error, label);
     if (c->plan) op = entry_ops[c->plan->failed];
+    if (c->plan) /* in the back end's words, or in the library's if it has none */
+        CHECK(strstr(error->text, c->plan->dead ? pmlp_result_text(PMLP_ERROR_BACKEND)
+                                                : "the shim was told to fail"),
+              "%s: %s", c->what, error->text);
     if (c->wires) {
         const pmlp_edge_desc *edge = &c->wires->descs[c->wires->edge];
         bool sends = c->wires->entry == SEND;

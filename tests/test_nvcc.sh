@@ -15,19 +15,10 @@ work=build/test/nvcc
 quick=${PMLP_TEST_QUICK:-0}
 no_gpu='no CUDA device can be used'
 word='[0-9a-f]\{16\}'
-passed=0 failed=0 skipped=0
+topic=nvcc
+. tests/say.sh
 export CUDA_VISIBLE_DEVICES= # as if there were no GPU
 
-ok() { echo "ok   nvcc: $*"; passed=$((passed + 1)); }
-bad() { echo "FAIL nvcc: $*"; failed=$((failed + 1)); }
-skip() { echo "skip nvcc: $*"; skipped=$((skipped + 1)); }
-end() {
-    local line="$passed passed, $failed failed"
-    [ "$skipped" -eq 0 ] || line="$line, $skipped skipped"
-    echo "$line"
-    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
-    exit
-}
 
 # Did a command go well, and without a warning?
 clean() { # LOG COMMAND...
@@ -169,7 +160,7 @@ if [ "$count" -ge 1 ] && [ "$(printf '%s\n' "${gencode[@]}" | grep -c 'code=comp
 else
     bad "the list of architectures is wrong: ${gencode[*]}"
 fi
-strict=(-Werror all-warnings -Xcompiler "-Wall,-Wextra,-Werror")
+nvcc_strict=(-Werror all-warnings -Xcompiler "-Wall,-Wextra,-Werror")
 one=("${gencode[@]: -2}") # PTX of the last, which is the quickest
 dialects=(c++17 c++20)
 which="all architectures"
@@ -180,18 +171,18 @@ if [ "$quick" != 0 ]; then
 fi
 for dialect in "${dialects[@]}"; do
     compiles "pipemlp_cuda.cu, $dialect, $which: no warning" "$dialect" \
-        "$nvcc" "-std=$dialect" -O3 "${gencode[@]}" "${strict[@]}" -I. -c pipemlp_cuda.cu \
+        "$nvcc" "-std=$dialect" -O3 "${gencode[@]}" "${nvcc_strict[@]}" -I. -c pipemlp_cuda.cu \
         -o "$work/$dialect.o"
 done
 compiles "tests/bench/gpu_floors.cu: no warning" floors "$nvcc" -std=c++17 -O3 "${one[@]}" \
-    "${strict[@]}" tests/bench/gpu_floors.cu -o "$work/gpu_floors" -lcublas
+    "${nvcc_strict[@]}" tests/bench/gpu_floors.cu -o "$work/gpu_floors" -lcublas
 
 # would a warning be seen?
 { cat pipemlp_cuda.cu; echo 'static int unused_on_the_host; static void f(int i) { int j; }'; } \
     > "$work/host.cu"
 { cat pipemlp_cuda.cu; echo '__global__ void unused_on_the_gpu() { int i; }'; } > "$work/gpu.cu"
 for side in host gpu; do
-    if clean "$side" "$nvcc" -std=c++17 "${one[@]}" "${strict[@]}" -I. -c "$work/$side.cu" \
+    if clean "$side" "$nvcc" -std=c++17 "${one[@]}" "${nvcc_strict[@]}" -I. -c "$work/$side.cu" \
             -o "$work/$side.o"; then
         bad "a warning in $side code goes unseen"
     elif ! grep -q 'unused\|never used\|never referenced' "$work/$side.log"; then
@@ -267,7 +258,7 @@ linked() { # TEXT FILE...: compiled by nvcc, linked with the back end's object
     local text=$1 name=link-$2
     shift
     name=${name//[^a-z0-9-]/-}
-    if clean "$name" "$nvcc" -std=c++17 -O1 "${one[@]}" "${strict[@]}" -I. "$@" -o "$work/$name" \
+    if clean "$name" "$nvcc" -std=c++17 -O1 "${one[@]}" "${nvcc_strict[@]}" -I. "$@" -o "$work/$name" \
             -lcublas -lcublasLt; then
         runs "$text" "$work/$name"
     else

@@ -965,6 +965,7 @@ static struct {
 
 static spy *spies[WATCHED]; /* contexts by worker, for the test that asks */
 static long spies_opened;
+static long weight_calls, serial_calls; /* of backward_weight, by several workers and by one */
 static uint32_t drawn[4 * ROWS]; /* rows of data in the order in which input() was asked for them */
 static size_t drawn_count;
 
@@ -1089,6 +1090,7 @@ static pmlp_result spy_backward_weight(void *context, void *layer, size_t rows, 
     spy *s = context;
     spy_layer *l = layer;
     spy_seen(s), l->weight_rows += rows, l->anew += !accumulate;
+    __atomic_fetch_add(s->workers > 1 ? &weight_calls : &serial_calls, 1, __ATOMIC_RELAXED);
     l->empty += rows == 0 && accumulate; /* with no rows, beginning anew still clears the sums */
     pmlp_result result = s->inner->backward_weight(s->context, l->inner, rows, x, dz, accumulate);
     if (result == PMLP_OK && spoil.kind == FAULT_GRADIENT && rows < BATCH &&
@@ -1388,6 +1390,85 @@ TEST(bound) {
     CHECK(cores_allowed() == allowed, "the caller's own cores have changed");
     SAY("threads of workers 1 and 2 on one of %ld cores each, or on all; the caller's on all",
         allowed);
+}
+
+/* A back end that works on by itself tells the times: the nth that a worker asks for is n seconds,
+   and is only known when the worker waits. The timeline must be made of these. */
+enum { STAMPS = 64 };
+static struct { double *at[STAMPS]; int count; } stamps[WATCHED];
+
+static pmlp_result late_stamp(void *context, double *seconds) {
+    for (int w = 0; w < WATCHED; w++)
+        if (spies[w] == context && stamps[w].count < STAMPS) stamps[w].at[stamps[w].count++] = seconds;
+    return PMLP_OK;
+}
+static pmlp_result late_synchronize(void *context) {
+    for (int w = 0; w < WATCHED; w++) {
+        if (spies[w] != context) continue;
+        for (int i = 0; i < stamps[w].count; i++) *stamps[w].at[i] = i;
+        stamps[w].count = 0;
+    }
+    return spy_synchronize(context);
+}
+
+TEST(times_of_the_back_end) {
+    pmlp_backend table = *spy_backend();
+    pmlp_trainer_desc desc = {0};
+    pmlp_trainer *trainer = NULL;
+    pmlp_timeline *timeline = NULL;
+    pmlp_error error = {0};
+    pmlp_data data = make_data(&relu_net);
+    pmlp_model *model = make_model(&relu_net, 5);
+    long spans = 0;
+    table.stamp = late_stamp, table.synchronize = late_synchronize;
+    desc.backend = &table, desc.workers = 2, desc.batch = ROWS, desc.trace = 1;
+    CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
+    if (trainer && fine(trainer, pmlp_trainer_step(trainer, &data, NULL)) &&
+        fine(trainer, pmlp_trainer_timeline(trainer, 1, &timeline)))
+        for (int w = 0; w < 2; w++) {
+            int count;
+            const pmlp_span *span = pmlp_timeline_spans(timeline, w, &count);
+            for (int i = 0; i < count; i++, spans++)
+                CHECK(span[i].begin == 2 * i && span[i].end == 2 * i + 1,
+                      "worker %d, span %d: %g .. %g", w, i, span[i].begin, span[i].end);
+        }
+    CHECK(spans >= 2 * 9, "%ld spans", spans); /* F, I, W of four micro-batches, U */
+    pmlp_timeline_destroy(timeline);
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(model);
+    SAY("times that the back end tells afterwards: %ld spans made of them", spans);
+}
+
+/* A back end whose sums depend on the cut: each W comes by itself, cuts lie between layers, and
+   pmlp_verify() holds against one worker with the same micro-batches. The spy pretends to be one. */
+TEST(not_exact) {
+    pmlp_backend table = *spy_backend();
+    long runs = 0;
+    table.exact = false;
+    for (int m = 2; m <= 5; m++) {
+        pmlp_trainer_desc desc = {0};
+        pmlp_trainer *trainer = NULL;
+        pmlp_error error = {0};
+        pmlp_verify_report report;
+        pmlp_data data = make_data(&wide_net);
+        pmlp_model *model = make_model(&wide_net, 5);
+        desc.backend = &table, desc.workers = 2, desc.microbatches = m, desc.batch = BATCH;
+        CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
+        const pmlp_trainer_desc got = pmlp_trainer_query_desc(trainer);
+        CHECK(got.w_rows == 1 && got.whole_layers, "%zu rows of W, %s", got.w_rows,
+              got.whole_layers ? "whole layers" : "cut inside");
+        pmlp_trainer_destroy(trainer);
+        weight_calls = serial_calls = 0;
+        CHECK(pmlp_verify(model, &desc, &data, 3, &report, &error) == PMLP_OK && report.identical,
+              "%s", error.text);
+        CHECK(serial_calls > 0 && weight_calls == serial_calls,
+              "m %d: %ld products for dW, %ld of the serial training", m, weight_calls,
+              serial_calls);
+        runs++;
+        pmlp_model_destroy(model);
+    }
+    SAY("a back end that is not exact: each W by itself, whole layers, the same micro-batches for "
+        "the serial run: %ld pipelines", runs);
 }
 
 /* --- the order of an epoch -------------------------------------------------------------------- */
@@ -1790,6 +1871,8 @@ int main(void) {
     RUN(verify_can_fail);
     RUN(contract);
     RUN(bound);
+    RUN(times_of_the_back_end);
+    RUN(not_exact);
     RUN(epochs);
     RUN(partition);
     RUN(column_partition);

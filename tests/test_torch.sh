@@ -13,19 +13,9 @@ cd "$(dirname "$0")/.." || exit 1
 work=build/test/torch
 program=$work/torch_schedules
 quick=${PMLP_TEST_QUICK:-0}
-strict=${PMLP_STRICT:-0}
-passed=0 failed=0 skipped=0
+topic=torch
+. tests/say.sh
 
-ok() { echo "ok   torch: $*"; passed=$((passed + 1)); }
-bad() { echo "FAIL torch: $*"; failed=$((failed + 1)); }
-skip() { echo "skip torch: $*"; skipped=$((skipped + 1)); }
-end() {
-    local line="$passed passed, $failed failed"
-    [ "$skipped" -eq 0 ] || line="$line, $skipped skipped"
-    echo "$line"
-    [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
-    exit
-}
 
 # --- our half, which needs no PyTorch -------------------------------------------------------------
 
