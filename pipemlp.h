@@ -1839,12 +1839,23 @@ PMLP_API const char *pmlp_optimizer_name(pmlp_optimizer optimizer) {
                               lest all rows of a block begin in the same bank of that cache */
 #define PMLP__M_BLOCK 128  /* rows of a batch that stay in the next one */
 
-/* c [M][width] (row stride c_row) = or += sum over k of a[i][k] p[k][width], where a is a block,
-   whose rows have PMLP__K_BLOCK floats, and p a packed panel. Meanwhile what is needed next is
-   fetched into the cache, from `next` on `step` floats with each k; a hint, so that it may reach
-   beyond the end of an array. */
-typedef void (*pmlp__tile_fn)(size_t k, const float *a, const float *p, float *c, size_t c_row,
-                              bool accumulate, const float *next, size_t step);
+/* One tile of a product: c [M][panels x width] = or += sum over k of a[i][k] p[k][..], where a is a
+   block, whose rows have PMLP__K_BLOCK floats, and p a packed panel or two neighbouring ones.
+   Meanwhile what is needed next is fetched into the cache, `step` floats further with each k; a
+   hint, so that it may reach beyond the end of an array. */
+typedef struct pmlp__tile {
+    size_t k;
+    const float *a;
+    const float *p;    /* [k][width], the second panel p_panel further */
+    float *c;          /* rows c_row apart; what belongs to the second panel c_panel further */
+    const float *next; /* for the second panel next_panel further */
+    size_t p_panel, c_row, c_panel, next_panel, step;
+    bool accumulate;
+} pmlp__tile;
+
+typedef void (*pmlp__tile_fn)(const pmlp__tile *tile);
+
+#define PMLP__MAX_PANELS 2 /* that a tile may have side by side */
 
 /* What an update does, worked out once for all parameters of a stage. */
 typedef struct pmlp__rule {
@@ -1853,12 +1864,13 @@ typedef struct pmlp__rule {
     double fix1, fix2; /* Adam: 1 - b^step */
 } pmlp__rule;
 
-/* An instruction set: the panel width it likes, a tile of each height from 1 up to the tallest that
-   its registers hold, and the loops over elements. */
+/* An instruction set: the panel width it likes, how many panels a tile has at best, a tile of each
+   height from 1 up to the tallest that its registers hold, and the loops over elements. */
 typedef struct pmlp__isa {
     const char *name;
-    size_t width, tallest;
-    const pmlp__tile_fn *tiles; /* [tallest] */
+    size_t width, panels;
+    size_t tallest[PMLP__MAX_PANELS];             /* of one panel, of two */
+    const pmlp__tile_fn *tiles[PMLP__MAX_PANELS]; /* [tallest] each */
     void (*activate)(pmlp_activation f, size_t rows, size_t n, const float *b, float *y, size_t row,
                      size_t keep);
     void (*derive)(pmlp_activation f, size_t rows, size_t n, const float *y, size_t row,
@@ -2020,34 +2032,41 @@ PMLP__INLINE void pmlp__pack(size_t width, size_t k, const float *PMLP__RESTRICT
 #endif
 
 /* The register tile: M rows by NV vectors of LANES floats of the result stay in registers while k
-   runs; each step loads one row of the panel (NV vectors) and, for each of the M rows, one number
-   of a that is spread over a vector:
+   runs; each step loads one row of the panel or panels (NV vectors) and, for each of the M rows,
+   one number of a that is spread over a vector:
 
-        p[k]      [ b0 ........ b15 ]          one row of the panel, loaded once
-        a[0][k]   s0 += a[0][k] * b            M multiply-adds per vector loaded: the more rows, the
-        a[1][k]   s1 += a[1][k] * b            less memory traffic per arithmetic, until the
-        ...                                    registers run out
+        p[k]      [ b0 ........ b15 ][ b16 ....... b31 ]      one row of two panels, loaded once
+        a[0][k]   s0 += a[0][k] * b  s1 += a[0][k] * b        a tile loads M + NV times for M NV
+        a[1][k]   s2 += a[1][k] * b  s3 += a[1][k] * b        multiply-adds: the squarer, the less
+        ...                                                   it waits for loads
 
-   The distance of a's rows is known to the compiler, so that AVX-512 loads, spreads and multiplies
-   a number in one instruction. With NV = 1, where it is needed only once, 24 multiply-adds are a
-   loop of 31 instructions: a core that another thread shares is short of just these.
+   until the registers run out. The distance of a's rows is known to the compiler, so that it need
+   not be added up. With AVX-512, 14 rows of two panels need all registers; where only one panel is
+   left, 24 rows of it.
 
-   A macro, because C has no templates: the same loop for each instruction set and height. Reading
-   and writing c at both ends is what lets a sum be cut into pieces without changing its bits. */
-#define PMLP__DEFINE_TILE(NAME, TARGET, VEC, LANES, NV, M, ZERO, LOAD, STORE, SPLAT, MADD)     \
-    TARGET static void NAME(size_t k, const float *a, const float *p, float *c, size_t c_row,  \
-                            bool accumulate, const float *next, size_t step) {                 \
-        const float *const end = a + k;                                                        \
+   A macro, because C has no templates: the same loop for each instruction set and height; PER of
+   the NV vectors make a panel. Reading and writing c at both ends is what lets a sum be cut into
+   pieces without changing its bits. */
+#define PMLP__DEFINE_TILE(NAME, TARGET, VEC, LANES, PER, NV, M, ZERO, LOAD, STORE, SPLAT, MADD) \
+    TARGET static void NAME(const pmlp__tile *t) {                                             \
+        const size_t p_panel = t->p_panel, c_row = t->c_row, c_panel = t->c_panel;             \
+        const size_t next_panel = t->next_panel, step = t->step;                               \
+        const float *a = t->a, *p = t->p, *next = t->next, *const end = a + t->k;              \
+        float *const c = t->c;                                                                 \
         VEC s[M][NV];                                                                          \
-        int i, j;                                                                              \
+        size_t i, j;                                                                           \
         PMLP__UNROLL for (i = 0; i < M; i++) {                                                 \
             PMLP__UNROLL for (j = 0; j < NV; j++)                                              \
-                s[i][j] = accumulate ? LOAD(c + (size_t)i * c_row + j * LANES) : ZERO();       \
+                s[i][j] = t->accumulate ? LOAD(c + i * c_row +                                 \
+                                               (j / PER) * c_panel + (j % PER) * LANES)        \
+                                        : ZERO();                                              \
         }                                                                                      \
-        for (; a < end; a++, p += NV * LANES, next += step) {                                  \
+        for (; a < end; a++, p += PER * LANES, next += step) {                                 \
             VEC b[NV];                                                                         \
-            __builtin_prefetch(next);                                                          \
-            PMLP__UNROLL for (j = 0; j < NV; j++) b[j] = LOAD(p + j * LANES);                  \
+            PMLP__UNROLL for (j = 0; j < NV; j += PER)                                         \
+                __builtin_prefetch(next + (j / PER) * next_panel);                             \
+            PMLP__UNROLL for (j = 0; j < NV; j++)                                              \
+                b[j] = LOAD(p + (j / PER) * p_panel + (j % PER) * LANES);                      \
             PMLP__UNROLL for (i = 0; i < M; i++) {                                             \
                 const VEC x = SPLAT(a[i * PMLP__K_BLOCK]);                                     \
                 PMLP__UNROLL for (j = 0; j < NV; j++) s[i][j] = MADD(x, b[j], s[i][j]);        \
@@ -2055,21 +2074,19 @@ PMLP__INLINE void pmlp__pack(size_t width, size_t k, const float *PMLP__RESTRICT
         }                                                                                      \
         PMLP__UNROLL for (i = 0; i < M; i++) {                                                 \
             PMLP__UNROLL for (j = 0; j < NV; j++)                                              \
-                STORE(c + (size_t)i * c_row + j * LANES, s[i][j]);                             \
+                STORE(c + i * c_row + (j / PER) * c_panel + (j % PER) * LANES,                 \
+                      s[i][j]);                                                                \
         }                                                                                      \
     }
 
 /* --- plain C: one row of 8; exact products in double keep it independent of fusing ------------ */
 
-static void pmlp__tile_generic(size_t k, const float *a, const float *p, float *c, size_t c_row,
-                               bool accumulate, const float *next, size_t step) {
-    float s[8];
+static void pmlp__tile_generic(const pmlp__tile *t) {
+    const float *a = t->a, *p = t->p, *const end = a + t->k;
+    float s[8], *const c = t->c;
     int j;
-    (void)c_row;
-    (void)next;
-    (void)step;
-    for (j = 0; j < 8; j++) s[j] = accumulate ? c[j] : 0.0f;
-    for (; k > 0; k--, a++, p += 8)
+    for (j = 0; j < 8; j++) s[j] = t->accumulate ? c[j] : 0.0f;
+    for (; a < end; a++, p += 8)
         for (j = 0; j < 8; j++) s[j] = (float)((double)s[j] + (double)*a * (double)p[j]);
     for (j = 0; j < 8; j++) c[j] = s[j];
 }
@@ -2084,12 +2101,13 @@ static void pmlp__transpose_generic(size_t m, size_t n, const float *from, size_
 
 #define PMLP__TIMES_6(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #define PMLP__TIMES_8(X) PMLP__TIMES_6(X) X(7) X(8)
+#define PMLP__TIMES_14(X) PMLP__TIMES_8(X) X(9) X(10) X(11) X(12) X(13) X(14)
 #define PMLP__TIMES_24(X)                                                                      \
-    PMLP__TIMES_8(X) X(9) X(10) X(11) X(12) X(13) X(14) X(15) X(16) X(17) X(18) X(19) X(20)    \
-    X(21) X(22) X(23) X(24)
+    PMLP__TIMES_14(X) X(15) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24)
 
 /* The loops over elements and the table of an instruction set whose tiles and transpose exist. */
-#define PMLP__DEFINE_ISA(ISA, TARGET, FUSED, WIDTH, TALLEST, TILES)                            \
+#define PMLP__DEFINE_ISA(ISA, TARGET, FUSED, WIDTH, PANELS, TALLEST, TILES, TALLEST_OF_TWO,    \
+                         TILES_OF_TWO)                                                         \
     TARGET static void pmlp__activate_##ISA(pmlp_activation f, size_t rows, size_t n,          \
                                             const float *b, float *y, size_t row,              \
                                             size_t keep) {                                     \
@@ -2107,12 +2125,15 @@ static void pmlp__transpose_generic(size_t m, size_t n, const float *from, size_
                                           float *w, const float *g, float *m1, float *m2) {    \
         pmlp__update(FUSED, rule, decay, n, w, g, m1, m2);                                     \
     }                                                                                          \
-    static const pmlp__tile_fn pmlp__tiles_##ISA[TALLEST] = {TILES};                           \
+    static const pmlp__tile_fn pmlp__tiles_##ISA[TALLEST + TALLEST_OF_TWO] = {TILES            \
+                                                                              TILES_OF_TWO};   \
     static const pmlp__isa pmlp__isa_##ISA = {                                                 \
-        #ISA, WIDTH, TALLEST, pmlp__tiles_##ISA, pmlp__activate_##ISA, pmlp__derive_##ISA,     \
-        pmlp__transpose_##ISA, pmlp__pack_##ISA, pmlp__update_##ISA}
+        #ISA, WIDTH, PANELS, {TALLEST, TALLEST_OF_TWO},                                        \
+        {pmlp__tiles_##ISA, pmlp__tiles_##ISA + TALLEST}, pmlp__activate_##ISA,                \
+        pmlp__derive_##ISA, pmlp__transpose_##ISA, pmlp__pack_##ISA, pmlp__update_##ISA}
 
-PMLP__DEFINE_ISA(generic, , false, 8, 1, pmlp__tile_generic);
+#define PMLP__GENERIC_NAME pmlp__tile_generic,
+PMLP__DEFINE_ISA(generic, , false, 8, 1, 1, PMLP__GENERIC_NAME, 0, );
 
 /* --- x86 -------------------------------------------------------------------------------------- */
 
@@ -2128,7 +2149,7 @@ static inline __m128 pmlp__sse2_madd(__m128 a, __m128 b, __m128 c) {
     return _mm_add_ps(product, c);
 }
 #define PMLP__SSE2_TILE(M)                                                                     \
-    PMLP__DEFINE_TILE(pmlp__tile_sse2_##M, , __m128, 4, 2, M, _mm_setzero_ps, _mm_loadu_ps,    \
+    PMLP__DEFINE_TILE(pmlp__tile_sse2_##M, , __m128, 4, 2, 2, M, _mm_setzero_ps, _mm_loadu_ps,    \
                       _mm_storeu_ps, _mm_set1_ps, pmlp__sse2_madd)
 PMLP__TIMES_6(PMLP__SSE2_TILE)
 
@@ -2152,23 +2173,25 @@ static void pmlp__transpose_sse2(size_t m, size_t n, const float *from, size_t f
     pmlp__transpose_generic(m4, n - n4, from + n4, from_row, to + n4 * to_row, to_row);
 }
 #define PMLP__SSE2_NAME(M) pmlp__tile_sse2_##M,
-PMLP__DEFINE_ISA(sse2, , false, 8, 6, PMLP__TIMES_6(PMLP__SSE2_NAME));
+PMLP__DEFINE_ISA(sse2, , false, 8, 1, 6, PMLP__TIMES_6(PMLP__SSE2_NAME), 0, );
 
 #define PMLP__AVX2 __attribute__((target("avx2,fma")))
 #define PMLP__AVX2_TILE(M)                                                                     \
-    PMLP__DEFINE_TILE(pmlp__tile_avx2_##M, PMLP__AVX2, __m256, 8, 2, M, _mm256_setzero_ps,     \
+    PMLP__DEFINE_TILE(pmlp__tile_avx2_##M, PMLP__AVX2, __m256, 8, 2, 2, M, _mm256_setzero_ps,     \
                       _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps)
 PMLP__TIMES_6(PMLP__AVX2_TILE)
 #define pmlp__transpose_avx2 pmlp__transpose_sse2
 #define PMLP__AVX2_NAME(M) pmlp__tile_avx2_##M,
-PMLP__DEFINE_ISA(avx2, PMLP__AVX2, true, 16, 6, PMLP__TIMES_6(PMLP__AVX2_NAME));
+PMLP__DEFINE_ISA(avx2, PMLP__AVX2, true, 16, 1, 6, PMLP__TIMES_6(PMLP__AVX2_NAME), 0, );
 
 #define PMLP__AVX512 __attribute__((target("avx512f")))
-#define PMLP__AVX512_TILE(M)                                                                   \
-    PMLP__DEFINE_TILE(pmlp__tile_avx512_##M, PMLP__AVX512, __m512, 16, 1, M,                   \
-                      _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps,    \
-                      _mm512_fmadd_ps)
+#define PMLP__AVX512_TILE_OF(PANELS, NAME, M)                                                  \
+    PMLP__DEFINE_TILE(NAME, PMLP__AVX512, __m512, 16, 1, PANELS, M, _mm512_setzero_ps,         \
+                      _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps)
+#define PMLP__AVX512_TILE(M) PMLP__AVX512_TILE_OF(1, pmlp__tile_avx512_##M, M)
+#define PMLP__AVX512_PAIR(M) PMLP__AVX512_TILE_OF(2, pmlp__pair_avx512_##M, M)
 PMLP__TIMES_24(PMLP__AVX512_TILE)
+PMLP__TIMES_14(PMLP__AVX512_PAIR)
 
 /* Squares of 16 x 16 in registers: of each 2 x 2 numbers the two off the diagonal change places,
    then of each 2 x 2 such squares, and so on. */
@@ -2202,7 +2225,9 @@ PMLP__AVX512 static void pmlp__transpose_avx512(size_t m, size_t n, const float 
     pmlp__transpose_sse2(m16, n - n16, from + n16, from_row, to + n16 * to_row, to_row);
 }
 #define PMLP__AVX512_NAME(M) pmlp__tile_avx512_##M,
-PMLP__DEFINE_ISA(avx512, PMLP__AVX512, true, 16, 24, PMLP__TIMES_24(PMLP__AVX512_NAME));
+#define PMLP__AVX512_PAIR_NAME(M) pmlp__pair_avx512_##M,
+PMLP__DEFINE_ISA(avx512, PMLP__AVX512, true, 16, 2, 24, PMLP__TIMES_24(PMLP__AVX512_NAME), 14,
+                 PMLP__TIMES_14(PMLP__AVX512_PAIR_NAME));
 #else
 #define PMLP__X86 0
 #endif
@@ -2217,13 +2242,13 @@ static inline float32x4_t pmlp__neon_madd(float32x4_t a, float32x4_t b, float32x
     return vfmaq_f32(c, a, b);
 }
 #define PMLP__NEON_TILE(M)                                                                     \
-    PMLP__DEFINE_TILE(pmlp__tile_neon_##M, , float32x4_t, 4, 2, M, pmlp__neon_zero, vld1q_f32, \
+    PMLP__DEFINE_TILE(pmlp__tile_neon_##M, , float32x4_t, 4, 2, 2, M, pmlp__neon_zero, vld1q_f32, \
                       vst1q_f32, vdupq_n_f32, pmlp__neon_madd)
 PMLP__TIMES_8(PMLP__NEON_TILE)
 
 #define pmlp__transpose_neon pmlp__transpose_generic
 #define PMLP__NEON_NAME(M) pmlp__tile_neon_##M,
-PMLP__DEFINE_ISA(neon, , true, 8, 8, PMLP__TIMES_8(PMLP__NEON_NAME));
+PMLP__DEFINE_ISA(neon, , true, 8, 1, 8, PMLP__TIMES_8(PMLP__NEON_NAME), 0, );
 #else
 #define PMLP__NEON 0
 #endif
@@ -2238,19 +2263,25 @@ PMLP__DEFINE_ISA(neon, , true, 8, 8, PMLP__TIMES_8(PMLP__NEON_NAME));
 
    The right-hand factor is cut into panels of `width` columns, stored one row of the panel behind
    the other, so that the innermost loop reads memory in order. The rest is loops around it. */
-/* One panel: c [m][width] (+)= a [m][k] p [k][width]. The rows are shared out evenly among as few
-   tiles as possible, and so is fetching the next panel. */
-static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const float *a,
-                             const float *p, const float *next, float *c, size_t c_row,
-                             bool accumulate) {
-    size_t left = (m + isa->tallest - 1) / isa->tallest, rows;
-    const size_t step = (isa->width + left - 1) / left;
-    for (; left > 0; left--, m -= rows, next += k * step) {
+/* So many panels of a factor, m rows of the other, from the first tile on. The rows are shared out
+   evenly among as few tiles as possible, and so is fetching what comes next. */
+static void pmlp__gemm_panels(const pmlp__isa *isa, size_t panels, size_t m, pmlp__tile tile) {
+    const size_t tallest = isa->tallest[panels - 1];
+    size_t left = (m + tallest - 1) / tallest, rows;
+    tile.step = (isa->width + left - 1) / left;
+    for (; left > 0; left--, m -= rows) {
         rows = (m + left - 1) / left;
-        isa->tiles[rows - 1](k, a, p, c, c_row, accumulate, next, step);
-        a += rows * PMLP__K_BLOCK;
-        c += rows * c_row;
+        isa->tiles[panels - 1][rows - 1](&tile);
+        tile.a += rows * PMLP__K_BLOCK;
+        tile.c += rows * tile.c_row;
+        tile.next += tile.k * tile.step;
     }
+}
+
+/* How many panels a tile takes of those that are left from j on. */
+static size_t pmlp__panels_at(const pmlp__isa *isa, size_t j, size_t n) {
+    const size_t left = (n - j) / isa->width;
+    return left < isa->panels ? left : isa->panels;
 }
 
 /* c [m][n] = a [m][k] times the panels p [n / width][k][width], k in blocks; k may be 0, which
@@ -2258,17 +2289,25 @@ static void pmlp__gemm_panel(const pmlp__isa *isa, size_t m, size_t k, const flo
 static void pmlp__gemm(const pmlp__isa *isa, size_t m, size_t n, size_t k, const float *a,
                        size_t a_row, const float *p, float *c, size_t c_row, float *block) {
     const size_t width = isa->width;
-    size_t left = (k + PMLP__K_BLOCK - 1) / PMLP__K_BLOCK, done = 0, part, i, j;
+    size_t left = (k + PMLP__K_BLOCK - 1) / PMLP__K_BLOCK, done = 0, i, j, panels;
+    pmlp__tile tile;
+    tile.a = block;
+    tile.p_panel = tile.next_panel = k * width;
+    tile.c_row = c_row;
+    tile.c_panel = width;
     do {
-        part = left > 0 ? (k - done + left - 1) / left : 0;
+        tile.k = left > 0 ? (k - done + left - 1) / left : 0;
+        tile.accumulate = done > 0;
         for (i = 0; i < m; i++)
-            memcpy(block + i * PMLP__K_BLOCK, a + i * a_row + done, part * sizeof *a);
-        for (j = 0; j < n; j += width) {
-            const float *panel = p + j * k + done * width;
-            pmlp__gemm_panel(isa, m, part, block, panel, panel + k * width, c + j, c_row,
-                             done > 0);
+            memcpy(block + i * PMLP__K_BLOCK, a + i * a_row + done, tile.k * sizeof *a);
+        for (j = 0; j < n; j += panels * width) {
+            panels = pmlp__panels_at(isa, j, n);
+            tile.p = p + j * k + done * width;
+            tile.next = tile.p + panels * k * width;
+            tile.c = c + j;
+            pmlp__gemm_panels(isa, panels, m, tile);
         }
-        done += part, left--;
+        done += tile.k, left--;
     } while (done < k);
 }
 
@@ -2338,8 +2377,8 @@ static double pmlp__mse_row(const float *y, size_t n, const float *target, size_
 typedef struct pmlp__cpu {
     const pmlp__isa *isa;
     pmlp_allocator allocator;
-    float *pack;      /* [K_BLOCK][width], of dz */
-    float *tile;      /* [tallest][width], of dW */
+    float *pack;      /* [panels][K_BLOCK][width], of dz */
+    float *tile;      /* [panels][tallest][width], of dW */
     float *block;     /* [block_rows][K_BLOCK], of a left-hand factor */
     size_t block_rows;
 } pmlp__cpu;
@@ -2370,16 +2409,19 @@ static size_t pmlp__pad(size_t n, size_t width) { return (n + width - 1) / width
 static pmlp_result pmlp__cpu_open(const pmlp_backend *self, const pmlp_backend_desc *desc,
                                   void **context, pmlp_error *error) {
     pmlp__cpu *cpu = (pmlp__cpu *)pmlp__new(&desc->allocator, 1, sizeof *cpu);
+    size_t panel, tile;
     if (!cpu) return pmlp__no_memory(error, "a CPU worker");
     cpu->isa = (const pmlp__isa *)self->user;
     cpu->allocator = desc->allocator;
-    cpu->pack = (float *)pmlp__new(
-        &desc->allocator, (PMLP__K_BLOCK + cpu->isa->tallest) * cpu->isa->width, sizeof(float));
+    panel = PMLP__K_BLOCK * cpu->isa->width;
+    tile = cpu->isa->tallest[0] * cpu->isa->width;
+    cpu->pack =
+        (float *)pmlp__new(&desc->allocator, cpu->isa->panels * (panel + tile), sizeof(float));
     if (!cpu->pack) {
         pmlp__delete(&desc->allocator, cpu);
         return pmlp__no_memory(error, "a CPU worker's scratch");
     }
-    cpu->tile = cpu->pack + PMLP__K_BLOCK * cpu->isa->width;
+    cpu->tile = cpu->pack + cpu->isa->panels * panel;
     *context = cpu;
     return PMLP_OK;
 }
@@ -2595,39 +2637,74 @@ static pmlp_result pmlp__cpu_backward_input(void *context, void *layer_, int ver
     return PMLP_OK;
 }
 
-/* dW (+)= dz^T x, and if there is a rule, the update of what has just been summed up, a tile at a
-   time. The rows are cut into few and even blocks: each reads and writes all of dW. */
+/* What becomes of a gradient: dW, or at once an update. */
+typedef struct pmlp__gradient_use {
+    const pmlp__rule *rule; /* NULL: no update */
+    float decay;
+    float *w;               /* becomes w_from, updated */
+    const float *w_from;
+} pmlp__gradient_use;
+
+/* Panels j .. of dW (+)= dz^T x for a block of n rows, which lie transposed in cpu->block; tile by
+   tile, each of which is updated, if it is to be, while it is in the nearest cache. */
+static void pmlp__cpu_gradient_panels(pmlp__cpu *cpu, pmlp__cpu_layer *layer, size_t n, size_t j,
+                                      size_t panels, bool accumulate,
+                                      const pmlp__gradient_use *use) {
+    const pmlp__isa *isa = cpu->isa;
+    const size_t n_in = layer->desc.n_in, width = isa->width, tallest = isa->tallest[panels - 1];
+    const size_t panel = n_in * width;
+    float *dw = layer->w[PMLP_TENSOR_GRADIENTS], *const w = use->rule ? use->w : NULL;
+    float *m1 = layer->w[PMLP_TENSOR_MOMENT1], *m2 = layer->w[PMLP_TENSOR_MOMENT2];
+    size_t left = (n_in + tallest - 1) / tallest, i, rows, q;
+    pmlp__tile tile;
+    tile.k = n;
+    tile.a = cpu->block;
+    tile.p = cpu->pack;
+    tile.p_panel = PMLP__K_BLOCK * width;
+    tile.c_row = width;
+    tile.c_panel = w && !accumulate ? tallest * width : panel;
+    tile.next_panel = panel;
+    tile.accumulate = accumulate;
+    for (i = 0; left > 0; left--, i += rows) {
+        const size_t at = j * n_in + i * width;
+        rows = (n_in - i + left - 1) / left;
+        tile.c = w && !accumulate ? cpu->tile : dw + at;
+        tile.next = (w ? w : dw) + at + rows * width;
+        tile.step = rows * width / (n + 1) + 1;
+        isa->tiles[panels - 1][rows - 1](&tile);
+        tile.a += rows * PMLP__K_BLOCK;
+        for (q = 0; w && q < panels; q++) {
+            const size_t to = at + q * panel;
+            if (w != use->w_from) memcpy(w + to, use->w_from + to, rows * width * sizeof *w);
+            isa->update(use->rule, use->decay, rows * width, w + to, tile.c + q * tile.c_panel,
+                        m1 ? m1 + to : NULL, m2 ? m2 + to : NULL);
+        }
+    }
+}
+
+/* dW (+)= dz^T x and what becomes of it. The rows are cut into few and even blocks: each reads and
+   writes all of dW; the last one updates. */
 static void pmlp__cpu_gradient(pmlp__cpu *cpu, pmlp__cpu_layer *layer, size_t rows, const float *x,
-                               const float *dz, bool accumulate, const pmlp__rule *rule,
-                               float decay, float *w, const float *w_from) {
+                               const float *dz, bool accumulate, const pmlp__gradient_use *use) {
+    static const pmlp__gradient_use keep = {NULL, 0.0f, NULL, NULL};
     const pmlp__isa *isa = cpu->isa;
     const size_t n_in = layer->desc.n_in, width = isa->width;
     const size_t x_row = pmlp__cpu_row_floats(cpu, n_in, layer->desc.below);
     const size_t dz_row = pmlp__cpu_row_floats(cpu, layer->desc.row_outs, layer->desc.activation);
-    float *dw = layer->w[PMLP_TENSOR_GRADIENTS], *db = layer->b[PMLP_TENSOR_GRADIENTS];
-    float *m1 = layer->w[PMLP_TENSOR_MOMENT1], *m2 = layer->w[PMLP_TENSOR_MOMENT2];
-    size_t blocks = (rows + PMLP__K_BLOCK - 1) / PMLP__K_BLOCK, i, j, n, tile;
+    float *db = layer->b[PMLP_TENSOR_GRADIENTS];
+    size_t blocks = (rows + PMLP__K_BLOCK - 1) / PMLP__K_BLOCK, j, n, panels, q;
     dz += layer->desc.first_out;
     if (!accumulate) memset(db, 0, layer->pad_out * sizeof *db);
     do {
-        const bool updates = rule && blocks <= 1;
         n = blocks > 0 ? (rows + blocks - 1) / blocks : 0;
         isa->transpose(n, n_in, x, x_row, cpu->block, PMLP__K_BLOCK);
-        for (j = 0; j < layer->pad_out; j += width) {
-            size_t left = (n_in + isa->tallest - 1) / isa->tallest;
-            isa->pack(n, dz + j, dz_row, cpu->pack, db + j);
-            for (i = 0; left > 0; left--, i += tile) {
-                const size_t at = j * n_in + i * width;
-                float *g = updates && !accumulate ? cpu->tile : dw + at;
-                const float *next = updates ? w + at : dw + at;
-                tile = (n_in - i + left - 1) / left;
-                isa->tiles[tile - 1](n, cpu->block + i * PMLP__K_BLOCK, cpu->pack, g, width,
-                                     accumulate, next + tile * width, tile * width / (n + 1) + 1);
-                if (!updates) continue;
-                if (w != w_from) memcpy(w + at, w_from + at, tile * width * sizeof *w);
-                isa->update(rule, decay, tile * width, w + at, g, m1 ? m1 + at : NULL,
-                            m2 ? m2 + at : NULL);
-            }
+        for (j = 0; j < layer->pad_out; j += panels * width) {
+            panels = pmlp__panels_at(isa, j, layer->pad_out);
+            for (q = 0; q < panels; q++)
+                isa->pack(n, dz + j + q * width, dz_row, cpu->pack + q * PMLP__K_BLOCK * width,
+                          db + j + q * width);
+            pmlp__cpu_gradient_panels(cpu, layer, n, j, panels, accumulate,
+                                      blocks <= 1 ? use : &keep);
         }
         accumulate = true;
         rows -= n, x += n * x_row, dz += n * dz_row, blocks--;
@@ -2636,8 +2713,9 @@ static void pmlp__cpu_gradient(pmlp__cpu *cpu, pmlp__cpu_layer *layer, size_t ro
 
 static pmlp_result pmlp__cpu_backward_weight(void *context, void *layer, size_t rows,
                                              const float *x, const float *dz, bool accumulate) {
+    const pmlp__gradient_use keep = {NULL, 0.0f, NULL, NULL};
     pmlp__cpu_gradient((pmlp__cpu *)context, (pmlp__cpu_layer *)layer, rows, x, dz, accumulate,
-                       NULL, 0.0f, NULL, NULL);
+                       &keep);
     return PMLP_OK;
 }
 
@@ -2690,6 +2768,7 @@ static pmlp_result pmlp__cpu_update(void *context, void *layer_, const pmlp_upda
     float **w = layer->w, **b = layer->b;
     float *to_w = pmlp__cpu_w(layer, args->to), *to_b = pmlp__cpu_b(layer, args->to);
     const float *from_w = pmlp__cpu_w(layer, args->from), *from_b = pmlp__cpu_b(layer, args->from);
+    pmlp__gradient_use use;
     pmlp__rule rule;
     rule.optimizer = args->optimizer;
     rule.lr = args->learning_rate;
@@ -2700,9 +2779,12 @@ static pmlp_result pmlp__cpu_update(void *context, void *layer_, const pmlp_upda
     rule.eps = args->epsilon;
     rule.fix1 = 1.0 - pow((double)rule.b1, (double)args->step);
     rule.fix2 = 1.0 - pow((double)rule.b2, (double)args->step);
+    use.rule = &rule;
+    use.decay = decay;
+    use.w = to_w;
+    use.w_from = from_w;
     if (args->rows > 0 || args->anew)
-        pmlp__cpu_gradient(cpu, layer, args->rows, args->x, args->dz, !args->anew, &rule, decay,
-                           to_w, from_w);
+        pmlp__cpu_gradient(cpu, layer, args->rows, args->x, args->dz, !args->anew, &use);
     else {
         if (to_w != from_w) memcpy(to_w, from_w, layer->count * sizeof *to_w);
         cpu->isa->update(&rule, decay, layer->count, to_w, w[PMLP_TENSOR_GRADIENTS],
