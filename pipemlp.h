@@ -1835,7 +1835,7 @@ PMLP_API const char *pmlp_optimizer_name(pmlp_optimizer optimizer) {
 /*============================================================================================*/
 
 #define PMLP__MAX_WIDTH 16 /* the widest panel of any instruction set */
-#define PMLP__K_BLOCK 200  /* rows of a panel that stay in the innermost cache; no multiple of 16,
+#define PMLP__K_BLOCK 136  /* rows of a panel that stay in the innermost cache; no multiple of 16,
                               lest all rows of a block begin in the same bank of that cache */
 #define PMLP__M_BLOCK 128  /* rows of a batch that stay in the next one */
 
