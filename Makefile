@@ -89,7 +89,7 @@ bench-cuda: build/train build/cuda/train build/cuda/peer_pipemlp build/cuda/gpu_
 cuda-flags: build/cuda/flags
 	@cat $<
 
-demo_options = --workers 2 --compare --svg build/timeline.svg --trace build/trace.json
+demo_options = --workers 2 --schedule eager-1f1b --compare --svg build/timeline.svg --trace build/trace.json
 
 demo: build/train
 	@if bash tests/data.sh; then \

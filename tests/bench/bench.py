@@ -25,7 +25,7 @@ import time
 
 sys.dont_write_bytecode = True  # nothing but sources beside the sources
 import report  # noqa: E402
-from contest import (BUILD, CORES, HERE, ROOT, Contestant, Failure, Meter, Program,  # noqa: E402
+from contest import (BUILD, CORES, HERE, PAIR, ROOT, Contestant, Failure, Meter, Program,  # noqa: E402
                      Variant, fields, kill_all, say, speed_of, start_all, take_turns,
                      times_faster)
 
@@ -37,7 +37,7 @@ DATA = os.path.join(ROOT, 'build', 'data')
 WEIGHTS = os.path.join(BUILD, 'weights.bin')
 LOGS = os.path.join(BUILD, 'log')
 
-SCHEDULES = {'1f1b': '1F1B', 'gpipe': 'GPipe', 'eager-1f1b': 'eager 1F1B',
+SCHEDULES = {PAIR: 'eager 1F1B', '1f1b': '1F1B', 'gpipe': 'GPipe',
              'interleaved': 'interleaved 1F1B', 'looped-bfs': 'looped BFS', 'zb-h1': 'ZB-H1',
              'zb-h2': 'ZB-H2', 'zb-v': 'ZB-V', 'dualpipe-v': 'DualPipeV', 'auto': 'auto',
              'pipedream': 'PipeDream', 'pipedream-2bw': 'PipeDream-2BW'}
@@ -138,8 +138,8 @@ def environment(threads, blas):
 
 
 def microbatches(batch, schedule):
-    """What is tried: more for 1F1B, which all others are held against."""
-    return [m for m in (4, 8, 16, 32) if m <= 8 or batch // m >= (16 if schedule == '1f1b' else 32)]
+    """What is tried: more for the one that all others are held against."""
+    return [m for m in (4, 8, 16, 32) if m <= 8 or batch // m >= (16 if schedule == PAIR else 32)]
 
 
 def pipeline(key, title, batch, threads=2, group='pipeline', **options):
@@ -227,8 +227,8 @@ def contestants(batch, blas, kept):
 
 
 def wanted(made, only):
-    """`serial` and `1f1b` always take part: the others are held against them."""
-    return [c for c in made if not only or c.key in only or c.key in ('serial', '1f1b')]
+    """`serial` and the pair always take part: the others are held against them."""
+    return [c for c in made if not only or c.key in only or c.key in ('serial', PAIR)]
 
 
 # --- the answers ----------------------------------------------------------------------------------
@@ -395,6 +395,8 @@ def scaled(kind, x, title, batch, workers, **options):
     words = [word for name, value in options.items() for word in ('--' + name, value)]
     if 'layers' not in options:
         words += ['--weights', WEIGHTS]
+    if workers > 1:
+        words += ['--schedule', PAIR]
     run = command('peer_pipemlp', batch, workers, *words)
     return Contestant(f'{kind}-{x}-{workers}', title, 'scaling', workers, [Variant('', run, {})],
                       kind=kind, x=x)
@@ -514,7 +516,7 @@ def read_options():
     parser.add_argument('--quick', action='store_true', help='fewer and shorter turns, B = 128: '
                         'does it work, not how fast is it')
     parser.add_argument('--only', type=one_of(keys), default=[], metavar='NAME[,NAME]',
-                        help='these contestants (and serial and 1f1b)')
+                        help=f'these contestants (and serial and {PAIR})')
     parser.add_argument('--section', type=one_of(SECTIONS), default=list(SECTIONS),
                         metavar='NAME[,NAME]', help='of ' + ', '.join(SECTIONS))
     parser.add_argument('--batch', type=numbers(1024), metavar='B[,B]',

@@ -24,6 +24,7 @@ PATIENCE = 90      # seconds that a program may take to get ready, or over its t
 DISTURBED = 0.12   # share of the processors that others may have during a turn
 PAUSE = 0.04       # behind the turns of libraries whose threads spin before they sleep
 BLOCK = 4          # turns between two of the references
+PAIR = 'eager-1f1b'  # the schedule of the two workers that all others are held against
 
 running = set()
 starting = threading.RLock()

@@ -3,13 +3,15 @@ can be told apart without colour vision."""
 import os
 import re
 
+from contest import PAIR
+
 INK, GRID, PAPER = '#24292f', '#d8dee4', '#ffffff'
 BLUE, SKY, ORANGE, GREEN, RED = '#0072b2', '#56b4e9', '#e69f00', '#009e73', '#d55e00'
 DARK = {INK: '#e6edf3', GRID: '#30363d', PAPER: '#0d1117', BLUE: '#3a9bdc', SKY: '#7cc7f2',
         ORANGE: '#e6a817', GREEN: '#2bb58c', RED: '#e8743b'}
 
 BARS = {  # {}: the version
-    'serial': 'pipemlp, serial', '1f1b': 'pipemlp, 2 workers',
+    'serial': 'pipemlp, serial', PAIR: 'pipemlp, 2 workers',
     'data-parallel': 'its kernels, data parallel', 'data-parallel-outputs': '… gradients whole',
     'two-serials': 'two serial trainings', 'torch-1': '{}', 'torch-2': '{}, 2 threads',
     'torch-pipe': '{}, 2 processes', 'newer-torch-1': '{}', 'newer-torch-2': '{}, 2 threads',
@@ -55,7 +57,7 @@ def spread(contestants, what):
 # --- samples per second ---------------------------------------------------------------------------
 
 def colour(key):
-    if key in ('serial', '1f1b'):
+    if key in ('serial', PAIR):
         return BLUE
     if key in ('data-parallel', 'data-parallel-outputs', 'two-serials'):
         return SKY

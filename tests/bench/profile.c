@@ -331,6 +331,7 @@ static void print_pipelined(size_t batch, int steps, double serially) {
                                     .learning_rate = 0.01f,
                                     .workers = WORKERS,
                                     .microbatches = MICROBATCHES,
+                                    .schedule = PMLP_SCHEDULE_EAGER_1F1B,
                                     .trace = steps};
     pmlp_timeline *timeline = NULL;
     pmlp_model *model;
