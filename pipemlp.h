@@ -346,6 +346,7 @@ extern "C" {
     X(PMLP_ERROR_PARSE, "the text or file is not in the expected form")                        \
     X(PMLP_ERROR_FILE, "a file could not be read or written")                                  \
     X(PMLP_ERROR_BACKEND, "the back end failed")                                               \
+    X(PMLP_ERROR_RANK, "another rank has failed, cannot be reached or wants something else")    \
     X(PMLP_ERROR_CANCELLED, "stopped by the progress callback")                                \
     X(PMLP_ERROR_UNSUPPORTED, "not available in this build or on this machine")
 
@@ -855,6 +856,7 @@ PMLP_API const char *pmlp_optimizer_name(pmlp_optimizer optimizer);
 typedef struct pmlp_trainer pmlp_trainer;
 typedef struct pmlp_backend pmlp_backend;
 typedef struct pmlp_edges pmlp_edges;
+typedef struct pmlp_group pmlp_group;
 
 /* What a step, an epoch or an evaluation did. */
 typedef struct pmlp_stats {
@@ -942,6 +944,17 @@ typedef struct pmlp_trainer_desc {
                                       which is faster and leaves no gradient behind */
     int trace;                     /* keep what ran when of so many steps, the last ones; default
                                       0: none. See pmlp_trainer_timeline() */
+
+    pmlp_group *group;             /* the other ranks that train this model, see >>group; default:
+                                      there are none. Must outlive the trainer */
+    int replicas;                  /* R: pipelines side by side, each with its share of a batch's
+                                      rows; divides the group's ranks; default 1 */
+    bool allreduce;                /* sums of replicas' gradients: each makes its own, then these
+                                      are added (pmlp_group.sum). Otherwise the replicas continue
+                                      one chain, one after the other, which has the bits of R = 1.
+                                      Always so if the back end is not exact */
+    double deadline;               /* seconds that a rank waits for another one before it fails;
+                                      default 60 */
 
     const pmlp_backend *backend;   /* default pmlp_cpu_backend() */
     const pmlp_edges *edges;       /* hand-off between stages; default the back end's */
@@ -1150,7 +1163,7 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /*  - the table is not copied: it must outlive the trainer.                                   */
 /*============================================================================================*/
 
-#define PMLP_BACKEND_ABI 4
+#define PMLP_BACKEND_ABI 5
 
 typedef struct pmlp_backend_desc {
     int worker, workers;
@@ -1250,6 +1263,9 @@ struct pmlp_backend {
     /* host squares [n_out]: sum over the row's dW and db, squared, in double, in ascending order */
     pmlp_result (*gradient_squares)(void *context, void *layer, double *squares);
     pmlp_result (*update)(void *context, void *layer, const pmlp_update_args *args);
+    /* Where the layer's dW and db are: *floats floats in one piece, in the back end's memory and
+       its own order, which is the same wherever the layer's desc is. For sums over replicas. */
+    pmlp_result (*gradient)(void *context, void *layer, float **data, size_t *floats);
     pmlp_result (*synchronize)(void *context);
 
     /* May be NULL if work is done when a call returns. *seconds becomes, by the next synchronize(),
@@ -1277,17 +1293,21 @@ PMLP_API const pmlp_backend *pmlp_cpu_backend_isa(const char *isa);
    connect(), reset() and disconnect() are called by the thread that calls the trainer; no
    wake() after disconnect(). The table is not copied: it must outlive the trainer. */
 
-#  define PMLP_EDGES_ABI 2
+#  define PMLP_EDGES_ABI 3
 
 typedef struct pmlp_edge_desc {
     int from_stage, to_stage, from_worker, to_worker;
+    int from_rank, to_rank;            /* 0 and 0 without a group */
+    int channel;                       /* a number that no other edge of the group has, from 0; the
+                                          same at both ends */
     bool gradient;                     /* to_stage == from_stage - 1 */
     int slots;
     size_t row_bytes;                  /* of one row of the message */
     size_t max_rows;                   /* rows of the largest message */
-    void *from_context, *to_context;   /* of the back end */
+    void *from_context, *to_context;   /* of the back end; NULL at another rank */
     void (*wake)(void *worker);
-    void *from_wake, *to_wake;         /* arguments for wake: the sender's and the receiver's */
+    void *from_wake, *to_wake;         /* arguments for wake: the sender's and the receiver's; NULL
+                                          at another rank */
     pmlp_allocator allocator;
 } pmlp_edge_desc;
 
@@ -1303,13 +1323,72 @@ struct pmlp_edges {
     pmlp_result (*connect)(const pmlp_edges *self, const pmlp_edge_desc *desc, void **edge,
                            pmlp_error *error);
     void (*disconnect)(void *edge);
-    pmlp_result (*reset)(void *edge); /* before each pass; both ends are at rest */
+    pmlp_result (*reset)(void *edge); /* before each pass; the ends of this rank are at rest */
     pmlp_result (*send)(void *edge, int microbatch, const void *data, size_t bytes);
     pmlp_result (*receive)(void *edge, int microbatch, void *data, size_t bytes);
 };
 
 /* Between threads of one process: the pointer is handed over, nothing is copied. Static storage. */
 PMLP_API const pmlp_edges *pmlp_thread_edges(void);
+
+/*============================================================================================*/
+/* >>group: several ranks, one training                                                       */
+/*                                                                                            */
+/* A rank is a trainer that has some of the workers: a process, on this machine or another,   */
+/* or a thread. All ranks create the same model and a trainer with the same desc but for the  */
+/* group's rank, and make the same calls with the same data, in the same order; each gets the */
+/* same losses and, after pmlp_trainer_sync(), the same weights. What differs between ranks   */
+/* is refused, with both values.                                                              */
+/*                                                                                            */
+/* With n = ranks / replicas, rank r belongs to replica r / n and has the workers             */
+/* [i p / n, (i + 1) p / n) of its pipeline, i = r % n. Replica j trains on its own R-th of   */
+/* the rows of each batch, in order.                                                          */
+/*                                                                                            */
+/* The table is the user's or pipemlp_cuda.cu's. Its contract:                                */
+/*  - gather and broadcast are collective: each rank calls them in the same order, one call   */
+/*    at a time, from any of its threads. Memory is the host's. They block, no longer than    */
+/*    `seconds`, and fail with PMLP_ERROR_RANK then, or as soon as a rank has aborted or is   */
+/*    known to be gone.                                                                       */
+/*  - sum adds up, in place, the back end's memory of all replicas of one worker, in an order */
+/*    that is the same each time, and leaves the same bits everywhere. Replicas call it in    */
+/*    the same order for each worker; those of different workers may call at the same time.   */
+/*    It is called once with 0 floats when a trainer is created, to connect. May be NULL:     */
+/*    then there is no desc.allreduce. Work may go on when it returns, as a back end's does.  */
+/*  - edges connect workers of different ranks: connect() is called at each of the two, in    */
+/*    the same order everywhere, with the other end's context NULL, and may wait for it. A    */
+/*    message has the size at both ends that the receiver asks for.                           */
+/*  - abort says that this rank has failed: whoever waits for it fails soon, with its number  */
+/*    and, if that can be had, `why`. Called at most once, from any thread; collectives and   */
+/*    edges then fail here, too.                                                              */
+/*  - explain: a sentence, without its period, on why a call failed last. NULL: none.         */
+/*============================================================================================*/
+
+#define PMLP_GROUP_ABI 1
+
+struct pmlp_group {
+    uint32_t abi;  /* PMLP_GROUP_ABI */
+    uint32_t size; /* sizeof(pmlp_group) */
+    const char *name;
+    int rank, ranks; /* this one, of so many */
+    void *context;
+    const pmlp_edges *edges;
+    /* all [ranks][bytes]: what each rank has in `mine` */
+    pmlp_result (*gather)(void *context, const void *mine, size_t bytes, void *all,
+                          double seconds);
+    pmlp_result (*broadcast)(void *context, int from_rank, void *data, size_t bytes,
+                             double seconds);
+    pmlp_result (*sum)(void *context, int worker, int replicas, void *backend_context, float *data,
+                       size_t floats, double seconds);
+    void (*abort)(void *context, const char *why);
+    const char *(*explain)(void *context);
+};
+
+/* Ranks that are threads of one process, for pipelines side by side in it, and to try things out.
+   groups [ranks] become tables, one for each rank; destroy them together, behind all trainers.
+   Errors: ARGUMENT, MEMORY, THREAD. */
+PMLP_API pmlp_result pmlp_thread_groups_create(int ranks, const pmlp_allocator *allocator,
+                                               pmlp_group *groups, pmlp_error *error);
+PMLP_API void pmlp_thread_groups_destroy(pmlp_group *groups);
 
 /*============================================================================================*/
 /* >>cuda: the back end of pipemlp_cuda.cu, if that file is in the build                      */
