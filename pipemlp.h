@@ -7720,7 +7720,7 @@ static pmlp_result pmlp__model_readable(const pmlp_model *model, pmlp_error *err
     return pmlp__fail(error, PMLP_ERROR_STATE,
                       model->trainer
                           ? "the model's weights are with its trainer: call pmlp_trainer_sync()"
-                          : "the model's weights are lost: its trainer failed amid an update");
+                          : "the model's weights are lost: its trainer failed");
 }
 
 PMLP_API pmlp_result pmlp_model_params(pmlp_model *model, int layer, pmlp_params *params,
@@ -8208,7 +8208,7 @@ typedef struct pmlp__stage {
     int below;                    /* what the stage below hands over: x[below], for dz[below] */
     bool is_last;
     bool is_here;                 /* its worker is this rank's; if not, there is nothing below */
-    bool shares_below;            /* x[below] is one piece of memory with the stage below */
+    bool shares_below;            /* nobody copies over x[below], which the stage below has, too */
     void **handles;    /* [layers]: the back end's layers */
     float **x, **dz;   /* [layers + 1] */
     bool *owns_x, *owns_dz;
@@ -9905,7 +9905,7 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
     if (result == PMLP_OK && shared) {
         above->x[above->below] = s->x[n];
         above->dz[above->below] = s->dz[n];
-        above->shares_below = true;
+        above->shares_below = s->below == 0 || s->shares_below;
     }
     if (result != PMLP_OK)
         pmlp__fail(error, result, "the batch of stage %d: %s", index,
@@ -10008,7 +10008,9 @@ static pmlp_result pmlp__connect_replicas(pmlp_trainer *t, pmlp__stage *s, int r
     d.slots = 2;
     d.max_rows = 1;
     result = pmlp__largest_gradient(t, s, &d.row_bytes);
-    if (result != PMLP_OK) return result;
+    if (result != PMLP_OK)
+        return pmlp__fail(error, result, "the gradients of stage %d: %s", s->index,
+                          pmlp__reason(&t->workers[s->worker], result));
     d.from_rank = pmlp__rank_of(t, replica, s->worker);
     d.to_rank = pmlp__rank_of(t, replica + 1, s->worker);
     result = pmlp__connect_edge(t, &d, replica, PMLP__TO_NEXT,
