@@ -6,11 +6,12 @@
 #   make cuda       the GPU, too            make help       the list of targets
 
 CFLAGS ?= -O3 -std=c99 -Wall -Wextra -Wpedantic -Wconversion
+CXXFLAGS ?= -O3 -std=c++11 -Wall -Wextra -Wpedantic -Wconversion
 LDLIBS  = -pthread -lm
 PREFIX ?= /usr/local
 VERSION = $(shell awk '/define PMLP_VERSION_/ {v = v d $$3; d = "."} END {print v}' pipemlp.h)
 
-examples = $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
+examples = $(patsubst examples/%,build/%,$(basename $(wildcard examples/*.c examples/*.cpp)))
 found    = $(if $(shell command -v $(1)),$(1),no $(1))
 
 # Where CUDA is: CUDA_HOME or CUDA_PATH, then the nvcc that a shell finds, then the usual place.
@@ -29,6 +30,9 @@ examples: $(examples)
 
 build/%: examples/%.c pipemlp.h | build
 	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+build/%: examples/%.cpp pipemlp.h | build
+	$(CXX) $(CXXFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 build:
 	mkdir -p $@

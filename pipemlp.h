@@ -74,14 +74,15 @@
    WHERE WHAT IS (search for the marker)
 
       >>api-config     version, static builds          >>implementation  all below it is private
-      >>common         results, errors, memory, log    >>platform        threads, atomics, clock
+      >>common         results, errors, memory, log    >>platform        threads, clock, files
       >>model          what is trained                 >>memory          memory, errors, random
       >>schedule       who does what when              >>kernels         what the CPU computes
       >>timeline       what ran when, and pictures     >>cpu-backend     the CPU's operations
       >>trainer        runs a schedule                 >>check           proves schedules
       >>images         IDX files                       >>simulate        times them
-      >>backend        how to plug in other hardware   >>auto            searches for one
-      >>cuda           pipemlp_cuda.cu, for GPUs       >>pictures        text, SVG, traces
+      >>files          models, checkpoints             >>auto            searches for one
+      >>backend        how to plug in other hardware   >>pictures        text, SVG, traces
+      >>cuda           pipemlp_cuda.cu, for GPUs
                                                        >>edges >>partition >>validation >>stage
                                                        >>worker >>verify >>ceiling >>io
 
@@ -97,7 +98,9 @@
       4. pmlp_trainer_eval() on data that was not trained on.
       5. pmlp_trainer_sync() when you want to look at the weights in between; then
          pmlp_model_predict(), pmlp_model_params(), pmlp_model_hash().
-      6. pmlp_trainer_destroy(), which writes the weights back, then pmlp_model_destroy().
+      6. pmlp_trainer_save() now and then, so that pmlp_trainer_load() can go on after a crash;
+         pmlp_model_save() and pmlp_model_load() for what has been trained.
+      7. pmlp_trainer_destroy(), which writes the weights back, then pmlp_model_destroy().
 
    ON PIPELINES
 
@@ -258,6 +261,46 @@
       desc.no_threads runs the same lists on the calling thread alone, with the same bits. Each
       worker makes its layers and buffers on its own thread, so that memory lies near the core that
       uses it; desc.bind_threads keeps it there.
+
+   ON FILES
+
+      Models and checkpoints are files in the format safetensors: a length, a header in JSON, then
+      numbers, little-endian on every machine. The tensors have PyTorch's names and layout,
+      layers.0.weight [n_out][n_in] and layers.0.bias [n_out], so that Python opens what C has
+      saved, and C what Python has:
+
+         from safetensors.torch import load_file, save_file
+         weights = load_file("model.safetensors")             # of pmlp_model_save()
+         save_file(net.state_dict(), "net.safetensors")       # for pmlp_model_load()
+
+      A model's file needs nothing but weights and biases of layers that fit together, named
+      PREFIX<number>.weight and .bias with one prefix, in ascending order: those of an nn.Sequential
+      ("0.weight", "2.weight") or "fc1.weight", "fc2.weight" will do, in F32, F64, F16 or BF16.
+      Activations and loss stand in the header's metadata; where they do not, they are the defaults:
+      ReLU, linear at the end, cross-entropy.
+
+      pmlp_trainer_save() adds everything else that a training consists of: moments, counters, the
+      learning rate, where in which epoch it is, and the settings that decide what comes next.
+      pmlp_trainer_load() takes them up in a trainer that has the same settings: batch, optimizer
+      and its numbers, seed. It does not matter how many workers, stages and micro-batches either
+      has, nor the schedule, the threads or, within its own promise, the back end: stopped after any
+      step and resumed, a synchronous training ends in the bits of one that never stopped. So does
+      pipedream, with the same workers and micro-batches. Versions of the weights that an
+      asynchronous pipeline keeps are not saved: pipedream-2bw reads its first batch after a load
+      from the weights themselves, not those one update older, as it does at the very beginning,
+      and goes on from there.
+
+      An epoch may be interrupted, by the progress callback or by the end of the program. The
+      position in it is kept, and saved: the next pmlp_trainer_epoch() does the rest, in the same
+      order, and tells loss and accuracy of the whole. pmlp_trainer_restart_epoch() if you would
+      rather begin it anew.
+
+      A file appears whole or not at all: it is written beside the old one, flushed to the disk and
+      renamed. A crash or a loss of power at any moment leaves the old file or the new one, and
+      perhaps a FILE.<process>-<n>.tmp, which may be removed; a full disk leaves the old one, and
+      an error that says so. What is read is not trusted: a header that says anything but what the
+      format allows is refused, before any memory is asked for by its word; and files of this
+      library carry a checksum over metadata and tensors, so that no bit changes unseen.
 
    ON ERRORS
 
@@ -860,14 +903,15 @@ typedef struct pmlp_group pmlp_group;
 
 /* What a step, an epoch or an evaluation did. */
 typedef struct pmlp_stats {
-    uint64_t step;             /* steps of this trainer so far */
-    uint64_t epoch;            /* epochs of this trainer completed so far */
-    size_t steps, rows;        /* of this call so far */
-    size_t total_rows;         /* rows that this call will have done at its end */
-    double loss;               /* mean over the rows of this call */
+    uint64_t step;             /* steps of this training so far, also before a load */
+    uint64_t epoch;            /* epochs of this training completed so far */
+    size_t steps, rows;        /* of this call so far; of an epoch that was interrupted, with what
+                                  the earlier calls did of it */
+    size_t total_rows;         /* what rows will be at the end of this call */
+    double loss;               /* mean over these rows */
     double accuracy;           /* share of rows whose largest output is the label's, or -1 */
     double seconds;            /* of this call */
-    double samples_per_second; /* rows / seconds */
+    double samples_per_second; /* rows of this call / seconds */
     double gradient_norm;      /* of the last step, before clipping; 0 if nobody asked for it */
     int workers;
     const double *idle;        /* [workers], share of `seconds` that each one's thread spent waiting
@@ -876,8 +920,9 @@ typedef struct pmlp_stats {
 } pmlp_stats;
 
 /* Called by pmlp_trainer_epoch() after each step, on the thread that called it. Returning false
-   ends the epoch with PMLP_ERROR_CANCELLED; the trainer stays usable. It may call
-   pmlp_trainer_sync(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
+   interrupts the epoch: PMLP_ERROR_CANCELLED; the trainer stays usable, and the next
+   pmlp_trainer_epoch() goes on where this one stopped. It may call pmlp_trainer_sync(),
+   pmlp_trainer_save(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
    trainer. */
 typedef bool (*pmlp_progress_fn)(const pmlp_stats *stats, void *user);
 
@@ -985,11 +1030,15 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *trainer, const pmlp_data *batch,
                                        pmlp_stats *stats);
 /* One pass over the data in batches of desc.batch rows, the last one smaller if need be, in an
-   order drawn from desc.seed and the number of the epoch. With an asynchronous schedule the
-   pipeline does not drain between batches, but every 65,536 rows, when the progress callback is
-   called. */
+   order drawn from desc.seed and the number of the epoch; or the rest of a pass that was
+   interrupted, which wants the same data. With an asynchronous schedule the pipeline does not drain
+   between batches, but every 65,536 rows, when the progress callback is called. Errors beside the
+   above: SHAPE if the data has not as many rows as that which the epoch began with. */
 PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *trainer, const pmlp_data *data,
                                         pmlp_stats *stats);
+/* Forgets how far an epoch that was interrupted has come: the next pmlp_trainer_epoch() begins it
+   anew. The steps that it did stay done. */
+PMLP_API pmlp_result pmlp_trainer_restart_epoch(pmlp_trainer *trainer);
 /* Loss and accuracy on the data with the present weights; changes nothing. Runs through the
    pipeline. */
 PMLP_API pmlp_result pmlp_trainer_eval(pmlp_trainer *trainer, const pmlp_data *data,
@@ -1000,13 +1049,22 @@ PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *trainer);
 PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *trainer, float learning_rate);
 /* The gradient of the last step's mean loss, before clipping: dw [n_out][n_in], db [n_out]; either
    may be NULL. With an asynchronous schedule: what each stage's last update took. Errors: ARGUMENT;
-   STATE before the first step, after one that failed, and without desc.keep_gradients. */
+   STATE before the first step, or the first since a load, after one that failed, and without
+   desc.keep_gradients. */
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *trainer, int layer, float *dw, float *db);
 
 /* The last failure; result is PMLP_OK if there was none. Valid until the next call. */
 PMLP_API const pmlp_error *pmlp_trainer_error(const pmlp_trainer *trainer);
 /* The desc with every default resolved; its pointers point into the trainer. */
 PMLP_API pmlp_trainer_desc pmlp_trainer_query_desc(const pmlp_trainer *trainer);
+/* How far a training has come. */
+typedef struct pmlp_position {
+    uint64_t step, epoch;    /* done so far, also before a load */
+    size_t rows, total_rows; /* of an epoch that was interrupted: done, and of its data; else 0 */
+} pmlp_position;
+
+/* From any thread, or the progress callback. Errors: ARGUMENT; STATE while another call runs. */
+PMLP_API pmlp_result pmlp_trainer_position(pmlp_trainer *trainer, pmlp_position *position);
 /* The schedule that the trainer runs on one batch, before lowering; owned by the trainer. */
 PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *trainer);
 
@@ -1133,6 +1191,54 @@ PMLP_API pmlp_result pmlp_images_parse(const void *image_bytes, size_t image_siz
                                        pmlp_error *error);
 /* Frees what load or parse has filled in, and nothing else. NULL and all-zero are allowed. */
 PMLP_API void pmlp_images_free(pmlp_images *images);
+
+/*============================================================================================*/
+/* >>files: models and checkpoints                                                            */
+/*                                                                                            */
+/* All in the format safetensors, see ON FILES. Saving replaces a file or creates it, whole   */
+/* or not at all; the path's folder must exist and take a temporary file beside it. A link is */
+/* replaced, not what it points to; what is no regular file is refused. Loading reads a whole */
+/* file and finds everything that is wrong with it before it changes anything. Every sentence */
+/* names the file.                                                                            */
+/*============================================================================================*/
+
+/* Weights, biases, activations and loss. Errors: ARGUMENT; STATE as for pmlp_model_params();
+   MEMORY; FILE, and then what was there before is still there. */
+PMLP_API pmlp_result pmlp_model_save(const pmlp_model *model, const char *path, pmlp_error *error);
+/* Creates the model that a file holds: sizes by the tensors' shapes, activations and loss by its
+   metadata ("activations": "relu,linear", "loss": "xent"), else the defaults. Also from what
+   pmlp_trainer_save() wrote, of which it takes the model. allocator may be NULL. *model is NULL on
+   failure. Errors: ARGUMENT; FILE if it cannot be read; PARSE if it is not what it should be; SHAPE
+   if its layers do not fit together; UNSUPPORTED if its numbers are of another type than F32, F64,
+   F16 or BF16, of which the latter three are converted; MEMORY. */
+PMLP_API pmlp_result pmlp_model_load(const char *path, const pmlp_allocator *allocator,
+                                     pmlp_model **model, pmlp_error *error);
+/* The same from memory, at any alignment. Errors: ARGUMENT, PARSE, SHAPE, UNSUPPORTED, MEMORY. */
+PMLP_API pmlp_result pmlp_model_parse(const void *bytes, size_t size,
+                                      const pmlp_allocator *allocator, pmlp_model **model,
+                                      pmlp_error *error);
+/* Only the weights and biases, into a model that no trainer has; its activations and loss stay.
+   Errors: those of pmlp_model_load(); SHAPE also if the sizes are not the model's; STATE if a
+   trainer has the model. */
+PMLP_API pmlp_result pmlp_model_load_weights(pmlp_model *model, const char *path,
+                                             pmlp_error *error);
+
+/* Everything that it takes to go on: the model, the optimizer's moments, steps, epoch and position
+   in it, learning rate, and the settings that must be the same. Between calls, or from the progress
+   callback, after any step; also after a failure that left the weights as they were. All ranks of a
+   group call it; rank 0 writes. Errors:
+   ARGUMENT; STATE if the weights are lost; MEMORY; FILE, and then what was there before is still
+   there; the back end's. */
+PMLP_API pmlp_result pmlp_trainer_save(pmlp_trainer *trainer, const char *path);
+/* Goes on with a training: all of the above, and the weights into the trainer's model, too. The
+   trainer keeps its own workers, stages, micro-batches, schedule, back end and callbacks. Sizes,
+   activations, loss, batch, optimizer, its numbers, clip_norm, seed and no_shuffle must be those of
+   the training that was saved; what differs is refused with both values. The learning rate becomes
+   the file's. All ranks of a group call it; rank 0 reads. Not from the progress callback. If the back end fails amid writing, the trainer
+   refuses further work. Errors: ARGUMENT; FILE, PARSE, SHAPE, UNSUPPORTED as for pmlp_model_load();
+   ARGUMENT or SHAPE for what differs; PARSE if the file holds a model only; MEMORY; the back
+   end's. */
+PMLP_API pmlp_result pmlp_trainer_load(pmlp_trainer *trainer, const char *path);
 
 /*============================================================================================*/
 /* >>backend: how to plug in other hardware                                                   */
@@ -1470,7 +1576,7 @@ extern void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backen
 #endif
 
 /*============================================================================================*/
-/* >>platform: threads, atomics, clock                                                        */
+/* >>platform: threads, atomics, clock, files                                                 */
 /*                                                                                            */
 /* One small function per primitive and system; no system's name appears after this section.  */
 /*============================================================================================*/
@@ -1526,6 +1632,10 @@ typedef struct pmlp__thread_start {
 #define WIN32_LEAN_AND_MEAN
 #endif
 #include <windows.h>
+#include <fcntl.h>
+#include <io.h>
+#include <process.h>
+#include <sys/stat.h>
 
 typedef CRITICAL_SECTION pmlp__mutex;
 typedef CONDITION_VARIABLE pmlp__cond;
@@ -1589,8 +1699,31 @@ static bool pmlp__is_file(const char *path) {
     return attributes != INVALID_FILE_ATTRIBUTES &&
            !(attributes & (FILE_ATTRIBUTE_DIRECTORY | FILE_ATTRIBUTE_DEVICE));
 }
+static bool pmlp__exists(const char *path) {
+    return GetFileAttributesA(path) != INVALID_FILE_ATTRIBUTES;
+}
+
+/* Each sets errno when it returns -1. */
+static int pmlp__create_file(const char *path) {
+    return _open(path, _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY | _O_NOINHERIT,
+                 _S_IREAD | _S_IWRITE);
+}
+static long pmlp__write_some(int file, const unsigned char *bytes, size_t size) {
+    return _write(file, bytes, size < 1u << 30 ? (unsigned)size : 1u << 30);
+}
+static int pmlp__flush_file(int file) { return _commit(file); } /* FlushFileBuffers() */
+static int pmlp__close_file(int file) { return _close(file); }
+static int pmlp__rename_file(const char *from, const char *to) {
+    if (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) return 0;
+    errno = EACCES;
+    return -1;
+}
+static int pmlp__flush_folder(const char *folder) { (void)folder; return 0; }
+static unsigned long pmlp__process(void) { return (unsigned long)_getpid(); }
+#define PMLP__FOLDER_ENDS "/\\:"
 
 #else
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/stat.h>
@@ -1692,6 +1825,48 @@ static bool pmlp__is_file(const char *path) {
     struct stat status;
     return stat(path, &status) == 0 && S_ISREG(status.st_mode);
 }
+static bool pmlp__exists(const char *path) {
+    struct stat status;
+    return stat(path, &status) == 0;
+}
+
+/* Strict C99 hides this one, too. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+int fsync(int file);
+#ifdef __cplusplus
+}
+#endif
+
+#ifndef O_CLOEXEC
+#define O_CLOEXEC 0
+#endif
+
+/* Each sets errno when it returns -1. */
+static int pmlp__create_file(const char *path) {
+    return open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+}
+static long pmlp__write_some(int file, const unsigned char *bytes, size_t size) {
+    return (long)write(file, bytes, size < 1u << 30 ? size : 1u << 30);
+}
+static int pmlp__flush_file(int file) { return fsync(file); }
+static int pmlp__close_file(int file) { return close(file); }
+static int pmlp__rename_file(const char *from, const char *to) { return rename(from, to); }
+/* What is renamed lasts only when its folder is on the disk, too. Folders that cannot be opened or
+   flushed, as on some network file systems, are left to the system. */
+static int pmlp__flush_folder(const char *folder) {
+    const int file = open(folder, O_RDONLY | O_CLOEXEC);
+    int failed, reason;
+    if (file < 0) return 0;
+    failed = fsync(file) != 0 && errno == EIO;
+    reason = errno;
+    close(file);
+    errno = reason;
+    return failed ? -1 : 0;
+}
+static unsigned long pmlp__process(void) { return (unsigned long)getpid(); }
+#define PMLP__FOLDER_ENDS "/"
 #endif
 
 /*============================================================================================*/
@@ -1809,6 +1984,25 @@ PMLP_API uint64_t pmlp_hash(uint64_t hash, const void *bytes, size_t size) {
     const unsigned char *p = (const unsigned char *)bytes;
     if (hash == 0) hash = 14695981039346656037u;
     for (; size > 0; size--) hash = (hash ^ *p++) * 1099511628211u;
+    return hash;
+}
+
+/* A float as files have it, little-endian, whatever this machine's order is. */
+static void pmlp__put_float(unsigned char *bytes, const float *value) {
+    uint32_t bits;
+    int i;
+    memcpy(&bits, value, sizeof bits);
+    for (i = 0; i < 4; i++) bytes[i] = (unsigned char)(bits >> 8 * i);
+}
+
+/* pmlp_hash() of n floats as files have them. */
+static uint64_t pmlp__hash_floats(uint64_t hash, const float *values, size_t n) {
+    unsigned char bytes[4];
+    size_t i;
+    for (i = 0; i < n; i++) {
+        pmlp__put_float(bytes, &values[i]);
+        hash = pmlp_hash(hash, bytes, sizeof bytes);
+    }
     return hash;
 }
 
@@ -7825,7 +8019,7 @@ PMLP_API pmlp_result pmlp_model_hash(const pmlp_model *model, uint64_t *hash, pm
     const pmlp_result result = pmlp__model_readable(model, error);
     if (result != PMLP_OK) return result;
     if (!hash) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "hash: is NULL");
-    *hash = pmlp_hash(0, model->params, model->param_count * sizeof *model->params);
+    *hash = pmlp__hash_floats(0, model->params, model->param_count);
     return PMLP_OK;
 }
 
@@ -8305,6 +8499,7 @@ typedef struct pmlp__stage {
     /* Version n of the weights, what the n-th update left, is in place n % versions. */
     int versions;
     uint64_t updates, updates_before; /* so far; before this pass */
+    uint64_t first_version; /* what was loaded; older ones are of another training */
     uint64_t *version_at;   /* [versions]: which is in a place */
     uint64_t *version_of;   /* [trainer's ring of micro-batches]: which its forward read */
     uint64_t gradients, stale, most_stale, torn; /* micro-batches and what was measured of them */
@@ -8409,6 +8604,10 @@ struct pmlp_trainer {
     uint32_t *order;        /* of the rows, in an epoch */
     size_t order_size;
     uint64_t step, epoch;
+    uint64_t updates_loaded; /* what was loaded had been updated so often */
+    uint64_t epoch_total, epoch_rows, epoch_hits; /* of an epoch under way: the rows of its data, */
+    double epoch_loss;       /* those done, and the sums over them; 0 if there is none */
+    bool has_gradient;       /* of a step of this trainer */
     double gradient_norm;
     double *idle, *busy;    /* [workers]: what stats tell; seconds of the call so far */
     double seconds;         /* of the call so far, on rank 0's clock, if there are ranks */
@@ -8485,11 +8684,13 @@ static pmlp_result pmlp__stage_loss(pmlp_trainer *t, pmlp__stage *stage, int mic
 /* The place of the weights that a forward reads: of the version that the schedule wants, or,
    without stashing, of what is there in its stead. */
 static int pmlp__forward_version(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
-    const uint64_t wanted = t->training ? pmlp__version_read(t->schedule, stage->updates_before,
-                                                             stage->updates, microbatch)
-                                        : stage->updates;
-    const int place = (int)(wanted % (uint64_t)stage->versions);
+    uint64_t wanted = t->training ? pmlp__version_read(t->schedule, stage->updates_before,
+                                                       stage->updates, microbatch)
+                                  : stage->updates;
     const int ring = t->ring * t->schedule->microbatches;
+    int place;
+    if (wanted < stage->first_version) wanted = stage->first_version;
+    place = (int)(wanted % (uint64_t)stage->versions);
     if (t->training) stage->version_of[microbatch % ring] = stage->version_at[place];
     return place;
 }
@@ -8671,7 +8872,7 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage, int m
     args.epsilon = d->epsilon;
     args.weight_decay = d->weight_decay;
     args.from = (int)(stage->updates % versions);
-    args.step = ++stage->updates;
+    args.step = t->updates_loaded + ++stage->updates - stage->first_version;
     args.to = (int)(stage->updates % versions);
     args.gradient_scale = 1.0f;
     if (d->clip_norm > 0.0f) {
@@ -8850,8 +9051,8 @@ static pmlp_result pmlp__agree_on_call(pmlp_trainer *t, const char *call, const 
 /* Before weights or gradients are read from all. */
 static pmlp_result pmlp__agree_on_reading(pmlp_trainer *t, const char *call, int layer, bool w,
                                           bool b, pmlp_result own) {
-    if (!pmlp__is_spread(t)) return own;
-    if (own == PMLP_OK && pmlp__load(&t->failed))
+    if (!t->group) return own;
+    if (own == PMLP_OK && pmlp__load(&t->failed) && pmlp__is_spread(t))
         return pmlp__fail(&t->error, PMLP_ERROR_STATE, "other ranks have what is asked for: %.300s",
                           t->failure.text);
     if (!pmlp__load(&t->failed)) {
@@ -10518,6 +10719,22 @@ static pmlp_result pmlp__read_layer(pmlp_trainer *t, int layer, pmlp_tensor tens
     return result;
 }
 
+/* The way back: from w [n_out][n_in] and b [n_out] into all stages that have some of the layer. */
+static pmlp_result pmlp__write_layer(pmlp_trainer *t, int layer, pmlp_tensor tensor, const float *w,
+                                     const float *b) {
+    pmlp_result result = PMLP_OK;
+    int i;
+    for (i = 0; result == PMLP_OK && i < t->schedule->stages; i++) {
+        pmlp__stage *s = &t->stages[i];
+        const int l = layer - s->first_layer;
+        const size_t first = l == 0 ? s->first_column : 0;
+        if (!s->is_here || l < 0 || l >= s->layers) continue;
+        result = t->backend->write(pmlp__context_of(t, s), s->handles[l], tensor,
+                                   w + first * pmlp__n_in(t->model, layer), b + first);
+    }
+    return result;
+}
+
 static pmlp_result pmlp__read_weights(pmlp_trainer *t) {
     pmlp_result result = PMLP_OK;
     int l;
@@ -10534,8 +10751,18 @@ static bool pmlp__is_mixed(pmlp_trainer *t) {
 /* What the model lacks of its weights, from all ranks, if nothing has failed. */
 static void pmlp__write_back(pmlp_trainer *t) {
     if (!t->model->stale || pmlp__is_mixed(t)) return;
-    if (pmlp__agree_on_reading(t, "destroy", -1, true, true, PMLP_OK) != PMLP_OK) return;
+    if (pmlp__is_spread(t) &&
+        pmlp__agree_on_reading(t, "destroy", -1, true, true, PMLP_OK) != PMLP_OK)
+        return;
     if (pmlp__read_weights(t) == PMLP_OK) t->model->stale = false;
+}
+
+/* What the stages have is neither this nor that: the trainer does no more. */
+static void pmlp__trainer_lose(pmlp_trainer *t, pmlp_result result) {
+    pmlp__fail(&t->error, result, "writing what was loaded into the stages: %s",
+               pmlp_result_text(result));
+    pmlp__store(&t->updating, 1);
+    pmlp__trainer_fail(t, &t->error);
 }
 
 PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
@@ -10738,10 +10965,11 @@ static pmlp_result pmlp__leave(pmlp_trainer *t, pmlp_result result) {
    behind for each row: in the order of the rows, so that the loss does not depend on the pipeline
    either. */
 
-/* Sums that grow over the passes of one call. */
+/* Sums that grow over the passes of one call, or of the calls that make an epoch. */
 typedef struct pmlp__tally {
     double loss, begun;
-    size_t rows, total_rows, hits, steps;
+    size_t rows, total_rows, hits;
+    size_t rows_before; /* this call */
     bool has_labels;
 } pmlp__tally;
 
@@ -10762,7 +10990,26 @@ static void pmlp__tally_add(pmlp__tally *tally, const pmlp_trainer *t) {
     for (i = 0; i < t->whole; i++) tally->loss += t->row_loss[i];
     tally->hits += t->hits;
     tally->rows += t->whole;
-    tally->steps += (t->whole + t->desc.batch - 1) / t->desc.batch;
+}
+
+/* Where an epoch is when this call begins; nowhere, mostly. */
+static void pmlp__tally_resume(pmlp__tally *tally, const pmlp_trainer *t) {
+    tally->loss = t->epoch_loss;
+    tally->rows = tally->rows_before = (size_t)t->epoch_rows;
+    tally->hits = (size_t)t->epoch_hits;
+}
+
+/* And where it is when the pipeline is empty. */
+static void pmlp__tally_keep(const pmlp__tally *tally, pmlp_trainer *t) {
+    t->epoch_loss = tally->loss;
+    t->epoch_rows = tally->rows;
+    t->epoch_hits = tally->hits;
+    t->epoch_total = tally->total_rows;
+}
+
+static void pmlp__no_epoch(pmlp_trainer *t) {
+    t->epoch_total = t->epoch_rows = t->epoch_hits = 0;
+    t->epoch_loss = 0.0;
 }
 
 static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_stats *stats) {
@@ -10775,7 +11022,7 @@ static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_st
     memset(stats, 0, sizeof *stats);
     stats->step = t->step;
     stats->epoch = t->epoch;
-    stats->steps = tally->steps;
+    stats->steps = (tally->rows + t->desc.batch - 1) / t->desc.batch;
     stats->rows = tally->rows;
     stats->total_rows = tally->total_rows;
     stats->loss = tally->rows ? tally->loss / (double)tally->rows : 0.0;
@@ -10783,7 +11030,8 @@ static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_st
                       : tally->rows      ? (double)tally->hits / (double)tally->rows
                                          : 0.0;
     stats->seconds = seconds;
-    stats->samples_per_second = seconds > 0.0 ? (double)tally->rows / seconds : 0.0;
+    stats->samples_per_second =
+        seconds > 0.0 ? (double)(tally->rows - tally->rows_before) / seconds : 0.0;
     stats->gradient_norm = t->gradient_norm;
     stats->workers = t->schedule->workers;
     stats->idle = t->idle;
@@ -10796,6 +11044,7 @@ static pmlp_result pmlp__train_batch(pmlp_trainer *t, const pmlp_data *data, con
     result = pmlp__pass(t, data, index, first, rows, true, begun);
     if (result != PMLP_OK) return result;
     t->step += (rows + t->desc.batch - 1) / t->desc.batch;
+    t->has_gradient = true;
     return PMLP_OK;
 }
 
@@ -10862,17 +11111,18 @@ static pmlp_result pmlp__epoch_batches(pmlp_trainer *t, const pmlp_data *data, p
                                        pmlp_stats *stats) {
     const uint32_t *order = t->desc.no_shuffle ? NULL : t->order;
     const size_t most = (size_t)t->pass_batches * t->desc.batch;
-    size_t first, rows;
-    for (first = 0; first < data->rows; first += rows) {
-        pmlp_result result;
-        rows = data->rows - first < most ? data->rows - first : most;
-        result = pmlp__train_batch(t, data, order, first, rows, tally->begun);
+    while (tally->rows < data->rows) {
+        const size_t left = data->rows - tally->rows;
+        pmlp_result result = pmlp__train_batch(t, data, order, tally->rows,
+                                               left < most ? left : most, tally->begun);
         if (result != PMLP_OK) return result;
         pmlp__tally_add(tally, t);
+        pmlp__tally_keep(tally, t);
         result = pmlp__report(t, tally, stats);
         if (result != PMLP_OK) return result;
     }
     t->epoch++;
+    pmlp__no_epoch(t);
     return PMLP_OK;
 }
 
@@ -10883,9 +11133,16 @@ PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *t, const pmlp_data *data, 
     if (result != PMLP_OK) return result;
     if (!stats) stats = &unused;
     result = pmlp__validate_data(t->model, data, &t->error);
-    if (result == PMLP_OK) tally = pmlp__tally_begin(t, data);
+    if (result == PMLP_OK && t->epoch_rows > 0 && t->epoch_total != data->rows)
+        result = pmlp__fail(&t->error, PMLP_ERROR_SHAPE,
+                            "data: has %.0f rows, but the epoch that was interrupted after %.0f "
+                            "rows began with %.0f", (double)data->rows, (double)t->epoch_rows,
+                            (double)t->epoch_total);
     if (result == PMLP_OK) result = pmlp__epoch_order(t, data->rows);
     result = pmlp__agree_on_call(t, "epoch", data, result);
+    if (result != PMLP_OK) return pmlp__leave(t, result);
+    tally = pmlp__tally_begin(t, data);
+    pmlp__tally_resume(&tally, t);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     result = pmlp__epoch_batches(t, data, &tally, stats);
     if (result == PMLP_OK || result == PMLP_ERROR_CANCELLED) pmlp__tally_stats(&tally, t, stats);
@@ -10908,10 +11165,18 @@ PMLP_API pmlp_result pmlp_trainer_eval(pmlp_trainer *t, const pmlp_data *data, p
         if (result == PMLP_OK) pmlp__tally_add(&tally, t);
     }
     if (result == PMLP_OK) {
-        tally.steps = 0;
-        pmlp__tally_stats(&tally, t, stats ? stats : &unused);
+        if (!stats) stats = &unused;
+        pmlp__tally_stats(&tally, t, stats);
+        stats->steps = 0;
     }
     return pmlp__leave(t, result);
+}
+
+PMLP_API pmlp_result pmlp_trainer_restart_epoch(pmlp_trainer *t) {
+    const pmlp_result result = pmlp__enter(t);
+    if (result != PMLP_OK) return result;
+    pmlp__no_epoch(t);
+    return pmlp__leave(t, PMLP_OK);
 }
 
 /* Calls that compute nothing: allowed after a failure, and from the progress callback. */
@@ -10964,9 +11229,9 @@ static pmlp_result pmlp__check_gradient(pmlp_trainer *t, int layer) {
     if (layer < 0 || layer >= t->model->desc.layers)
         return pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "layer: %d is not in 0 .. %d", layer,
                           t->model->desc.layers - 1);
-    if (t->step == 0 || pmlp__load(&t->failed))
+    if (!t->has_gradient || pmlp__load(&t->failed))
         return pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient %s",
-                          t->step == 0 ? "before the first step" : "of a step that failed");
+                          t->has_gradient ? "of a step that failed" : "before the first step");
     if (!t->desc.keep_gradients)
         return pmlp__fail(&t->error, PMLP_ERROR_STATE,
                           "gradients are not kept: set desc.keep_gradients");
@@ -10993,6 +11258,19 @@ PMLP_API pmlp_trainer_desc pmlp_trainer_query_desc(const pmlp_trainer *t) {
     pmlp_trainer_desc nothing;
     memset(&nothing, 0, sizeof nothing);
     return t ? t->desc : nothing;
+}
+
+PMLP_API pmlp_result pmlp_trainer_position(pmlp_trainer *t, pmlp_position *position) {
+    pmlp__atomic *const entered = pmlp__enter_query(t);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    if (!position)
+        return pmlp__leave_query(entered, pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT,
+                                                     "position: is NULL"));
+    position->step = t->step;
+    position->epoch = t->epoch;
+    position->rows = (size_t)t->epoch_rows;
+    position->total_rows = (size_t)t->epoch_total;
+    return pmlp__leave_query(entered, PMLP_OK);
 }
 
 PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *t) {
@@ -11648,8 +11926,10 @@ PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_de
 }
 
 /*============================================================================================*/
-/* >>io: IDX files                                                                            */
+/* >>io: IDX files, safetensors                                                               */
 /*============================================================================================*/
+
+/* --- IDX files -------------------------------------------------------------------------------- */
 
 /* An IDX file is a magic number (0, 0, type, number of dimensions), the sizes as 32-bit big-endian
    integers, and the data, the last dimension fastest. Sizes are compared with the length of the
@@ -11745,16 +12025,23 @@ PMLP_API pmlp_result pmlp_images_parse(const void *image_bytes, size_t image_siz
 /* A whole file; *bytes must be freed with pmlp__delete. */
 static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *allocator,
                                    unsigned char **bytes, size_t *size, pmlp_error *error) {
-    FILE *file = fopen(path, "rb");
     size_t capacity = 0;
+    FILE *file;
+    long length = 0;
+    int reason;
     *bytes = NULL;
     *size = 0;
-    if (!file)
-        return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be opened", pmlp__path_end(path));
+    errno = 0;
+    file = fopen(path, "rb");
+    if (!file) return pmlp__file_failed(path, "opened", errno, error);
+    if (pmlp__is_file(path) && fseek(file, 0, SEEK_END) == 0) length = ftell(file);
+    rewind(file);
     for (;;) {
-        if (*size == capacity) {
+        if (*size == capacity) { /* one more than there is, to see the end */
             unsigned char *grown;
-            capacity = capacity ? 2 * capacity : 1 << 16;
+            capacity = capacity     ? 2 * capacity
+                       : length > 0 ? (size_t)length + 1
+                                    : (size_t)1 << 16;
             grown = (unsigned char *)pmlp__new(allocator, capacity, 1);
             if (grown && *size) memcpy(grown, *bytes, *size);
             pmlp__delete(allocator, *bytes);
@@ -11764,6 +12051,7 @@ static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *alloc
         *size += fread(*bytes + *size, 1, capacity - *size, file);
         if (*size < capacity) break;
     }
+    reason = ferror(file) ? errno : 0;
     if (*bytes && !ferror(file)) {
         fclose(file);
         return PMLP_OK;
@@ -11772,7 +12060,7 @@ static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *alloc
     if (!*bytes) return pmlp__no_memory(error, "a file");
     pmlp__delete(allocator, *bytes);
     *bytes = NULL;
-    return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be read", pmlp__path_end(path));
+    return pmlp__file_failed(path, "read", reason, error);
 }
 
 PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_path, size_t limit,
@@ -11799,6 +12087,1301 @@ PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_
     pmlp__delete(&memory, image_bytes);
     pmlp__delete(&memory, label_bytes);
     return result;
+}
+
+/* --- files that are replaced ------------------------------------------------------------------ */
+
+/* Onto the disk, in a file that is not there yet. 0, or the errno that says why not; then there is
+   none. */
+static int pmlp__write_new(const char *path, const unsigned char *bytes, size_t size) {
+    const int file = pmlp__create_file(path);
+    size_t done = 0;
+    int reason = 0;
+    if (file < 0) return errno;
+    while (!reason && done < size) {
+        const long n = pmlp__write_some(file, bytes + done, size - done);
+        if (n > 0) done += (size_t)n;
+        else if (n == 0) reason = EIO;
+        else if (errno != EINTR) reason = errno;
+    }
+    if (!reason && pmlp__flush_file(file) != 0) reason = errno;
+    if (pmlp__close_file(file) != 0 && !reason) reason = errno;
+    if (reason) remove(path);
+    return reason;
+}
+
+/* Cuts a path down to its folder. */
+static const char *pmlp__folder_of(char *path) {
+    size_t end = strlen(path);
+    while (end > 0 && !strchr(PMLP__FOLDER_ENDS, path[end - 1])) end--;
+    path[end] = '\0';
+    return end > 0 ? path : ".";
+}
+
+/* The path has these bytes afterwards or, on failure, what it had before; whoever looks meanwhile
+   sees one or the other. The process's number keeps two programs with one path apart, the second
+   number two threads, or one program from what another one left when it was killed. */
+static pmlp_result pmlp__replace_file(const char *path, const unsigned char *bytes, size_t size,
+                                      const pmlp_allocator *allocator, pmlp_error *error) {
+    const size_t room = strlen(path) + 48;
+    int reason = EEXIST, n;
+    char *beside;
+    if (pmlp__exists(path) && !pmlp__is_file(path))
+        return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be written: it is no regular file",
+                          pmlp__path_end(path));
+    beside = (char *)pmlp__new(allocator, room, 1);
+    if (!beside) return pmlp__no_memory(error, "the name of a file");
+    for (n = 0; reason == EEXIST && n < 1000; n++) {
+        snprintf(beside, room, "%s.%lu-%d.tmp", path, pmlp__process(), n);
+        reason = pmlp__write_new(beside, bytes, size);
+    }
+    if (!reason && pmlp__rename_file(beside, path) != 0) {
+        reason = errno;
+        remove(beside);
+    }
+    if (!reason && pmlp__flush_folder(pmlp__folder_of(beside)) != 0) reason = errno;
+    pmlp__delete(allocator, beside);
+    return reason ? pmlp__file_failed(path, "written", reason, error) : PMLP_OK;
+}
+
+/* --- safetensors: the header ------------------------------------------------------------------ */
+
+/* A safetensors file is the length of its header (64 bits, little-endian), the header, and the
+   bytes of its tensors, one behind the other. The header is a JSON object of one fixed form:
+
+      {"__metadata__": {"key": "value", ...},
+       "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+
+   It may come from anybody. The reader takes this form and nothing else: what it does not know, it
+   refuses. It never looks at a number before it has been compared with the size of the file. */
+
+#define PMLP__HEADER_MOST 100000000u /* bytes, as the format's own library has it */
+
+/* Text inside the file. */
+typedef struct pmlp__slice {
+    const char *at;
+    size_t length;
+} pmlp__slice;
+
+static bool pmlp__slice_is(pmlp__slice slice, const char *text) {
+    return slice.length == strlen(text) && memcmp(slice.at, text, slice.length) == 0;
+}
+
+static int pmlp__slice_order(pmlp__slice a, pmlp__slice b) {
+    const size_t both = a.length < b.length ? a.length : b.length;
+    const int order = both ? memcmp(a.at, b.at, both) : 0;
+    return order ? order : a.length < b.length ? -1 : a.length > b.length;
+}
+
+/* How much of it a sentence has room for, for "%.*s". */
+static int pmlp__shown(pmlp__slice slice) { return slice.length < 80 ? (int)slice.length : 80; }
+
+static const struct {
+    const char *name;
+    size_t size;
+} pmlp__types[] = {{"F32", 4}, {"F64", 8}, {"F16", 2}, {"BF16", 2}};
+enum { PMLP__F32, PMLP__F64, PMLP__F16, PMLP__BF16, PMLP__TYPE_COUNT };
+
+/* What a tensor is to its layer: parts 2 n and 2 n + 1 are w and b of one pmlp_tensor. */
+static const char *const pmlp__part_names[] = {"weight",         "bias",
+                                               "weight.moment1", "bias.moment1",
+                                               "weight.moment2", "bias.moment2"};
+enum { PMLP__PART_COUNT = 6 };
+
+typedef struct pmlp__pair {
+    pmlp__slice key, value;
+} pmlp__pair;
+
+typedef struct pmlp__entry {
+    pmlp__slice name;      /* "PREFIX<number>.part" */
+    unsigned long number;
+    int part;
+    int type, rank;        /* rank 3: three or more */
+    uint64_t shape[2];     /* the first two sizes */
+    uint64_t begin, end;   /* in the data */
+} pmlp__entry;
+
+/* A file in memory that belongs to somebody else. */
+typedef struct pmlp__tensors {
+    const pmlp_allocator *allocator;
+    const char *file;      /* its name, for sentences */
+    const unsigned char *data;
+    size_t data_size;
+    bool has_metadata;
+    pmlp__pair *pairs;     /* metadata, by key */
+    size_t pair_count, pair_room;
+    pmlp__entry *entries;  /* layer by layer, part by part */
+    size_t entry_count, entry_room;
+    int layers, parts;     /* parts: of each layer */
+} pmlp__tensors;
+
+/* A place in the header. */
+typedef struct pmlp__json {
+    const char *begin, *at, *end;
+    const char *file;
+    pmlp_error *error;
+} pmlp__json;
+
+static pmlp_result pmlp__json_fail(const pmlp__json *j, const char *why) {
+    return pmlp__fail(j->error, PMLP_ERROR_PARSE, "%s: its header, byte %.0f: %s", j->file,
+                      (double)(j->at - j->begin), why);
+}
+
+static void pmlp__json_space(pmlp__json *j) {
+    while (j->at < j->end && memchr(" \t\r\n", *j->at, 4)) j->at++;
+}
+
+/* Takes a character, if it comes next behind white space. */
+static bool pmlp__json_is(pmlp__json *j, char c) {
+    pmlp__json_space(j);
+    if (j->at == j->end || *j->at != c) return false;
+    j->at++;
+    return true;
+}
+
+static pmlp_result pmlp__json_expect(pmlp__json *j, char c) {
+    char why[] = "expected ' '";
+    why[10] = c;
+    return pmlp__json_is(j, c) ? PMLP_OK : pmlp__json_fail(j, why);
+}
+
+/* \n or \u0041 */
+static bool pmlp__json_escape(pmlp__json *j) {
+    const size_t left = (size_t)(j->end - j->at);
+    size_t i;
+    if (left < 2 || !memchr("\"\\/bfnrtu", j->at[1], 9)) return false;
+    if (j->at[1] != 'u') {
+        j->at += 2;
+        return true;
+    }
+    if (left < 6) return false;
+    for (i = 2; i < 6; i++)
+        if (!memchr("0123456789abcdefABCDEF", j->at[i], 22)) return false;
+    j->at += 6;
+    return true;
+}
+
+/* As it is written; escapes stay what they are. */
+static pmlp_result pmlp__json_string(pmlp__json *j, pmlp__slice *string) {
+    pmlp_result result = pmlp__json_expect(j, '"');
+    if (result != PMLP_OK) return result;
+    string->at = j->at;
+    while (j->at < j->end && *j->at != '"') {
+        if ((unsigned char)*j->at < 0x20) return pmlp__json_fail(j, "a control character");
+        if (*j->at != '\\') j->at++;
+        else if (!pmlp__json_escape(j)) return pmlp__json_fail(j, "an escape that is none");
+    }
+    if (j->at == j->end) return pmlp__json_fail(j, "a string without an end");
+    string->length = (size_t)(j->at++ - string->at);
+    return PMLP_OK;
+}
+
+/* A name and its colon. With escapes one name could be written in two ways. */
+static pmlp_result pmlp__json_key(pmlp__json *j, pmlp__slice *key) {
+    const pmlp_result result = pmlp__json_string(j, key);
+    if (result != PMLP_OK) return result;
+    if (key->length && memchr(key->at, '\\', key->length))
+        return pmlp__json_fail(j, "a name with an escape");
+    return pmlp__json_expect(j, ':');
+}
+
+static pmlp_result pmlp__json_whole(pmlp__json *j, uint64_t *value) {
+    const char *first;
+    pmlp__json_space(j);
+    first = j->at;
+    *value = 0;
+    for (; j->at < j->end && *j->at >= '0' && *j->at <= '9'; j->at++) {
+        const uint64_t digit = (uint64_t)(*j->at - '0');
+        if (*value > (UINT64_MAX - digit) / 10) return pmlp__json_fail(j, "too large a number");
+        *value = 10 * *value + digit;
+    }
+    if (j->at == first || (*first == '0' && j->at > first + 1))
+        return pmlp__json_fail(j, "expected a whole number");
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__json_type(pmlp__json *j, pmlp__entry *e) {
+    pmlp__slice type;
+    const pmlp_result result = pmlp__json_string(j, &type);
+    if (result != PMLP_OK) return result;
+    for (e->type = 0; e->type < PMLP__TYPE_COUNT; e->type++)
+        if (pmlp__slice_is(type, pmlp__types[e->type].name)) return PMLP_OK;
+    return pmlp__fail(j->error, PMLP_ERROR_UNSUPPORTED,
+                      "%s: the tensor '%.*s' has the type '%.*s'; what can be read is F32, F64, "
+                      "F16 and BF16", j->file, pmlp__shown(e->name), e->name.at, pmlp__shown(type),
+                      type.at);
+}
+
+static pmlp_result pmlp__json_shape(pmlp__json *j, pmlp__entry *e, uint64_t *elements) {
+    pmlp_result result = pmlp__json_expect(j, '[');
+    *elements = 1;
+    if (result != PMLP_OK || pmlp__json_is(j, ']')) return result;
+    do {
+        uint64_t size;
+        result = pmlp__json_whole(j, &size);
+        if (result != PMLP_OK) return result;
+        if (size > 0 && *elements > UINT64_MAX / 8 / size)
+            return pmlp__json_fail(j, "too large a shape");
+        *elements *= size;
+        if (e->rank < 2) e->shape[e->rank] = size;
+        if (e->rank < 3) e->rank++;
+    } while (pmlp__json_is(j, ','));
+    return pmlp__json_expect(j, ']');
+}
+
+static pmlp_result pmlp__json_offsets(pmlp__json *j, pmlp__entry *e) {
+    pmlp_result result = pmlp__json_expect(j, '[');
+    if (result == PMLP_OK) result = pmlp__json_whole(j, &e->begin);
+    if (result == PMLP_OK) result = pmlp__json_expect(j, ',');
+    if (result == PMLP_OK) result = pmlp__json_whole(j, &e->end);
+    return result == PMLP_OK ? pmlp__json_expect(j, ']') : result;
+}
+
+/* What stands behind a tensor's name. */
+static pmlp_result pmlp__json_tensor(pmlp__json *j, pmlp__entry *e) {
+    static const char *const names[] = {"dtype", "shape", "data_offsets"};
+    uint64_t elements = 0;
+    unsigned seen = 0;
+    pmlp_result result = pmlp__json_expect(j, '{');
+    if (result != PMLP_OK) return result;
+    do {
+        pmlp__slice key;
+        int field = 0;
+        result = pmlp__json_key(j, &key);
+        if (result != PMLP_OK) return result;
+        while (field < 3 && !pmlp__slice_is(key, names[field])) field++;
+        if (field == 3 || (seen & 1u << field))
+            return pmlp__json_fail(j, "expected dtype, shape and data_offsets, each once");
+        seen |= 1u << field;
+        result = field == 0   ? pmlp__json_type(j, e)
+                 : field == 1 ? pmlp__json_shape(j, e, &elements)
+                              : pmlp__json_offsets(j, e);
+        if (result != PMLP_OK) return result;
+    } while (pmlp__json_is(j, ','));
+    if (seen != 7) return pmlp__json_fail(j, "expected dtype, shape and data_offsets, each once");
+    if (e->end < e->begin || e->end - e->begin != elements * pmlp__types[e->type].size)
+        return pmlp__json_fail(j, "the tensor's offsets do not agree with its shape");
+    return pmlp__json_expect(j, '}');
+}
+
+/* An array with room for one more, moved perhaps; NULL: no memory, and the old one is as it was. */
+static void *pmlp__grown(const pmlp_allocator *allocator, void *array, size_t count, size_t *room,
+                         size_t size) {
+    const size_t larger = *room ? 2 * *room : 16;
+    void *grown;
+    if (count < *room) return array;
+    grown = pmlp__new(allocator, larger, size);
+    if (!grown) return NULL;
+    if (count > 0) memcpy(grown, array, count * size);
+    pmlp__delete(allocator, array);
+    *room = larger;
+    return grown;
+}
+
+static pmlp_result pmlp__json_metadata(pmlp__json *j, pmlp__tensors *f) {
+    pmlp_result result = pmlp__json_expect(j, '{');
+    if (f->has_metadata) return pmlp__json_fail(j, "__metadata__ stands there twice");
+    f->has_metadata = true;
+    if (result != PMLP_OK || pmlp__json_is(j, '}')) return result;
+    do {
+        pmlp__pair *pairs = (pmlp__pair *)pmlp__grown(f->allocator, f->pairs, f->pair_count,
+                                                      &f->pair_room, sizeof *pairs);
+        if (!pairs) return pmlp__no_memory(j->error, "a file's metadata");
+        f->pairs = pairs;
+        result = pmlp__json_key(j, &pairs[f->pair_count].key);
+        if (result == PMLP_OK) result = pmlp__json_string(j, &pairs[f->pair_count].value);
+        if (result != PMLP_OK) return result;
+        f->pair_count++;
+    } while (pmlp__json_is(j, ','));
+    return pmlp__json_expect(j, '}');
+}
+
+static pmlp_result pmlp__json_entry(pmlp__json *j, pmlp__tensors *f, pmlp__slice name) {
+    pmlp__entry *entries = (pmlp__entry *)pmlp__grown(f->allocator, f->entries, f->entry_count,
+                                                      &f->entry_room, sizeof *entries);
+    if (!entries) return pmlp__no_memory(j->error, "a file's list of tensors");
+    f->entries = entries;
+    entries[f->entry_count].name = name;
+    return pmlp__json_tensor(j, &entries[f->entry_count++]);
+}
+
+static pmlp_result pmlp__json_header(pmlp__json *j, pmlp__tensors *f) {
+    pmlp_result result = pmlp__json_expect(j, '{');
+    if (result == PMLP_OK && !pmlp__json_is(j, '}')) {
+        do {
+            pmlp__slice key;
+            result = pmlp__json_key(j, &key);
+            if (result != PMLP_OK) return result;
+            result = pmlp__slice_is(key, "__metadata__") ? pmlp__json_metadata(j, f)
+                                                         : pmlp__json_entry(j, f, key);
+            if (result != PMLP_OK) return result;
+        } while (pmlp__json_is(j, ','));
+        result = pmlp__json_expect(j, '}');
+    }
+    pmlp__json_space(j);
+    return result == PMLP_OK && j->at != j->end ? pmlp__json_fail(j, "expected its end") : result;
+}
+
+static bool pmlp__is_utf8(const unsigned char *p, size_t n) {
+    size_t i, k, more;
+    for (i = 0; i < n; i += more + 1) {
+        const unsigned lead = p[i];
+        if (lead >= 0x80 && (lead < 0xC2 || lead > 0xF4)) return false;
+        more = lead < 0x80 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+        if (more > n - i - 1) return false;
+        for (k = 1; k <= more; k++)
+            if ((p[i + k] & 0xC0) != 0x80) return false;
+        if ((lead == 0xE0 && p[i + 1] < 0xA0) || (lead == 0xED && p[i + 1] > 0x9F) ||
+            (lead == 0xF0 && p[i + 1] < 0x90) || (lead == 0xF4 && p[i + 1] > 0x8F))
+            return false; /* too long a form, a surrogate, or beyond the last character */
+    }
+    return true;
+}
+
+/* --- safetensors: what the header says -------------------------------------------------------- */
+
+static int pmlp__by_key(const void *a, const void *b) {
+    return pmlp__slice_order(((const pmlp__pair *)a)->key, ((const pmlp__pair *)b)->key);
+}
+
+static int pmlp__by_name(const void *a, const void *b) {
+    return pmlp__slice_order(((const pmlp__entry *)a)->name, ((const pmlp__entry *)b)->name);
+}
+
+static int pmlp__by_offset(const void *a_, const void *b_) {
+    const pmlp__entry *a = (const pmlp__entry *)a_, *b = (const pmlp__entry *)b_;
+    if (a->begin != b->begin) return a->begin < b->begin ? -1 : 1;
+    return a->end < b->end ? -1 : a->end > b->end;
+}
+
+static int pmlp__by_layer(const void *a_, const void *b_) {
+    const pmlp__entry *a = (const pmlp__entry *)a_, *b = (const pmlp__entry *)b_;
+    if (a->number != b->number) return a->number < b->number ? -1 : 1;
+    return a->part - b->part;
+}
+
+/* No name twice, and each byte of the data belongs to one tensor. */
+static pmlp_result pmlp__tensors_tile(pmlp__tensors *f, pmlp_error *error) {
+    uint64_t end = 0;
+    size_t i;
+    if (f->pair_count > 1) qsort(f->pairs, f->pair_count, sizeof *f->pairs, pmlp__by_key);
+    for (i = 1; i < f->pair_count; i++)
+        if (pmlp__by_key(&f->pairs[i - 1], &f->pairs[i]) == 0)
+            return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: its metadata has '%.*s' twice", f->file,
+                              pmlp__shown(f->pairs[i].key), f->pairs[i].key.at);
+    if (f->entry_count == 0)
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: holds no tensors", f->file);
+    qsort(f->entries, f->entry_count, sizeof *f->entries, pmlp__by_name);
+    for (i = 1; i < f->entry_count; i++)
+        if (pmlp__by_name(&f->entries[i - 1], &f->entries[i]) == 0)
+            return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: has the tensor '%.*s' twice", f->file,
+                              pmlp__shown(f->entries[i].name), f->entries[i].name.at);
+    qsort(f->entries, f->entry_count, sizeof *f->entries, pmlp__by_offset);
+    for (i = 0; i < f->entry_count; end = f->entries[i++].end)
+        if (f->entries[i].begin != end)
+            return pmlp__fail(error, PMLP_ERROR_PARSE,
+                              "%s: the tensor '%.*s' begins at byte %.0f, the one before it ends "
+                              "at %.0f", f->file, pmlp__shown(f->entries[i].name),
+                              f->entries[i].name.at, (double)f->entries[i].begin, (double)end);
+    if (end != f->data_size)
+        return pmlp__fail(error, PMLP_ERROR_PARSE,
+                          "%s: its header promises %.0f bytes of data, but %.0f follow", f->file,
+                          (double)end, (double)f->data_size);
+    return PMLP_OK;
+}
+
+/* Reads "PREFIX<number>.part"; false if it is something else. */
+static bool pmlp__entry_place(pmlp__entry *e, pmlp__slice *prefix) {
+    const pmlp__slice name = e->name;
+    size_t stem = 0, digits = 0, i;
+    for (e->part = 0; e->part < PMLP__PART_COUNT; e->part++) {
+        const char *part = pmlp__part_names[e->part];
+        if (name.length < strlen(part) + 2) continue;
+        stem = name.length - strlen(part) - 1;
+        if (name.at[stem] == '.' && memcmp(name.at + stem + 1, part, strlen(part)) == 0) break;
+    }
+    if (e->part == PMLP__PART_COUNT) return false;
+    while (digits < stem && name.at[stem - 1 - digits] >= '0' && name.at[stem - 1 - digits] <= '9')
+        digits++;
+    if (digits == 0 || digits > 9 || (digits > 1 && name.at[stem - digits] == '0')) return false;
+    e->number = 0;
+    for (i = stem - digits; i < stem; i++)
+        e->number = 10 * e->number + (unsigned long)(name.at[i] - '0');
+    prefix->at = name.at;
+    prefix->length = stem - digits;
+    return true;
+}
+
+/* Puts the tensors into order, layer by layer. None may be missing, none may be another's. */
+static pmlp_result pmlp__tensors_layers(pmlp__tensors *f, pmlp_error *error) {
+    pmlp__slice first = {NULL, 0}, prefix = {NULL, 0};
+    size_t i, parts;
+    for (i = 0; i < f->entry_count; i++) {
+        pmlp__entry *e = &f->entries[i];
+        if (!pmlp__entry_place(e, &prefix))
+            return pmlp__fail(error, PMLP_ERROR_PARSE,
+                              "%s: the tensor '%.*s' is no layer's: expected names that end in "
+                              "<number>.weight and <number>.bias", f->file, pmlp__shown(e->name),
+                              e->name.at);
+        if (i == 0) first = prefix;
+        else if (pmlp__slice_order(first, prefix) != 0)
+            return pmlp__fail(error, PMLP_ERROR_PARSE,
+                              "%s: the tensors '%.*s' and '%.*s' do not belong to one list of "
+                              "layers", f->file, pmlp__shown(f->entries[0].name),
+                              f->entries[0].name.at, pmlp__shown(e->name), e->name.at);
+        if (e->part / 2 * 2 + 2 > f->parts) f->parts = e->part / 2 * 2 + 2;
+    }
+    qsort(f->entries, f->entry_count, sizeof *f->entries, pmlp__by_layer);
+    parts = (size_t)f->parts;
+    for (i = 0; i < f->entry_count || i % parts; i++) {
+        const pmlp__entry *owner = &f->entries[i % parts ? i - i % parts : i];
+        const bool there = i < f->entry_count && f->entries[i].part == (int)(i % parts) &&
+                           f->entries[i].number == owner->number;
+        if (!there)
+            return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: the tensor '%.*s%lu.%s' is missing",
+                              f->file, pmlp__shown(first), first.at, owner->number,
+                              pmlp__part_names[i % parts]);
+    }
+    if (f->entry_count / parts > 1 << 20)
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: has more than %d layers", f->file, 1 << 20);
+    f->layers = (int)(f->entry_count / parts);
+    return PMLP_OK;
+}
+
+static const pmlp__entry *pmlp__tensor(const pmlp__tensors *f, int layer, int part) {
+    return &f->entries[(size_t)layer * (size_t)f->parts + (size_t)part];
+}
+
+/* "[10][20]" */
+typedef struct pmlp__shape_label {
+    char text[64];
+} pmlp__shape_label;
+
+static pmlp__shape_label pmlp__shape_of(int rank, uint64_t a, uint64_t b) {
+    pmlp__shape_label label = {""};
+    if (rank == 0) snprintf(label.text, sizeof label.text, "a single number");
+    if (rank == 1) snprintf(label.text, sizeof label.text, "[%.0f]", (double)a);
+    if (rank >= 2)
+        snprintf(label.text, sizeof label.text, "[%.0f][%.0f]%s", (double)a, (double)b,
+                 rank > 2 ? "..." : "");
+    return label;
+}
+
+/* The layers must fit together: each takes what the one below gives. */
+static pmlp_result pmlp__tensors_shapes(const pmlp__tensors *f, pmlp_error *error) {
+    int l, part;
+    for (l = 0; l < f->layers; l++)
+        for (part = 0; part < f->parts; part++) {
+            const pmlp__entry *w = pmlp__tensor(f, l, 0), *e = pmlp__tensor(f, l, part);
+            const pmlp__entry *below = l > 0 ? pmlp__tensor(f, l - 1, 0) : NULL;
+            const pmlp__entry *beside = part ? w : below;
+            const int rank = part % 2 ? 1 : 2;
+            const uint64_t n_out = part ? w->shape[0] : e->shape[0];
+            const uint64_t n_in = part     ? w->shape[1]
+                                  : below ? below->shape[0]
+                                          : e->shape[1];
+            const pmlp__shape_label is = pmlp__shape_of(e->rank, e->shape[0], e->shape[1]);
+            const pmlp__shape_label should = pmlp__shape_of(rank, n_out, n_in);
+            if (part == 0 && (e->rank != 2 || e->shape[0] < 1 || e->shape[1] < 1 ||
+                              e->shape[0] > INT_MAX || e->shape[1] > INT_MAX))
+                return pmlp__fail(error, PMLP_ERROR_SHAPE,
+                                  "%s: the tensor '%.*s' is %s; weights are [outputs][inputs], "
+                                  "each in 1 .. %d", f->file, pmlp__shown(e->name), e->name.at,
+                                  is.text, INT_MAX);
+            if (e->rank != rank || e->shape[0] != n_out || (rank == 2 && e->shape[1] != n_in))
+                return pmlp__fail(error, PMLP_ERROR_SHAPE,
+                                  "%s: the tensor '%.*s' is %s, but beside '%.*s' it must be %s",
+                                  f->file, pmlp__shown(e->name), e->name.at, is.text,
+                                  pmlp__shown(beside->name), beside->name.at, should.text);
+        }
+    return PMLP_OK;
+}
+
+/* The value of a key in the metadata; at is NULL if there is none. */
+static pmlp__slice pmlp__metadata(const pmlp__tensors *f, const char *key) {
+    pmlp__slice none = {NULL, 0};
+    size_t i;
+    for (i = 0; i < f->pair_count; i++)
+        if (pmlp__slice_is(f->pairs[i].key, key)) return f->pairs[i].value;
+    return none;
+}
+
+static void pmlp__tensors_close(pmlp__tensors *f) {
+    pmlp__delete(f->allocator, f->pairs);
+    pmlp__delete(f->allocator, f->entries);
+}
+
+/* Reads a file in memory and finds what is wrong with it, the checksum apart. Close it in either
+   case. */
+static pmlp_result pmlp__tensors_open(pmlp__tensors *f, const unsigned char *bytes, size_t size,
+                                      const char *file, const pmlp_allocator *allocator,
+                                      pmlp_error *error) {
+    pmlp__json j;
+    uint64_t length = 0;
+    pmlp_result result;
+    int i;
+    memset(f, 0, sizeof *f);
+    f->allocator = allocator;
+    f->file = file;
+    if (size < 8)
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: %.0f bytes are too few for safetensors",
+                          file, (double)size);
+    for (i = 7; i >= 0; i--) length = length << 8 | bytes[i];
+    if (memcmp(bytes, "PK\3\4", 4) == 0)
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: is an archive, as torch.save() writes "
+                          "them; expected what safetensors.torch.save_file() writes", file);
+    if (length > PMLP__HEADER_MOST || length > size - 8)
+        return pmlp__fail(error, PMLP_ERROR_PARSE,
+                          "%s: promises a header of %.0f bytes, but %.0f follow; at most %.0f are "
+                          "read", file, (double)length, (double)(size - 8),
+                          (double)PMLP__HEADER_MOST);
+    if (!pmlp__is_utf8(bytes + 8, (size_t)length))
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: its header is not UTF-8", file);
+    f->data = bytes + 8 + length;
+    f->data_size = size - 8 - (size_t)length;
+    j.file = file;
+    j.error = error;
+    j.begin = j.at = (const char *)bytes + 8;
+    j.end = (const char *)f->data;
+    result = pmlp__json_header(&j, f);
+    if (result == PMLP_OK) result = pmlp__tensors_tile(f, error);
+    if (result == PMLP_OK) result = pmlp__tensors_layers(f, error);
+    return result == PMLP_OK ? pmlp__tensors_shapes(f, error) : result;
+}
+
+/* --- safetensors: what is ours ---------------------------------------------------------------- */
+
+#define PMLP__FILE_VERSION "1"
+#define PMLP__CHECKSUM "pipemlp_checksum"
+
+static uint64_t pmlp__hash_slice(uint64_t hash, pmlp__slice slice) {
+    return pmlp_hash(pmlp_hash(hash, slice.at, slice.length), "", 1);
+}
+
+/* Over metadata and tensors, in an order that does not depend on that of the file. */
+static uint64_t pmlp__tensors_hash(const pmlp__tensors *f) {
+    uint64_t hash = 0;
+    size_t i;
+    for (i = 0; i < f->pair_count; i++)
+        if (!pmlp__slice_is(f->pairs[i].key, PMLP__CHECKSUM))
+            hash = pmlp__hash_slice(pmlp__hash_slice(hash, f->pairs[i].key), f->pairs[i].value);
+    for (i = 0; i < f->entry_count; i++) {
+        const pmlp__entry *e = &f->entries[i];
+        const pmlp__shape_label shape = pmlp__shape_of(e->rank, e->shape[0], e->shape[1]);
+        hash = pmlp__hash_slice(hash, e->name);
+        hash = pmlp_hash(hash, pmlp__types[e->type].name, strlen(pmlp__types[e->type].name) + 1);
+        hash = pmlp_hash(hash, shape.text, strlen(shape.text) + 1);
+        hash = pmlp_hash(hash, f->data + e->begin, (size_t)(e->end - e->begin));
+    }
+    return hash;
+}
+
+/* As pmlp_model_hash() of the model in the file. */
+static uint64_t pmlp__tensors_word(const pmlp__tensors *f) {
+    uint64_t hash = 0;
+    int l, part;
+    for (l = 0; l < f->layers; l++)
+        for (part = 0; part < 2; part++) {
+            const pmlp__entry *e = pmlp__tensor(f, l, part);
+            hash = pmlp_hash(hash, f->data + e->begin, (size_t)(e->end - e->begin));
+        }
+    return hash;
+}
+
+typedef struct pmlp__word_label {
+    char text[17];
+} pmlp__word_label;
+
+static pmlp__word_label pmlp__word_of(uint64_t word) {
+    pmlp__word_label label;
+    snprintf(label.text, sizeof label.text, "%08lx%08lx", (unsigned long)(word >> 32),
+             (unsigned long)(word & 0xFFFFFFFFu));
+    return label;
+}
+
+/* Files of this library say so, and then their checksum must hold. */
+static pmlp_result pmlp__tensors_prove(const pmlp__tensors *f, pmlp_error *error) {
+    const pmlp__slice version = pmlp__metadata(f, "pipemlp");
+    const pmlp__slice checksum = pmlp__metadata(f, PMLP__CHECKSUM);
+    if (!version.at && !checksum.at) return PMLP_OK;
+    if (version.at && !pmlp__slice_is(version, PMLP__FILE_VERSION))
+        return pmlp__fail(error, PMLP_ERROR_UNSUPPORTED,
+                          "%s: is of version '%.*s' of pipemlp's files; what can be read is "
+                          "version " PMLP__FILE_VERSION, f->file, pmlp__shown(version), version.at);
+    if (version.at && checksum.at &&
+        pmlp__slice_is(checksum, pmlp__word_of(pmlp__tensors_hash(f)).text))
+        return PMLP_OK;
+    return pmlp__fail(error, PMLP_ERROR_PARSE,
+                      "%s: is damaged, or was changed: its checksum is %.*s, that of what it holds "
+                      "%s", f->file, checksum.at ? pmlp__shown(checksum) : 7,
+                      checksum.at ? checksum.at : "missing",
+                      pmlp__word_of(pmlp__tensors_hash(f)).text);
+}
+
+static pmlp_result pmlp__tensors_read(pmlp__tensors *f, const unsigned char *bytes, size_t size,
+                                      const char *file, const pmlp_allocator *allocator,
+                                      pmlp_error *error) {
+    const pmlp_result result = pmlp__tensors_open(f, bytes, size, file, allocator, error);
+    return result == PMLP_OK ? pmlp__tensors_prove(f, error) : result;
+}
+
+static uint64_t pmlp__little_endian(const unsigned char *p, size_t size) {
+    uint64_t bits = 0;
+    while (size-- > 0) bits = bits << 8 | p[size];
+    return bits;
+}
+
+/* A half: 1 bit sign, 5 bits exponent, 10 bits behind the point. */
+static float pmlp__from_half(uint32_t half) {
+    const uint32_t sign = half >> 15 << 31, exponent = half >> 10 & 31, rest = half & 1023;
+    const uint32_t wide = exponent == 31 ? 255u : exponent + 112;
+    uint32_t bits = sign | wide << 23 | rest << 13;
+    float value;
+    if (exponent == 0) { /* too small for a leading 1 */
+        value = (float)rest / 16777216.0f;
+        return sign ? -value : value;
+    }
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static float pmlp__number(int type, const unsigned char *p) {
+    const uint64_t bits = pmlp__little_endian(p, pmlp__types[type].size);
+    const uint32_t low = (uint32_t)(type == PMLP__BF16 ? bits << 16 : bits);
+    double wide;
+    float value;
+    if (type == PMLP__F16) return pmlp__from_half(low);
+    if (type == PMLP__F64) {
+        memcpy(&wide, &bits, sizeof wide);
+        return (float)wide;
+    }
+    memcpy(&value, &low, sizeof value);
+    return value;
+}
+
+static void pmlp__tensor_copy(const pmlp__tensors *f, int layer, int part, float *out) {
+    const pmlp__entry *e = pmlp__tensor(f, layer, part);
+    const size_t size = pmlp__types[e->type].size, n = (size_t)(e->end - e->begin) / size;
+    const unsigned char *from = f->data + e->begin;
+    size_t i;
+    for (i = 0; i < n; i++) out[i] = pmlp__number(e->type, from + i * size);
+}
+
+static void pmlp__tensors_weights(const pmlp__tensors *f, pmlp_model *model) {
+    int l;
+    for (l = 0; l < f->layers; l++) {
+        pmlp__tensor_copy(f, l, 0, model->w[l]);
+        pmlp__tensor_copy(f, l, 1, model->b[l]);
+    }
+    model->stale = false;
+}
+
+/* "relu,linear" into out [layers]; each is _DEFAULT if the file does not say. */
+static pmlp_result pmlp__tensors_activations(const pmlp__tensors *f, pmlp_activation *out,
+                                             pmlp_error *error) {
+    const pmlp__slice list = pmlp__metadata(f, "activations");
+    pmlp__slice word = list;
+    int l, a = 1;
+    memset(out, 0, (size_t)f->layers * sizeof *out);
+    if (!list.at) return PMLP_OK;
+    for (l = 0; a < PMLP_ACTIVATION_COUNT && l < f->layers; l++) {
+        const size_t left = list.length - (size_t)(word.at - list.at);
+        const char *comma = left ? (const char *)memchr(word.at, ',', left) : NULL;
+        word.length = l < f->layers - 1 && comma ? (size_t)(comma - word.at) : left;
+        for (a = 1; a < PMLP_ACTIVATION_COUNT; a++)
+            if (pmlp__slice_is(word, pmlp_activation_name((pmlp_activation)a))) break;
+        out[l] = (pmlp_activation)a;
+        if (comma) word.at = comma + 1;
+        else word.at += left;
+    }
+    if (a < PMLP_ACTIVATION_COUNT) return PMLP_OK;
+    return pmlp__fail(error, PMLP_ERROR_PARSE,
+                      "%s: its activations are '%.*s', expected %d of relu, sigmoid, tanh, gelu "
+                      "and linear, with commas", f->file, pmlp__shown(list), list.at, f->layers);
+}
+
+static pmlp_result pmlp__tensors_loss(const pmlp__tensors *f, pmlp_loss *loss, pmlp_error *error) {
+    const pmlp__slice name = pmlp__metadata(f, "loss");
+    int i;
+    *loss = PMLP_LOSS_DEFAULT;
+    if (!name.at) return PMLP_OK;
+    for (i = 1; i < PMLP_LOSS_COUNT; i++)
+        if (pmlp__slice_is(name, pmlp_loss_name((pmlp_loss)i))) {
+            *loss = (pmlp_loss)i;
+            return PMLP_OK;
+        }
+    return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: its loss is '%.*s', expected xent or mse",
+                      f->file, pmlp__shown(name), name.at);
+}
+
+static pmlp_result pmlp__tensors_model(const pmlp__tensors *f, pmlp_model **model,
+                                       pmlp_error *error) {
+    const size_t layers = (size_t)f->layers;
+    int *sizes = (int *)pmlp__new(f->allocator, layers + 1, sizeof *sizes);
+    pmlp_activation *activations =
+        (pmlp_activation *)pmlp__new(f->allocator, layers, sizeof *activations);
+    pmlp_model_desc desc;
+    pmlp_result result = PMLP_OK;
+    int l;
+    memset(&desc, 0, sizeof desc);
+    desc.allocator = *f->allocator;
+    desc.layers = f->layers;
+    desc.sizes = sizes;
+    desc.activations = activations;
+    if (!sizes || !activations) result = pmlp__no_memory(error, "a model's sizes");
+    if (result == PMLP_OK) result = pmlp__tensors_activations(f, activations, error);
+    if (result == PMLP_OK) result = pmlp__tensors_loss(f, &desc.loss, error);
+    if (result == PMLP_OK) {
+        sizes[0] = (int)pmlp__tensor(f, 0, 0)->shape[1];
+        for (l = 0; l < f->layers; l++) sizes[l + 1] = (int)pmlp__tensor(f, l, 0)->shape[0];
+        *model = pmlp__model_new(&desc);
+        if (*model) pmlp__tensors_weights(f, *model);
+        else result = pmlp__no_memory(error, "a model's weights");
+    }
+    pmlp__delete(f->allocator, sizes);
+    pmlp__delete(f->allocator, activations);
+    return result;
+}
+
+static pmlp_result pmlp__model_parse(const unsigned char *bytes, size_t size, const char *file,
+                                     const pmlp_allocator *allocator, pmlp_model **model,
+                                     pmlp_error *error) {
+    pmlp__tensors f;
+    pmlp_result result = pmlp__tensors_read(&f, bytes, size, file, allocator, error);
+    if (result == PMLP_OK) result = pmlp__tensors_model(&f, model, error);
+    pmlp__tensors_close(&f);
+    return result;
+}
+
+/* Whether the file's layers are the model's. */
+static pmlp_result pmlp__tensors_fit(const pmlp__tensors *f, const pmlp_model *model,
+                                     pmlp_error *error) {
+    int l;
+    if (f->layers != model->desc.layers)
+        return pmlp__fail(error, PMLP_ERROR_SHAPE, "%s: has %d layer%s, the model has %d", f->file,
+                          f->layers, f->layers == 1 ? "" : "s", model->desc.layers);
+    for (l = 0; l < f->layers; l++) {
+        const pmlp__entry *w = pmlp__tensor(f, l, 0);
+        const size_t n_in = pmlp__n_in(model, l), n_out = pmlp__n_out(model, l);
+        if (w->shape[0] == n_out && w->shape[1] == n_in) continue;
+        return pmlp__fail(error, PMLP_ERROR_SHAPE, "%s: the tensor '%.*s' is %s, the model's is %s",
+                          f->file, pmlp__shown(w->name), w->name.at,
+                          pmlp__shape_of(2, w->shape[0], w->shape[1]).text,
+                          pmlp__shape_of(2, n_out, n_in).text);
+    }
+    return PMLP_OK;
+}
+
+/* --- safetensors: numbers in the metadata ----------------------------------------------------- */
+
+static void pmlp__put_whole(pmlp__text *text, uint64_t value) {
+    char digits[24];
+    size_t at = sizeof digits - 1;
+    digits[at] = '\0';
+    do digits[--at] = (char)('0' + value % 10);
+    while (value /= 10);
+    pmlp__put(text, "%s", digits + at);
+}
+
+/* So that reading gives the same bits: 9 digits do for a float, 17 for a double. With a point,
+   whatever the locale has. */
+static void pmlp__put_exact(pmlp__text *text, double value, int digits) {
+    char number[40], *c;
+    bool point = false;
+    snprintf(number, sizeof number, "%.*g", digits, value);
+    for (c = number; *c; c++) {
+        const bool plain = strchr("0123456789+-einfa", *c) != NULL;
+        if (plain) pmlp__put(text, "%c", *c);
+        else if (!point) pmlp__put(text, ".");
+        point = point || !plain;
+    }
+}
+
+static bool pmlp__read_whole(pmlp__slice slice, uint64_t most, uint64_t *value) {
+    size_t i;
+    *value = 0;
+    for (i = 0; i < slice.length; i++) {
+        const uint64_t digit = (uint64_t)(unsigned char)slice.at[i] - '0';
+        if (digit > 9 || *value > (most - digit) / 10) return false;
+        *value = 10 * *value + digit;
+    }
+    return slice.length > 0;
+}
+
+static bool pmlp__read_exact(pmlp__slice slice, double *value) {
+    char number[80], half[16], *end;
+    size_t length = 0, i, k;
+    if (slice.length == 0 || slice.length > 40 || slice.at[0] == ' ') return false;
+    snprintf(half, sizeof half, "%.1f", 0.5); /* the locale's point stands behind the 0 */
+    for (i = 0; i < slice.length; i++) {
+        if (slice.at[i] != '.') number[length++] = slice.at[i];
+        else
+            for (k = 1; half[k] != '5' && length < sizeof number - 1; k++)
+                number[length++] = half[k];
+        if (length + 8 > sizeof number) return false;
+    }
+    number[length] = '\0';
+    *value = strtod(number, &end);
+    return end == number + length;
+}
+
+/* --- trainings in files ----------------------------------------------------------------------- */
+
+/* What must be the same when a training goes on: name and value of the i-th such setting; false
+   behind the last. What the optimizer does not use is no setting. */
+static bool pmlp__setting(const pmlp_trainer *t, int i, const char **name, char value[48]) {
+    static const char *const names[] = {"batch", "optimizer", "seed", "shuffle", "weight_decay",
+                                        "clip_norm", "momentum", "beta1", "beta2", "epsilon"};
+    const pmlp_trainer_desc *d = &t->desc;
+    const float numbers[] = {d->weight_decay, d->clip_norm, d->momentum,
+                             d->beta1,        d->beta2,     d->epsilon};
+    const int moments = pmlp__moments(d->optimizer);
+    pmlp__text text;
+    if (i >= 6 && moments == 2) i++;
+    if (i >= (moments == 0 ? 6 : moments == 1 ? 7 : 10)) return false;
+    text.buffer = value;
+    text.size = 48;
+    text.length = 0;
+    *name = names[i];
+    if (i == 0) pmlp__put_whole(&text, d->batch);
+    else if (i == 1) pmlp__put(&text, "%s", pmlp_optimizer_name(d->optimizer));
+    else if (i == 2) pmlp__put_whole(&text, d->seed);
+    else if (i == 3) pmlp__put(&text, "%s", d->no_shuffle ? "no" : "yes");
+    else pmlp__put_exact(&text, (double)numbers[i - 4], 9);
+    pmlp__text_end(&text, NULL);
+    return true;
+}
+
+/* How far a training has come. */
+enum {
+    PMLP__STEP, PMLP__UPDATES, PMLP__EPOCH, PMLP__EPOCH_TOTAL, PMLP__EPOCH_ROWS, PMLP__EPOCH_HITS,
+    PMLP__COUNTS
+};
+typedef struct pmlp__state {
+    uint64_t counts[PMLP__COUNTS];
+    double epoch_loss, learning_rate;
+} pmlp__state;
+
+static const char *const pmlp__count_names[] = {"step",             "updates",    "epoch",
+                                                "epoch_total_rows", "epoch_rows", "epoch_hits"};
+
+static pmlp__state pmlp__state_of(const pmlp_trainer *t) {
+    pmlp__state s;
+    uint64_t updates = 0;
+    int i;
+    for (i = 0; i < t->schedule->stages; i++) /* they have equally many between calls */
+        if (t->stages[i].updates - t->stages[i].first_version > updates)
+            updates = t->stages[i].updates - t->stages[i].first_version;
+    s.counts[PMLP__STEP] = t->step;
+    s.counts[PMLP__UPDATES] = t->updates_loaded + updates;
+    s.counts[PMLP__EPOCH] = t->epoch;
+    s.counts[PMLP__EPOCH_TOTAL] = t->epoch_total;
+    s.counts[PMLP__EPOCH_ROWS] = t->epoch_rows;
+    s.counts[PMLP__EPOCH_HITS] = t->epoch_hits;
+    s.epoch_loss = t->epoch_loss;
+    s.learning_rate = (double)t->desc.learning_rate;
+    return s;
+}
+
+/* The trainer's layers hold the loaded weights: version `updates` of each stage, the first one. */
+static void pmlp__state_set(pmlp_trainer *t, const pmlp__state *s) {
+    int i;
+    t->step = s->counts[PMLP__STEP];
+    t->updates_loaded = s->counts[PMLP__UPDATES];
+    t->epoch = s->counts[PMLP__EPOCH];
+    t->epoch_total = s->counts[PMLP__EPOCH_TOTAL];
+    t->epoch_rows = s->counts[PMLP__EPOCH_ROWS];
+    t->epoch_hits = s->counts[PMLP__EPOCH_HITS];
+    t->epoch_loss = s->epoch_loss;
+    t->desc.learning_rate = (float)s->learning_rate;
+    t->gradient_norm = 0.0;
+    t->has_gradient = false;
+    for (i = 0; i < t->schedule->stages; i++) t->stages[i].first_version = t->stages[i].updates;
+}
+
+static void pmlp__put_training(pmlp__text *text, const pmlp_trainer *t) {
+    const pmlp__state s = pmlp__state_of(t);
+    const char *name;
+    char value[48];
+    int i;
+    for (i = 0; pmlp__setting(t, i, &name, value); i++) {
+        pmlp__put(text, ",\"%s\":", name);
+        pmlp__put(text, "\"%s\"", value);
+    }
+    for (i = 0; i < PMLP__COUNTS; i++) {
+        pmlp__put(text, ",\"%s\":\"", pmlp__count_names[i]);
+        pmlp__put_whole(text, s.counts[i]);
+        pmlp__put(text, "\"");
+    }
+    pmlp__put(text, ",\"epoch_loss\":\"");
+    pmlp__put_exact(text, s.epoch_loss, 17);
+    pmlp__put(text, "\",\"learning_rate\":\"");
+    pmlp__put_exact(text, s.learning_rate, 9);
+    pmlp__put(text, "\"");
+}
+
+static pmlp_result pmlp__state_read(const pmlp__tensors *f, size_t batch, pmlp__state *s,
+                                    pmlp_error *error) {
+    const uint64_t *n = s->counts;
+    bool good = true;
+    int i;
+    for (i = 0; i < PMLP__COUNTS; i++)
+        good = good && pmlp__read_whole(pmlp__metadata(f, pmlp__count_names[i]),
+                                        (uint64_t)1 << 53, &s->counts[i]);
+    good = good && pmlp__read_exact(pmlp__metadata(f, "epoch_loss"), &s->epoch_loss) &&
+           pmlp__read_exact(pmlp__metadata(f, "learning_rate"), &s->learning_rate) &&
+           !pmlp__below_zero((float)s->learning_rate) &&
+           n[PMLP__EPOCH_TOTAL] <= UINT32_MAX / 2 && n[PMLP__EPOCH_ROWS] <= n[PMLP__EPOCH_TOTAL] &&
+           n[PMLP__EPOCH_HITS] <= n[PMLP__EPOCH_ROWS] &&
+           (n[PMLP__EPOCH_ROWS] % batch == 0 || n[PMLP__EPOCH_ROWS] == n[PMLP__EPOCH_TOTAL]);
+    return good ? PMLP_OK
+                : pmlp__fail(error, PMLP_ERROR_PARSE,
+                             "%s: what it says of the training's progress makes no sense", f->file);
+}
+
+/* --- files that are ours, written ------------------------------------------------------------- */
+
+/* A whole file in memory. */
+typedef struct pmlp__image {
+    const pmlp_allocator *allocator;
+    const pmlp_model *model;
+    pmlp_trainer *trainer; /* whose training it is; NULL: the model alone */
+    int parts;             /* of each layer */
+    unsigned char *bytes;
+    size_t size, data;     /* data: where the tensors begin, a multiple of 8 */
+} pmlp__image;
+
+/* How many numbers a tensor has. */
+static size_t pmlp__part_count(const pmlp_model *model, int layer, int part) {
+    const size_t n_out = pmlp__n_out(model, layer);
+    return part % 2 ? n_out : n_out * pmlp__n_in(model, layer);
+}
+
+static void pmlp__put_header(pmlp__text *text, const pmlp__image *image) {
+    const pmlp_model *model = image->model;
+    double at = 0.0;
+    int l, part;
+    pmlp__put(text, "{\"__metadata__\":{\"format\":\"pt\",\"pipemlp\":\"" PMLP__FILE_VERSION
+              "\",\"" PMLP__CHECKSUM "\":\"0000000000000000\",\"weights\":\"0000000000000000\","
+              "\"activations\":\"");
+    for (l = 0; l < model->desc.layers; l++)
+        pmlp__put(text, l > 0 ? ",%s" : "%s", pmlp_activation_name(model->activations[l]));
+    pmlp__put(text, "\",\"loss\":\"%s\"", pmlp_loss_name(model->desc.loss));
+    if (image->trainer) pmlp__put_training(text, image->trainer);
+    pmlp__put(text, "}");
+    for (l = 0; l < model->desc.layers; l++)
+        for (part = 0; part < image->parts; part++) {
+            const double end = at + 4.0 * (double)pmlp__part_count(model, l, part);
+            pmlp__put(text, ",\"layers.%d.%s", l, pmlp__part_names[part]);
+            pmlp__put(text, "\":{\"dtype\":\"F32\",\"shape\":[%.0f", (double)pmlp__n_out(model, l));
+            if (part % 2 == 0) pmlp__put(text, ",%.0f", (double)pmlp__n_in(model, l));
+            pmlp__put(text, "],\"data_offsets\":[%.0f,%.0f]}", at, end);
+            at = end;
+        }
+    pmlp__put(text, "}");
+}
+
+/* The file without its numbers, *bytes being NULL on failure. */
+static pmlp_result pmlp__image_begin(pmlp__image *image, pmlp_error *error) {
+    const size_t floats = image->model->param_count * (size_t)image->parts / 2;
+    pmlp__text text = {NULL, 0, 0};
+    size_t length, i;
+    pmlp__put_header(&text, image);
+    length = (text.length + 8) / 8 * 8; /* spaces behind it: put() ends what it writes with a 0 */
+    image->data = 8 + length;
+    image->size = image->data + 4 * floats;
+    image->bytes = (unsigned char *)pmlp__new(image->allocator, image->size, 1);
+    if (!image->bytes) return pmlp__no_memory(error, "a file");
+    for (i = 0; i < 8; i++) image->bytes[i] = (unsigned char)((uint64_t)length >> 8 * i);
+    text.buffer = (char *)image->bytes + 8;
+    text.size = length;
+    text.length = 0;
+    pmlp__put_header(&text, image);
+    memset(text.buffer + text.length, ' ', length - text.length);
+    return PMLP_OK;
+}
+
+/* Fills in the numbers: with a trainer, what its stages have. */
+static pmlp_result pmlp__image_fill(pmlp__image *image) {
+    float *at = (float *)(void *)(image->bytes + image->data);
+    const pmlp_model *model = image->model;
+    const size_t floats = (image->size - image->data) / sizeof *at;
+    pmlp_result result = PMLP_OK;
+    size_t i;
+    int l, part;
+    for (l = 0; l < model->desc.layers; l++)
+        for (part = 0; part < image->parts; part += 2) {
+            const size_t n_w = pmlp__part_count(model, l, 0), n_b = pmlp__part_count(model, l, 1);
+            const pmlp_tensor tensor = part == 0   ? PMLP_TENSOR_PARAMS
+                                       : part == 2 ? PMLP_TENSOR_MOMENT1
+                                                   : PMLP_TENSOR_MOMENT2;
+            if (image->trainer) {
+                result = pmlp__read_layer(image->trainer, l, tensor, at, at + n_w);
+                if (result != PMLP_OK) return result;
+            } else {
+                memcpy(at, model->w[l], n_w * sizeof *at);
+                memcpy(at + n_w, model->b[l], n_b * sizeof *at);
+            }
+            at += n_w + n_b;
+        }
+    at = (float *)(void *)(image->bytes + image->data);
+    for (i = 0; i < floats; i++) pmlp__put_float(image->bytes + image->data + 4 * i, &at[i]);
+    return PMLP_OK;
+}
+
+static void pmlp__image_patch(pmlp__image *image, pmlp__slice place, uint64_t word) {
+    memcpy(image->bytes + (place.at - (const char *)image->bytes), pmlp__word_of(word).text, 16);
+}
+
+/* The two words over what the file holds. They are made by what reads files, so that nothing is
+   written that could not be read. */
+static pmlp_result pmlp__image_seal(pmlp__image *image, pmlp_error *error) {
+    pmlp__tensors f;
+    const pmlp_result result = pmlp__tensors_open(&f, image->bytes, image->size, "the new file",
+                                                  image->allocator, error);
+    if (result == PMLP_OK) {
+        pmlp__image_patch(image, pmlp__metadata(&f, "weights"), pmlp__tensors_word(&f));
+        pmlp__image_patch(image, pmlp__metadata(&f, PMLP__CHECKSUM), pmlp__tensors_hash(&f));
+    }
+    pmlp__tensors_close(&f);
+    return result;
+}
+
+/* Free image->bytes in either case. */
+static pmlp_result pmlp__image_make(pmlp__image *image, const pmlp_model *model, pmlp_trainer *t,
+                                    pmlp_error *error) {
+    pmlp_result result;
+    memset(image, 0, sizeof *image);
+    image->allocator = t ? &t->desc.allocator : &model->desc.allocator;
+    image->model = model;
+    image->trainer = t;
+    image->parts = t ? 2 + 2 * pmlp__moments(t->desc.optimizer) : 2;
+    result = pmlp__image_begin(image, error);
+    if (result != PMLP_OK) return result;
+    result = pmlp__image_fill(image);
+    if (result != PMLP_OK)
+        return pmlp__fail(error, result, "reading the training's state: %s",
+                          pmlp_result_text(result));
+    return pmlp__image_seal(image, error);
+}
+
+/* --- calls ------------------------------------------------------------------------------------ */
+
+static pmlp_result pmlp__check_path(const char *path, pmlp_error *error) {
+    if (path && *path) return PMLP_OK;
+    return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "path: is %s", path ? "empty" : "NULL");
+}
+
+PMLP_API pmlp_result pmlp_model_save(const pmlp_model *model, const char *path, pmlp_error *error) {
+    pmlp__image image;
+    pmlp_result result = pmlp__model_readable(model, error);
+    if (result == PMLP_OK) result = pmlp__check_path(path, error);
+    if (result != PMLP_OK) return result;
+    result = pmlp__image_make(&image, model, NULL, error);
+    if (result == PMLP_OK)
+        result = pmlp__replace_file(path, image.bytes, image.size, image.allocator, error);
+    pmlp__delete(image.allocator, image.bytes);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_model_parse(const void *bytes, size_t size,
+                                      const pmlp_allocator *allocator, pmlp_model **model,
+                                      pmlp_error *error) {
+    const pmlp_allocator memory = pmlp__allocator_or_default(allocator);
+    if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
+    *model = NULL;
+    if (pmlp__is_half(&memory))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
+    if (!bytes) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "bytes: is NULL");
+    return pmlp__model_parse((const unsigned char *)bytes, size, "the file", &memory, model, error);
+}
+
+PMLP_API pmlp_result pmlp_model_load(const char *path, const pmlp_allocator *allocator,
+                                     pmlp_model **model, pmlp_error *error) {
+    const pmlp_allocator memory = pmlp__allocator_or_default(allocator);
+    unsigned char *bytes = NULL;
+    size_t size;
+    pmlp_result result;
+    if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
+    *model = NULL;
+    if (pmlp__is_half(&memory))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
+    result = pmlp__check_path(path, error);
+    if (result == PMLP_OK) result = pmlp__read_file(path, &memory, &bytes, &size, error);
+    if (result == PMLP_OK)
+        result = pmlp__model_parse(bytes, size, pmlp__path_end(path), &memory, model, error);
+    pmlp__delete(&memory, bytes);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_model_load_weights(pmlp_model *model, const char *path,
+                                             pmlp_error *error) {
+    const pmlp_allocator *allocator;
+    pmlp__tensors f;
+    unsigned char *bytes = NULL;
+    size_t size;
+    pmlp_result result;
+    if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
+    if (model->trainer)
+        return pmlp__fail(error, PMLP_ERROR_STATE, "model: has a trainer, which has its weights");
+    allocator = &model->desc.allocator;
+    result = pmlp__check_path(path, error);
+    if (result == PMLP_OK) result = pmlp__read_file(path, allocator, &bytes, &size, error);
+    if (result != PMLP_OK) return result;
+    result = pmlp__tensors_read(&f, bytes, size, pmlp__path_end(path), allocator, error);
+    if (result == PMLP_OK) result = pmlp__tensors_fit(&f, model, error);
+    if (result == PMLP_OK) pmlp__tensors_weights(&f, model);
+    pmlp__tensors_close(&f);
+    pmlp__delete(allocator, bytes);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_trainer_save(pmlp_trainer *t, const char *path) {
+    pmlp__image image;
+    pmlp_result result;
+    pmlp__atomic *const entered = pmlp__enter_query(t);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    result = pmlp__check_path(path, &t->error);
+    if (result == PMLP_OK && pmlp__is_mixed(t))
+        result = pmlp__fail(&t->error, PMLP_ERROR_STATE, "the weights are lost: %.200s",
+                            t->failure.text);
+    result = pmlp__agree_on_reading(t, "save", -1, true, true, result);
+    if (result != PMLP_OK) return pmlp__leave_query(entered, result);
+    result = pmlp__image_make(&image, t->model, t, &t->error);
+    if (result == PMLP_OK && (!t->group || t->group->rank == 0))
+        result = pmlp__replace_file(path, image.bytes, image.size, image.allocator, &t->error);
+    pmlp__delete(image.allocator, image.bytes);
+    if (!pmlp__load(&t->failed)) result = pmlp__agree(t, result, NULL, &t->error);
+    return pmlp__leave_query(entered, result);
+}
+
+/* Whether a file holds a training that this trainer can go on with. */
+static pmlp_result pmlp__trainer_fits(pmlp_trainer *t, const pmlp__tensors *f, pmlp__state *state) {
+    const int parts = 2 + 2 * pmlp__moments(t->desc.optimizer);
+    const pmlp__slice loss = pmlp__metadata(f, "loss");
+    const char *name, *model_loss = pmlp_loss_name(t->model->desc.loss);
+    char value[48];
+    int i;
+    pmlp_result result = pmlp__tensors_fit(f, t->model, &t->error);
+    if (result != PMLP_OK) return result;
+    if (!pmlp__metadata(f, "step").at || !pmlp__metadata(f, "optimizer").at)
+        return pmlp__fail(&t->error, PMLP_ERROR_PARSE,
+                          "%s: holds a model, but no training to go on with", f->file);
+    if (loss.at && !pmlp__slice_is(loss, model_loss))
+        return pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "loss: %.*s in the training of %s, %s "
+                          "here", pmlp__shown(loss), loss.at, f->file, model_loss);
+    for (i = 0; pmlp__setting(t, i, &name, value); i++) {
+        const pmlp__slice theirs = pmlp__metadata(f, name);
+        if (theirs.at && pmlp__slice_is(theirs, value)) continue;
+        return pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "%s: %.*s in the training of %s, %s here",
+                          name, theirs.at ? pmlp__shown(theirs) : 7,
+                          theirs.at ? theirs.at : "missing", f->file, value);
+    }
+    if (f->parts != parts)
+        return pmlp__fail(&t->error, PMLP_ERROR_PARSE, "%s: has %d moments of each weight, %s has "
+                          "%d", f->file, f->parts / 2 - 1,
+                          pmlp_optimizer_name(t->desc.optimizer), parts / 2 - 1);
+    return pmlp__state_read(f, t->desc.batch, state, &t->error);
+}
+
+static pmlp_result pmlp__same_activations(pmlp_trainer *t, const pmlp__tensors *f) {
+    const pmlp_model *model = t->model;
+    pmlp_activation *theirs = (pmlp_activation *)pmlp__new(
+        f->allocator, (size_t)model->desc.layers, sizeof *theirs);
+    pmlp_result result;
+    int l;
+    if (!theirs) return pmlp__no_memory(&t->error, "a model's activations");
+    result = pmlp__tensors_activations(f, theirs, &t->error);
+    for (l = 0; result == PMLP_OK && l < model->desc.layers; l++)
+        if (theirs[l] && theirs[l] != model->activations[l])
+            result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT,
+                                "activations: layer %d is %s in the training of %s, %s here", l,
+                                pmlp_activation_name(theirs[l]), f->file,
+                                pmlp_activation_name(model->activations[l]));
+    pmlp__delete(f->allocator, theirs);
+    return result;
+}
+
+/* Tensors of one kind into the stages, by way of scratch, which has room for any layer, or, the
+   weights, the model. */
+static pmlp_result pmlp__trainer_take(pmlp_trainer *t, const pmlp__tensors *f, int part,
+                                      float *scratch) {
+    static const pmlp_tensor tensors[] = {PMLP_TENSOR_PARAMS, PMLP_TENSOR_MOMENT1,
+                                          PMLP_TENSOR_MOMENT2};
+    pmlp_result result = PMLP_OK;
+    int l;
+    for (l = 0; result == PMLP_OK && l < f->layers; l++) {
+        float *w = part == 0 ? t->model->w[l] : scratch;
+        float *b = part == 0 ? t->model->b[l] : scratch + pmlp__part_count(t->model, l, 0);
+        pmlp__tensor_copy(f, l, part, w);
+        pmlp__tensor_copy(f, l, part + 1, b);
+        result = pmlp__write_layer(t, l, tensors[part / 2], w, b);
+    }
+    return result;
+}
+
+static pmlp_result pmlp__trainer_parse(pmlp_trainer *t, const unsigned char *bytes, size_t size,
+                                       const char *file) {
+    pmlp__tensors f;
+    pmlp__state state;
+    float *scratch = NULL;
+    size_t most = 0;
+    int l, part;
+    pmlp_result result =
+        pmlp__tensors_read(&f, bytes, size, file, &t->desc.allocator, &t->error);
+    memset(&state, 0, sizeof state);
+    if (result == PMLP_OK) result = pmlp__trainer_fits(t, &f, &state);
+    if (result == PMLP_OK) result = pmlp__same_activations(t, &f);
+    for (l = 0; l < t->model->desc.layers; l++) {
+        const size_t n = pmlp__part_count(t->model, l, 0) + pmlp__part_count(t->model, l, 1);
+        if (n > most) most = n;
+    }
+    if (result == PMLP_OK) {
+        scratch = (float *)pmlp__new(&t->desc.allocator, most, sizeof *scratch);
+        if (!scratch) result = pmlp__no_memory(&t->error, "a layer's moments");
+    }
+    if (result == PMLP_OK) { /* from here on the trainer is changed */
+        for (part = 0; result == PMLP_OK && part < f.parts; part += 2)
+            result = pmlp__trainer_take(t, &f, part, scratch);
+        if (result == PMLP_OK) pmlp__state_set(t, &state);
+        else pmlp__trainer_lose(t, result);
+        t->model->stale = result != PMLP_OK;
+    }
+    pmlp__delete(&t->desc.allocator, scratch);
+    pmlp__tensors_close(&f);
+    return result;
+}
+
+/* A file that rank 0 has read becomes all ranks'. */
+static pmlp_result pmlp__share_file(pmlp_trainer *t, unsigned char **bytes, size_t *size) {
+    const pmlp_group *group = t->group;
+    uint64_t count = (uint64_t)*size;
+    pmlp_result result = group->broadcast(group->context, 0, &count, sizeof count,
+                                          t->desc.deadline);
+    if (result != PMLP_OK) return pmlp__part(t, "sharing a file", result, &t->error);
+    *size = (size_t)count;
+    if (!*bytes) *bytes = (unsigned char *)pmlp__new(&t->desc.allocator, *size, 1);
+    result = *bytes ? PMLP_OK : pmlp__no_memory(&t->error, "a file");
+    result = pmlp__agree(t, result, NULL, &t->error);
+    if (result != PMLP_OK) return result;
+    result = group->broadcast(group->context, 0, *bytes, *size, t->desc.deadline);
+    return result == PMLP_OK ? result : pmlp__part(t, "sharing a file", result, &t->error);
+}
+
+PMLP_API pmlp_result pmlp_trainer_load(pmlp_trainer *t, const char *path) {
+    unsigned char *bytes = NULL;
+    size_t size = 0;
+    pmlp_result result = pmlp__enter(t);
+    if (result != PMLP_OK) return result;
+    result = pmlp__check_path(path, &t->error);
+    if (result == PMLP_OK && (!t->group || t->group->rank == 0))
+        result = pmlp__read_file(path, &t->desc.allocator, &bytes, &size, &t->error);
+    result = pmlp__agree_on_call(t, "load", NULL, result);
+    if (result == PMLP_OK && t->group) result = pmlp__share_file(t, &bytes, &size);
+    if (result == PMLP_OK) result = pmlp__trainer_parse(t, bytes, size, pmlp__path_end(path));
+    if (!pmlp__load(&t->failed)) result = pmlp__agree(t, result, NULL, &t->error);
+    pmlp__delete(&t->desc.allocator, bytes);
+    return pmlp__leave(t, result);
 }
 
 #endif /* PIPEMLP_IMPLEMENTATION */

@@ -91,9 +91,14 @@ if example 08_by_hand 'GPipe .*weights'; then
         bad "08_by_hand: $kinds different words"
     fi
 fi
-for source in examples/*.c; do # each says how it is compiled, and is
-    name=$(basename "$source" .c)
-    line=$(sed -n 's/^ *\(cc .*\.c .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1)
+arguments=("$work/spiral.safetensors")
+if example 09_embed 'stopped after [1-9]' 'saved and loaded: the same weights' 'still in use: 0$'; then
+    ok "09_embed: trained in the background, cancelled, saved: $(sed -n 's/.*weights, //p' "$work/09_embed.out")"
+fi
+arguments=()
+for source in examples/*.c examples/*.cpp; do # each says how it is compiled, and is
+    name=$(basename "${source%.*}")
+    line=$(sed -n 's/^[ /]*\(c[c+]* .*\.c[p]* .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1)
     read -r line <<< "${line%%[[:space:]]\*/}"
     mkdir -p "$work/alone/examples"
     cp pipemlp.h "$work/alone/"
