@@ -7104,6 +7104,7 @@ typedef struct pmlp__box {
 /* One end of a box. */
 typedef struct pmlp__box_end {
     pmlp__box *box;
+    bool sends;
     int rank; /* whose it is */
 } pmlp__box_end;
 
@@ -7363,37 +7364,38 @@ static pmlp__box *pmlp__box_find(pmlp__party *party, const pmlp_edge_desc *desc)
     return box;
 }
 
-static pmlp_result pmlp__box_connect(const pmlp_edges *self, const pmlp_edge_desc *desc,
-                                     void **edge, pmlp_error *error) {
-    pmlp__seat *seats = (pmlp__seat *)(uintptr_t)self->user;
-    const bool sends = desc->from_wake != NULL;
-    pmlp__party *party = seats->party;
-    pmlp__box_end *end = (pmlp__box_end *)pmlp__new(&party->allocator, 1, sizeof *end);
-    pmlp__box *box = NULL;
-    bool taken;
-    pmlp__mutex_lock(&party->mutex);
-    if (end) box = pmlp__box_find(party, desc);
-    pmlp__mutex_unlock(&party->mutex);
-    if (!box) {
-        pmlp__delete(&party->allocator, end);
-        return pmlp__no_memory(error, "an edge between ranks");
-    }
+/* Makes an end of the channel's box that one; false if it has one. With the party's mutex. */
+static bool pmlp__box_take(pmlp__box *box, const pmlp_edge_desc *desc, bool sends) {
+    bool *const has = sends ? &box->has_from : &box->has_to;
+    bool free;
     pmlp__mutex_lock(&box->mutex);
-    taken = sends ? box->has_from : box->has_to;
-    if (sends && !taken) {
-        box->from = *desc;
-        box->has_from = box->had_from = true;
-    } else if (!taken) {
-        box->to = *desc;
-        box->has_to = box->had_to = true;
+    free = !*has;
+    if (free) {
+        *(sends ? &box->from : &box->to) = *desc;
+        *(sends ? &box->had_from : &box->had_to) = *has = true;
     }
     pmlp__mutex_unlock(&box->mutex);
-    if (taken) {
+    return free;
+}
+
+static pmlp_result pmlp__box_connect(const pmlp_edges *self, const pmlp_edge_desc *desc,
+                                     void **edge, pmlp_error *error) {
+    pmlp__party *party = ((const pmlp__seat *)self->user)->party;
+    pmlp__box_end *end = (pmlp__box_end *)pmlp__new(&party->allocator, 1, sizeof *end);
+    pmlp__box *box = NULL;
+    bool taken = false;
+    pmlp__mutex_lock(&party->mutex);
+    if (end) box = pmlp__box_find(party, desc);
+    if (box) taken = !pmlp__box_take(box, desc, desc->from_wake != NULL);
+    pmlp__mutex_unlock(&party->mutex);
+    if (!box || taken) {
         pmlp__delete(&party->allocator, end);
-        return pmlp__fail(error, PMLP_ERROR_STATE, "the group has a trainer already");
+        return taken ? pmlp__fail(error, PMLP_ERROR_STATE, "the group has a trainer already")
+                     : pmlp__no_memory(error, "an edge between ranks");
     }
     end->box = box;
-    end->rank = sends ? desc->from_rank : desc->to_rank;
+    end->sends = desc->from_wake != NULL;
+    end->rank = end->sends ? desc->from_rank : desc->to_rank;
     *edge = end;
     return PMLP_OK;
 }
@@ -7406,8 +7408,7 @@ static void pmlp__box_disconnect(void *edge) {
     bool unused;
     pmlp__mutex_lock(&party->mutex);
     pmlp__mutex_lock(&box->mutex);
-    if (end->rank == box->from.from_rank) box->has_from = false;
-    else box->has_to = false;
+    *(end->sends ? &box->has_from : &box->has_to) = false;
     unused = !box->has_from && !box->has_to;
     pmlp__mutex_unlock(&box->mutex);
     if (unused) {
