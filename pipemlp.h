@@ -1385,6 +1385,8 @@ struct pmlp_group {
                        size_t floats, double seconds);
     void (*abort)(void *context, const char *why);
     const char *(*explain)(void *context);
+    int per_machine; /* ranks that share the cores of this machine, this one included; 0: unknown.
+                        With fewer cores than workers nobody spins while waiting */
 };
 
 /* Ranks that are threads of one process, for pipelines side by side in it, and to try things out.
@@ -7527,6 +7529,7 @@ static void pmlp__party_table(pmlp__party *party, int rank, pmlp_group *group) {
     group->sum = pmlp__party_sum;
     group->abort = pmlp__party_abort;
     group->explain = pmlp__party_explain;
+    group->per_machine = party->ranks;
 }
 
 PMLP_API pmlp_result pmlp_thread_groups_create(int ranks, const pmlp_allocator *allocator,
@@ -9756,7 +9759,7 @@ static pmlp_result pmlp__worker_bind(pmlp_trainer *t, int index, pmlp_error *err
 }
 
 static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
-    int i;
+    int threads = t->end_worker - t->first_worker, i;
     for (i = t->first_worker; i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->trainer = t;
@@ -9768,7 +9771,8 @@ static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     }
     /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
        from the very worker that is waited for. */
-    t->pauses = t->end_worker - t->first_worker <= pmlp__cores() ? 2000 : 20;
+    if (t->group && t->group->per_machine > 1) threads *= t->group->per_machine;
+    t->pauses = threads <= pmlp__cores() ? 2000 : 20;
     t->spins = t->pauses + 1000;
     t->polled = t->edges != pmlp_thread_edges() || t->group;
     for (i = t->first_worker + 1; !t->desc.no_threads && i < t->end_worker; i++) {

@@ -795,7 +795,7 @@ TEST(back_end_fails) {
         const int count = 2;
         fault_desc(&d, variant);
         serial_words(&nets[0], &d);
-        for (long k = 1, step = test_quick() ? 53 : 7;; k += step, cases++) {
+        for (long k = 1, step = test_quick() ? 53 : 11;; k += step, cases++) {
             shim_make(k, 0.0);
             run_ranks(ranks, count, &nets[0], &d, train_and_end, use_shim);
             if (shim_calls < k) {
@@ -861,7 +861,7 @@ TEST(group_fails) {
         const int count = 2;
         fault_desc(&d, variant);
         serial_words(&nets[0], &d);
-        for (long k = 1, step = test_quick() ? 31 : 3;; k += step, cases++) {
+        for (long k = 1, step = test_quick() ? 31 : 5;; k += step, cases++) {
             group_calls = 0, group_fails_at = k;
             run_ranks(ranks, count, &nets[0], &d, train_and_end, use_faulty);
             if (group_calls < k) {
@@ -888,7 +888,7 @@ TEST(memory_fails) {
         const int count = 2;
         fault_desc(&d, variant);
         serial_words(&nets[0], &d);
-        for (long k = 1, step = test_quick() ? 17 : 1;; k += step, cases++) {
+        for (long k = 1, step = test_quick() ? 17 : 2;; k += step, cases++) {
             test_memory_init(&memory, k);
             run_ranks(ranks, count, &nets[0], &d, train_and_end, use_memory);
             CHECK(memory.blocks == 0, "allocation %ld: %ld blocks are left", k, memory.blocks);
