@@ -389,6 +389,7 @@ extern "C" {
     X(PMLP_ERROR_PARSE, "the text or file is not in the expected form")                        \
     X(PMLP_ERROR_FILE, "a file could not be read or written")                                  \
     X(PMLP_ERROR_BACKEND, "the back end failed")                                               \
+    X(PMLP_ERROR_NUMBER, "a number is infinite or not a number")                               \
     X(PMLP_ERROR_RANK, "another rank has failed, cannot be reached or wants something else")    \
     X(PMLP_ERROR_CANCELLED, "stopped by the progress callback")                                \
     X(PMLP_ERROR_UNSUPPORTED, "not available in this build or on this machine")
@@ -913,11 +914,25 @@ typedef struct pmlp_stats {
     double seconds;            /* of this call */
     double samples_per_second; /* rows of this call / seconds */
     double gradient_norm;      /* of the last step, before clipping; 0 if nobody asked for it */
+    size_t skipped;            /* of `steps`, those that changed nothing: desc.bad_numbers. Their
+                                  rows are not in the mean loss */
     int workers;
     const double *idle;        /* [workers], share of `seconds` that each one's thread spent waiting
                                   for others (a device may be idle meanwhile or not); until the next
                                   call with this trainer */
 } pmlp_stats;
+
+/* What becomes of a step whose loss is infinite or not a number, or whose gradient is, if its norm is
+   computed (clip_norm, gradient_norm). A synchronous step is judged before it updates anything. */
+typedef enum pmlp_bad_numbers {
+    PMLP_BAD_NUMBERS_DEFAULT, /* stop */
+    PMLP_BAD_NUMBERS_STOP,    /* the call fails with PMLP_ERROR_NUMBER and says in which step and
+                                 layer; the weights are those before the step, or, with an
+                                 asynchronous schedule, spoilt. The trainer can be used on */
+    PMLP_BAD_NUMBERS_SKIP,    /* the step changes nothing, training goes on, stats->skipped tells;
+                                 synchronous schedules only */
+    PMLP_BAD_NUMBERS_COUNT
+} pmlp_bad_numbers;
 
 /* Called by pmlp_trainer_epoch() after each step, on the thread that called it. Returning false
    interrupts the epoch: PMLP_ERROR_CANCELLED; the trainer stays usable, and the next
@@ -974,6 +989,10 @@ typedef struct pmlp_trainer_desc {
     float beta1, beta2, epsilon;   /* Adam; default 0.9, 0.999, 1e-8 */
     float weight_decay;            /* of weights, not of biases; default 0 */
     float clip_norm;               /* longest global gradient allowed; default 0: no clipping */
+    pmlp_bad_numbers bad_numbers;  /* what becomes of a step whose loss is not a finite number;
+                                      default: it stops the training. A back end that works on by
+                                      itself knows the loss only behind the update, unless
+                                      gradient_norm is set, as skipping does */
 
     uint64_t seed;                 /* of the shuffling */
     bool no_shuffle;               /* epochs take the rows in the order given */
@@ -8337,6 +8356,8 @@ static void pmlp__validate_numbers(const pmlp_trainer_desc *d, pmlp__problems *p
     PMLP__BAD(pmlp__below_zero(d->clip_norm), "clip_norm", number);
     PMLP__BAD(d->virtual_stages < 0 || d->virtual_stages > PMLP__MAX_WORKERS, "virtual_stages",
               "is not in 1 .. 16384");
+    PMLP__BAD((int)d->bad_numbers < 0 || d->bad_numbers >= PMLP_BAD_NUMBERS_COUNT, "bad_numbers",
+              "is no value of its type");
     PMLP__BAD(d->slots < 0, "slots", "is negative");
     PMLP__BAD(d->trace < 0 || d->trace > 65536, "trace", "is not in 0 .. 65536");
     PMLP__BAD(!(d->memory >= 0.0), "memory", "is negative or not a number");
@@ -8353,6 +8374,9 @@ static void pmlp__validate_schedule(const pmlp_trainer_desc *d, pmlp__problems *
               "microbatches", "is not in 1 .. 131072, as asynchronous schedules want it");
     PMLP__BAD(!d->custom && pmlp__is_asynchronous(d->schedule) && d->clip_norm > 0.0f, "clip_norm",
               "wants the whole gradient, which an asynchronous schedule never has at once");
+    PMLP__BAD(!d->custom && pmlp__is_asynchronous(d->schedule) &&
+                  d->bad_numbers == PMLP_BAD_NUMBERS_SKIP,
+              "bad_numbers", "of an asynchronous schedule are in the weights when they are found");
 }
 
 /* A group that can be called at all. */
@@ -8612,6 +8636,7 @@ struct pmlp_trainer {
     uint64_t epoch_total, epoch_rows, epoch_hits; /* of an epoch under way: the rows of its data, */
     double epoch_loss;       /* those done, and the sums over them; 0 if there is none */
     bool has_gradient;       /* of a step of this trainer */
+    bool bad;               /* the step's loss or gradient is not finite: no update */
     double gradient_norm;
     double *idle, *busy;    /* [workers]: what stats tell; seconds of the call so far */
     double seconds;         /* of the call so far, on rank 0's clock, if there are ranks */
@@ -9078,16 +9103,19 @@ static pmlp_result pmlp__exchange_mail(pmlp_trainer *t, size_t count) {
                             t->mail + t->mail_size, t->desc.deadline);
 }
 
-/* At the gate: nobody goes on before all ranks are there; and the squares of all stages. */
+/* At the gate: nobody goes on before all ranks are there, and knows then whether the numbers are
+   good; and the squares of all stages. */
 static pmlp_result pmlp__share_squares(pmlp_trainer *t) {
     size_t neurons = 0;
     pmlp_result result;
     int i, l;
     for (l = 0; pmlp__wants_norm(t) && l < t->model->desc.layers; l++)
         neurons += pmlp__n_out(t->model, l);
-    t->mail[0] = (double)t->step;
+    t->mail[0] = t->bad ? 1.0 : 0.0;
     if (neurons) memcpy(t->mail + 1, t->squares, neurons * sizeof *t->mail);
     result = pmlp__exchange_mail(t, 1 + neurons);
+    for (i = 0; result == PMLP_OK && i < t->group->ranks; i++)
+        t->bad = t->bad || *pmlp__mail_of(t, i, 1 + neurons) != 0.0;
     for (i = 0; result == PMLP_OK && neurons && i < t->schedule->stages; i++) {
         const pmlp__stage *s = &t->stages[i];
         const double *from =
@@ -9338,6 +9366,13 @@ static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pml
     return result;
 }
 
+/* U of a step with bad numbers: what was kept for it is forgotten. */
+static pmlp_result pmlp__no_update(pmlp__worker *w, pmlp__stage *stage) {
+    if (stage->w_begin < stage->w_end) w->w_pending--;
+    stage->w_begin = stage->w_end;
+    return PMLP_OK;
+}
+
 /* --- gradients of several replicas ------------------------------------------------------------ */
 
 /* A layer's share in the chain, in parts that may each have to wait: the sum so far comes from the
@@ -9426,9 +9461,24 @@ static pmlp_result pmlp__sum(pmlp__worker *w) {
 
 /* --- the gate --------------------------------------------------------------------------------- */
 
+/* The first of count numbers that is not finite; count: all are. */
+static size_t pmlp__bad_one(const double *numbers, size_t count) {
+    size_t i;
+    for (i = 0; i < count && numbers[i] - numbers[i] == 0.0; i++) continue;
+    return i;
+}
+
+/* Whether a loss of this rank's rows is not finite, as far as that is known before the update. */
+static bool pmlp__has_bad_loss(const pmlp_trainer *t) {
+    return t->stages[t->schedule->stages - 1].is_here &&
+           (!t->backend->edges || pmlp__wants_norm(t)) &&
+           pmlp__bad_one(t->row_loss + t->offset, t->rows) < t->rows;
+}
+
 /* The last worker of a rank waits for those of the other ranks. */
 static pmlp_result pmlp__open_gate(pmlp__worker *w) {
     pmlp_trainer *t = w->trainer;
+    t->bad = pmlp__has_bad_loss(t);
     if (t->group) {
         pmlp_result result;
         pmlp__blocked(w);
@@ -9436,7 +9486,10 @@ static pmlp_result pmlp__open_gate(pmlp__worker *w) {
         if (result != PMLP_OK) return result;
         pmlp__unblocked(w);
     }
-    if (pmlp__wants_norm(t)) t->gradient_norm = pmlp__gradient_norm(t);
+    if (pmlp__wants_norm(t)) {
+        t->gradient_norm = pmlp__gradient_norm(t);
+        t->bad = t->bad || pmlp__bad_one(&t->gradient_norm, 1) == 0;
+    }
     pmlp__store(&t->gate, 1);
     pmlp__wake_all(t);
     return PMLP_OK;
@@ -9495,6 +9548,7 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
         if (pmlp__keeps_gradients(t) && (result = pmlp__flush_stage(w, stage)) != PMLP_OK)
             return result;
         pmlp__unblocked(w);
+        if (t->bad) return pmlp__no_update(w, stage);
         pmlp__store(&t->updating, 1);
         return pmlp__update_weights(w, stage, a);
     default: return PMLP_ERROR_SCHEDULE;
@@ -9698,6 +9752,8 @@ static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     if (d.beta2 == 0.0f) d.beta2 = 0.999f;
     if (d.epsilon == 0.0f) d.epsilon = 1e-8f;
     if (!d.backend) d.backend = pmlp_cpu_backend();
+    if (!d.bad_numbers) d.bad_numbers = PMLP_BAD_NUMBERS_STOP;
+    if (d.bad_numbers == PMLP_BAD_NUMBERS_SKIP && d.backend->edges) d.gradient_norm = true;
     if (!d.w_rows) d.w_rows = d.backend->exact ? 128 : 1;
     if (!d.backend->exact) d.whole_layers = true;
     if (!d.edges) d.edges = d.backend->edges ? d.backend->edges : pmlp_thread_edges();
@@ -10548,6 +10604,7 @@ static void pmlp__trainer_facts(pmlp_trainer *t) {
     pmlp__fact(&facts, "epsilon", "%.9g", (double)d->epsilon);
     pmlp__fact(&facts, "weight_decay", "%.9g", (double)d->weight_decay);
     pmlp__fact(&facts, "clip_norm", "%.9g", (double)d->clip_norm);
+    pmlp__fact(&facts, "bad_numbers", "%d", (int)d->bad_numbers);
     pmlp__fact(&facts, "seed", "%.0f", (double)d->seed);
     pmlp__fact(&facts, "no_shuffle", "%d", d->no_shuffle);
     pmlp__fact(&facts, "gradient_norm", "%d", d->gradient_norm);
@@ -10885,6 +10942,7 @@ static pmlp_result pmlp__pass_lists(pmlp_trainer *t, size_t rows, bool training,
 static pmlp_result pmlp__pass_begin(pmlp_trainer *t, const pmlp_schedule *lists) {
     pmlp_result result = PMLP_OK;
     int i;
+    t->bad = false;
     pmlp__store(&t->gathered, 0);
     pmlp__store(&t->gate, t->schedule->per_update ? 1 : 0); /* asynchronous updates do not wait */
     pmlp__store(&t->updating, 0);
@@ -10975,6 +11033,7 @@ typedef struct pmlp__tally {
     double loss, begun;
     size_t rows, total_rows, hits;
     size_t rows_before; /* this call */
+    size_t skipped, left_out; /* steps that changed nothing, and their rows */
     bool has_labels;
 } pmlp__tally;
 
@@ -10992,9 +11051,14 @@ static pmlp__tally pmlp__tally_begin(pmlp_trainer *t, const pmlp_data *data) {
 /* Losses in the order of the samples, in double. */
 static void pmlp__tally_add(pmlp__tally *tally, const pmlp_trainer *t) {
     size_t i;
+    tally->rows += t->whole;
+    if (t->bad) {
+        tally->skipped++;
+        tally->left_out += t->whole;
+        return;
+    }
     for (i = 0; i < t->whole; i++) tally->loss += t->row_loss[i];
     tally->hits += t->hits;
-    tally->rows += t->whole;
 }
 
 /* Where an epoch is when this call begins; nowhere, mostly. */
@@ -11019,6 +11083,7 @@ static void pmlp__no_epoch(pmlp_trainer *t) {
 
 static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_stats *stats) {
     const double seconds = t->group ? t->seconds : pmlp__clock() - tally->begun;
+    const size_t counted = tally->rows - tally->left_out;
     int i;
     for (i = 0; i < t->schedule->workers; i++) {
         const double idle = seconds > 0.0 ? 1.0 - t->busy[i] / seconds : 0.0;
@@ -11030,10 +11095,11 @@ static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_st
     stats->steps = (tally->rows + t->desc.batch - 1) / t->desc.batch;
     stats->rows = tally->rows;
     stats->total_rows = tally->total_rows;
-    stats->loss = tally->rows ? tally->loss / (double)tally->rows : 0.0;
+    stats->loss = counted ? tally->loss / (double)counted : 0.0;
     stats->accuracy = !tally->has_labels ? -1.0
-                      : tally->rows      ? (double)tally->hits / (double)tally->rows
+                      : counted          ? (double)tally->hits / (double)counted
                                          : 0.0;
+    stats->skipped = tally->skipped;
     stats->seconds = seconds;
     stats->samples_per_second =
         seconds > 0.0 ? (double)(tally->rows - tally->rows_before) / seconds : 0.0;
@@ -11042,15 +11108,133 @@ static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_st
     stats->idle = t->idle;
 }
 
+/* --- bad numbers ------------------------------------------------------------------------------ */
+
+static size_t pmlp__bad_float(const float *numbers, size_t count) {
+    size_t i;
+    for (i = 0; i < count && numbers[i] - numbers[i] == 0.0f; i++) continue;
+    return i;
+}
+
+/* Whether these hold a bad number, which is then named; layer -1: they are of none. */
+static bool pmlp__name_bad(pmlp__text *text, const char *what, int layer, const float *numbers,
+                           size_t count) {
+    const size_t at = pmlp__bad_float(numbers, count);
+    if (at == count) return false;
+    pmlp__put(text, "%s %.0f", what, (double)at);
+    if (layer >= 0) pmlp__put(text, " of layer %d", layer);
+    pmlp__put(text, " is %g", (double)numbers[at]);
+    return true;
+}
+
+/* The first layer whose weights or outputs for one row are bad, by computing them anew; w has room
+   for the weights of any layer, `rows` for five times its outputs. Every rank does this alike. */
+static bool pmlp__name_bad_layer(pmlp_trainer *t, const float *x, float *w, float *rows,
+                                 size_t widest, pmlp__text *text) {
+    const float *in = x;
+    float *out = rows, *b = rows + 4 * widest;
+    size_t o, i;
+    int l;
+    for (l = 0; l < t->model->desc.layers; l++) {
+        const size_t n_in = pmlp__n_in(t->model, l), n_out = pmlp__n_out(t->model, l);
+        if (pmlp__read_layer(t, l, PMLP_TENSOR_PARAMS, w, b) != PMLP_OK) return false;
+        if (pmlp__name_bad(text, "weight", l, w, n_in * n_out) ||
+            pmlp__name_bad(text, "bias", l, b, n_out))
+            return true;
+        for (o = 0; o < n_out; o++) {
+            double z = 0.0;
+            for (i = 0; i < n_in; i++) z += (double)in[i] * (double)w[o * n_in + i];
+            out[o] = (float)z;
+        }
+        pmlp__activate_generic(t->model->activations[l], 1, n_out, b, out, n_out, widest);
+        if (pmlp__name_bad(text, "output", l, out, n_out)) return true;
+        in = out;
+        out = out == rows ? rows + 2 * widest : rows;
+    }
+    return false;
+}
+
+/* Room for the above. */
+static float *pmlp__layer_scratch(const pmlp_trainer *t, size_t *largest, size_t *widest) {
+    int l;
+    *largest = *widest = 1;
+    for (l = 0; l < t->model->desc.layers; l++) {
+        const size_t n = pmlp__n_in(t->model, l) * pmlp__n_out(t->model, l);
+        if (n > *largest) *largest = n;
+        if (pmlp__n_out(t->model, l) > *widest) *widest = pmlp__n_out(t->model, l);
+    }
+    return (float *)pmlp__new(&t->desc.allocator, *largest + 5 * *widest, sizeof(float));
+}
+
+/* What is bad in a row of the data or in what the layers make of it. */
+static void pmlp__name_bad_row(pmlp_trainer *t, size_t row, pmlp__text *text) {
+    const size_t first = t->first - t->offset;
+    const size_t at = t->index ? (t->index - t->offset)[row] : first + row;
+    const size_t n_in = pmlp__n_in(t->model, 0);
+    const size_t n_out = pmlp__n_out(t->model, t->model->desc.layers - 1);
+    const float *x = t->data->x + at * n_in;
+    size_t largest, widest;
+    float *scratch = NULL;
+    pmlp_error unused;
+    pmlp_result result = PMLP_OK;
+    pmlp__put(text, "row %.0f of the data: ", (double)at);
+    if (pmlp__name_bad(text, "input", -1, x, n_in)) return;
+    if (t->data->targets &&
+        pmlp__name_bad(text, "target", -1, t->data->targets + at * n_out, n_out))
+        return;
+    scratch = pmlp__layer_scratch(t, &largest, &widest);
+    if (!scratch) result = pmlp__no_memory(&unused, "a layer");
+    if (t->group) pmlp__facts(t, "looking for a bad number");
+    if (pmlp__agree(t, result, NULL, &unused) != PMLP_OK ||
+        !pmlp__name_bad_layer(t, x, scratch, scratch + largest, widest, text))
+        pmlp__put(text, "the loss is %g", t->row_loss[row]);
+    pmlp__delete(&t->desc.allocator, scratch);
+}
+
+/* The output of which layer has a bad gradient. */
+static void pmlp__name_bad_gradient(const pmlp_trainer *t, pmlp__text *text) {
+    int l;
+    for (l = 0; l < t->model->desc.layers; l++) {
+        const size_t n = pmlp__n_out(t->model, l);
+        const size_t at = pmlp__bad_one(t->squares + t->squares_at[l], n);
+        if (at == n) continue;
+        pmlp__put(text, "the gradient of output %.0f of layer %d is not finite", (double)at, l);
+        return;
+    }
+    pmlp__put(text, "the norm of the gradient is %g", t->gradient_norm);
+}
+
+/* Says why a step with bad numbers was none, or, if they were found too late, is one too many. */
+static pmlp_result pmlp__bad_number(pmlp_trainer *t) {
+    const size_t row = pmlp__bad_one(t->row_loss, t->whole);
+    char buffer[320];
+    pmlp__text text;
+    text.buffer = buffer;
+    text.size = sizeof buffer;
+    text.length = 0;
+    buffer[0] = '\0';
+    if (row < t->whole) pmlp__name_bad_row(t, row, &text);
+    else pmlp__name_bad_gradient(t, &text);
+    return pmlp__fail(&t->error, PMLP_ERROR_NUMBER, "step %.0f: %s; %s",
+                      (double)t->step + (t->bad ? 1.0 : 0.0), buffer,
+                      t->bad ? "the weights are those before it"
+                             : "the weights have been updated with it");
+}
+
 static pmlp_result pmlp__train_batch(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
                                      size_t first, size_t rows, double begun) {
     pmlp_result result;
     t->model->stale = true;
     result = pmlp__pass(t, data, index, first, rows, true, begun);
     if (result != PMLP_OK) return result;
-    t->step += (rows + t->desc.batch - 1) / t->desc.batch;
-    t->has_gradient = true;
-    return PMLP_OK;
+    if (!t->bad) {
+        t->step += (rows + t->desc.batch - 1) / t->desc.batch;
+        t->has_gradient = true;
+        if (pmlp__bad_one(t->row_loss, rows) == rows) return PMLP_OK;
+    } else if (t->desc.bad_numbers == PMLP_BAD_NUMBERS_SKIP) {
+        return PMLP_OK;
+    }
+    return pmlp__bad_number(t);
 }
 
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *t, const pmlp_data *batch, pmlp_stats *stats) {

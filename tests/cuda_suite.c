@@ -578,25 +578,36 @@ TEST(bad_options) {
         "next training runs");
 }
 
-/* A NaN in the data reaches the loss and the weights, and hangs nothing. */
+/* A NaN in the data is found behind the step, in the loss and in the weights; or, if the norm is
+   computed, before the update, which is then none. It hangs nothing. */
 TEST(nan) {
     static outcome out;
-    pmlp_trainer_desc desc = {0};
-    desc.workers = 2, desc.backend = pmlp_cuda_backend();
-    pmlp_error error = {0};
-    pmlp_stats stats = {0};
-    pmlp_trainer *trainer = NULL;
-    pmlp_data data = make_data(&nets[0]);
-    pmlp_model *model = make_model(&nets[0], 5);
-    data.rows = BATCH, data_x[5] = NAN, desc.batch = BATCH;
-    CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
-    if (trainer) fine(trainer, pmlp_trainer_step(trainer, &data, &stats));
-    CHECK(stats.loss != stats.loss, "loss %g", stats.loss);
-    pmlp_trainer_destroy(trainer);
-    collect(model, &nets[0], &out);
-    CHECK(out.params[0] != out.params[0], "%g", (double)out.params[0]);
-    pmlp_model_destroy(model);
-    SAY("a NaN in the input: in the loss and in the weights");
+    for (int how = 0; how < 3; how++) { /* plain, with the norm, to be skipped */
+        pmlp_trainer_desc desc = {0};
+        pmlp_error error = {0};
+        pmlp_stats stats = {0};
+        pmlp_trainer *trainer = NULL;
+        pmlp_data data = make_data(&nets[0]);
+        pmlp_model *model = make_model(&nets[0], 5);
+        desc.workers = 2, desc.backend = pmlp_cuda_backend(), desc.batch = BATCH;
+        desc.gradient_norm = how == 1;
+        desc.bad_numbers = how == 2 ? PMLP_BAD_NUMBERS_SKIP : PMLP_BAD_NUMBERS_STOP;
+        data.rows = BATCH, data_x[5] = NAN;
+        CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
+        if (!trainer) return;
+        const pmlp_result result = pmlp_trainer_step(trainer, &data, &stats);
+        const char *text = pmlp_trainer_error(trainer)->text;
+        if (how == 2) CHECK(result == PMLP_OK && stats.skipped == 1, "%s", text);
+        else
+            CHECK(result == PMLP_ERROR_NUMBER && strstr(text, "row 0 of the data: input 5 is nan") &&
+                      strstr(text, how ? "those before it" : "have been updated with it"),
+                  "%s", text);
+        pmlp_trainer_destroy(trainer);
+        collect(model, &nets[0], &out);
+        CHECK((out.params[0] != out.params[0]) == (how == 0), "%g", (double)out.params[0]);
+        pmlp_model_destroy(model);
+    }
+    SAY("a NaN in the input: found behind the step, or before its update if there is a norm");
 }
 
 /* --- faults, on the stand-in ------------------------------------------------------------------ */

@@ -48,8 +48,12 @@ static inline const char *test_count(long n) { /* "1,234"; up to 8 of them in on
 __attribute__((format(printf, 5, 6))) /* gcc and clang; nothing else builds the tests */
 static inline bool test_check(bool ok, const char *file, int line, const char *cond,
                               const char *format, ...) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* checks of several threads */
+    pthread_mutex_lock(&lock);
     test_run.checks++;
-    if (ok || test_run.bad++ >= TEST_PRINTED) return ok;
+    bool silent = ok || test_run.bad++ >= TEST_PRINTED;
+    pthread_mutex_unlock(&lock);
+    if (silent) return ok;
     va_list args;
     va_start(args, format);
     printf("%s:%d: not (%s): ", file, line, cond);
