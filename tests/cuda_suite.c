@@ -592,7 +592,7 @@ TEST(nan) {
         desc.workers = 2, desc.backend = pmlp_cuda_backend(), desc.batch = BATCH;
         desc.gradient_norm = how == 1;
         desc.bad_numbers = how == 2 ? PMLP_BAD_NUMBERS_SKIP : PMLP_BAD_NUMBERS_STOP;
-        data.rows = BATCH, data_x[5] = NAN;
+        data.rows = BATCH, data_x[5] = NAN, out.count = 0;
         CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
         if (!trainer) return;
         const pmlp_result result = pmlp_trainer_step(trainer, &data, &stats);
