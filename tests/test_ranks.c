@@ -445,7 +445,8 @@ static void call_wrongly(rank *r) {
     else if (wrong_call == 0) result = pmlp_trainer_eval(t, &batch, NULL);
     else if (wrong_call == 1) result = pmlp_trainer_epoch(t, &data, NULL);
     else if (wrong_call == 2) batch.rows = 20, result = pmlp_trainer_step(t, &batch, NULL);
-    else if (wrong_call == 3) batch.labels = bad_labels, result = pmlp_trainer_step(t, &batch, NULL);
+    else if (wrong_call == 3)
+        batch.labels = bad_labels, result = pmlp_trainer_step(t, &batch, NULL);
     else if (wrong_call == 4) result = pmlp_trainer_sync(t);
     else {
         pmlp_trainer_set_learning_rate(t, 0.5f);
@@ -565,8 +566,8 @@ TEST(bad_groups) {
     REFUSED("replicas: want a synchronous", d.schedule = PMLP_SCHEDULE_PIPEDREAM, d.replicas = 2);
     REFUSED("allreduce: wants a group that can sum",
             g.sum = NULL, d.replicas = 2, d.allreduce = true);
-    REFUSED("allreduce: wants a group that can sum", g.sum = NULL, d.replicas = 2, device.edges = NULL,
-            device.exact = false, d.backend = &device);
+    REFUSED("allreduce: wants a group that can sum", g.sum = NULL, d.replicas = 2,
+            device.edges = NULL, device.exact = false, d.backend = &device);
     REFUSED("replicas: want a group", d.group = NULL, d.replicas = 2);
     REFUSED("deadline: is not", d.deadline = -1.0);
     REFUSED("deadline: is not", d.deadline = (double)NAN);
@@ -652,7 +653,8 @@ static pmlp_result shim_call(void) {
     const long call = __atomic_add_fetch(&shim_calls, 1, __ATOMIC_SEQ_CST);
     if (call != shim_fails_at) return PMLP_OK;
     if (shim_naps == 0.0) return PMLP_ERROR_BACKEND;
-    for (const double until = test_seconds() + shim_naps; test_seconds() < until;) nanosleep(&nap, NULL);
+    for (const double until = test_seconds() + shim_naps; test_seconds() < until;)
+        nanosleep(&nap, NULL);
     return PMLP_OK;
 }
 
