@@ -11325,12 +11325,19 @@ static void pmlp__put_whole(pmlp__text *text, uint64_t value) {
     pmlp__put(text, "%s", digits + at);
 }
 
-/* So that reading gives the same bits: 9 digits do for a float, 17 for a double. With a point,
-   whatever the locale has. */
-static void pmlp__put_exact(pmlp__text *text, double value, int digits) {
+/* With as few digits as give the same bits when they are read, as a float or a double; and with a
+   point, whatever the locale has. */
+static void pmlp__put_exact(pmlp__text *text, double value, bool single) {
+    const int most = single ? 9 : 17;
     char number[40], *c;
     bool point = false;
-    snprintf(number, sizeof number, "%.*g", digits, value);
+    int digits;
+    for (digits = 1; digits <= most; digits++) {
+        double back;
+        snprintf(number, sizeof number, "%.*g", digits, value);
+        back = strtod(number, NULL);
+        if (single ? (float)back == (float)value : back == value) break;
+    }
     for (c = number; *c; c++) {
         const bool plain = strchr("0123456789+-einfa", *c) != NULL;
         if (plain) pmlp__put(text, "%c", *c);
@@ -11389,7 +11396,7 @@ static bool pmlp__setting(const pmlp_trainer *t, int i, const char **name, char 
     else if (i == 1) pmlp__put(&text, "%s", pmlp_optimizer_name(d->optimizer));
     else if (i == 2) pmlp__put_whole(&text, d->seed);
     else if (i == 3) pmlp__put(&text, "%s", d->no_shuffle ? "no" : "yes");
-    else pmlp__put_exact(&text, (double)numbers[i - 4], 9);
+    else pmlp__put_exact(&text, (double)numbers[i - 4], true);
     pmlp__text_end(&text, NULL);
     return true;
 }
@@ -11456,9 +11463,9 @@ static void pmlp__put_training(pmlp__text *text, const pmlp_trainer *t) {
         pmlp__put(text, "\"");
     }
     pmlp__put(text, ",\"epoch_loss\":\"");
-    pmlp__put_exact(text, s.epoch_loss, 17);
+    pmlp__put_exact(text, s.epoch_loss, false);
     pmlp__put(text, "\",\"learning_rate\":\"");
-    pmlp__put_exact(text, s.learning_rate, 9);
+    pmlp__put_exact(text, s.learning_rate, true);
     pmlp__put(text, "\"");
 }
 
