@@ -7,7 +7,8 @@
    The exit status is 0, or 2 for options that make no sense, or 1 for everything else that goes
    wrong, a difference found by --compare or --verify included; the reason is one sentence on
    standard error. (--compare does not hold a difference against an asynchronous schedule, which
-   promises none.)
+   promises none.) Stopped by Ctrl-C or SIGTERM it finishes the step, saves if --save asks for it,
+   and exits with 130 or 143.
 
        cc -O3 -std=c99 train.c -o train -pthread -lm
 
@@ -20,6 +21,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,6 +55,9 @@ static int fail_with(const pmlp_error *error, const char *what) {
         {"workers", "workers", ""}, {"virtual_stages", "virtual", ""},
         {"batch", "batch", ""},     {"microbatches", "microbatches", ""},
         {"clip_norm", "clip", ""},  {"memory", "memory", " (in bytes)"},
+        {"seed", "seed", ""},       {"optimizer", "optimizer", ""},
+        {"momentum", "momentum", ""}, {"weight_decay", "weight-decay", ""},
+        {"loss", "loss", ""},
     };
     const size_t length = strcspn(error->text, ":");
     for (size_t n = 0; n < sizeof names / sizeof names[0]; n++)
@@ -64,8 +69,8 @@ static int fail_with(const pmlp_error *error, const char *what) {
 /*--- options --------------------------------------------------------------------------------*/
 
 typedef struct options {
-    const char *data, *layers, *schedule, *devices, *svg, *trace, *later;
-    long batch, epochs, workers, virtual_stages, microbatches, limit, verify;
+    const char *data, *layers, *schedule, *devices, *svg, *trace, *save, *load, *resume;
+    long batch, epochs, workers, virtual_stages, microbatches, limit, verify, save_every;
     unsigned long long seed;
     double lr, momentum, weight_decay, clip, memory; /* 0: the library's default */
     int loss, optimizer, lr_decay, cut, backend;     /* places in their lists of names, from 1 */
@@ -75,7 +80,7 @@ typedef struct options {
 
 enum { MOMENTUM = 2, NESTEROV, LINEAR_DECAY = 1, INSIDE_LAYERS = 1, ON_CPU = 1, ON_CUDA };
 
-typedef enum option_kind { TEXT, COUNT, SEED, NUMBER, CHOICE, FLAG, LATER } option_kind;
+typedef enum option_kind { TEXT, COUNT, SEED, NUMBER, CHOICE, FLAG } option_kind;
 
 /* One option: where its value goes, what values it takes, what --help says. `initial` goes through
    the same reader as the command line; a default that is not a value stands in `otherwise`. */
@@ -149,11 +154,17 @@ static const option option_table[] = {
      "draw a step of the pipeline as it ran, over its simulation with the costs measured"},
     {"trace", TEXT, AT(trace), "FILE.json", 0, 0, NULL, NULL,
      "write the last steps as they ran, for ui.perfetto.dev"},
+    {"save", TEXT, AT(save), "FILE", 0, 0, NULL, NULL,
+     "write the training at its end, and when it is stopped, in the format safetensors:\n"
+     "        weights as PyTorch has them, and what --resume needs to go on"},
+    {"save-every", COUNT, AT(save_every), "K", 1, 1e9, NULL, "only then",
+     "write --save also every K steps (asynchronous: about every 65,536 rows at most)"},
+    {"load", TEXT, AT(load), "FILE", 0, 0, NULL, NULL,
+     "begin with the weights of a file, ours or PyTorch's, that has the same layers"},
+    {"resume", TEXT, AT(resume), "FILE", 0, 0, NULL, NULL,
+     "go on where --save stopped, with the same options, on any number of workers, stages\n"
+     "        and micro-batches; --epochs counts those that are done"},
     {"quiet", FLAG, AT(quiet), "", 0, 0, NULL, NULL, "nothing on standard error but errors"},
-    {"save", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "saving weights"},
-    {"save-every", LATER, AT(later), "K", 0, 0, NULL, NULL, "saving weights as training goes"},
-    {"load", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "loading weights"},
-    {"resume", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "resuming an interrupted training"},
     {"help", FLAG, AT(help), "", 0, 0, NULL, NULL, "show this and exit"},
 };
 enum { OPTION_COUNT = sizeof option_table / sizeof option_table[0] };
@@ -164,14 +175,13 @@ static void print_help(void) {
     for (const option *o = option_table; o < option_table + OPTION_COUNT; o++) {
         const char *standard = o->initial != NULL ? o->initial : o->otherwise;
         printf("  --%s %s\n        %s", o->name, o->argument, o->help);
-        if (o->kind == LATER) printf(": not available yet in this version");
         if (standard != NULL) printf(" (default: %s)", standard);
         printf("\n");
     }
     printf("\nThe last line of standard output is `result NAME=VALUE ...`; weights= is a hash\n"
            "over every bit of every weight, staleness= the updates that each stage's gradients\n"
            "were late, if the schedule is asynchronous. Exit status: 0, 2 for bad usage, 1 for\n"
-           "other failures.\n"
+           "other failures, 130 or 143 if it was stopped by Ctrl-C or SIGTERM, behind a step.\n"
            "\n"
            "--compare times the pipeline against the best serial run: one worker, whole batches.\n"
            "On the CPU the weights must be those of that run, too. On CUDA the bits of a sum\n"
@@ -230,10 +240,10 @@ static int set_option(options *opt, const option *o, const char *value) {
         *(int *)place = find_name(o->argument, value);
         if (*(int *)place > 0) return OK;
         return fail(USAGE, "--%s %s: expected one of %s", o->name, value, o->argument);
-    case FLAG: *(bool *)place = true; return OK;
-    case LATER: break;
+    case FLAG: break;
     }
-    return fail(USAGE, "--%s: %s is not available yet in this version", o->name, o->help);
+    *(bool *)place = true;
+    return OK;
 }
 
 static const option *find_option(const char *name, size_t length) {
@@ -644,6 +654,25 @@ static int check_path(const char *name, const char *path) {
     return OK;
 }
 
+/* --save and its kin: what makes sense, and whether the file can be written. */
+static int prepare_files(const options *opt) {
+    const char *training_only = opt->save != NULL       ? "save"
+                                : opt->resume != NULL ? "resume"
+                                                        : NULL;
+    struct stat there;
+
+    if (opt->save_every != 0 && opt->save == NULL)
+        return fail(USAGE, "--save-every wants to know where: --save FILE");
+    if (opt->load != NULL && opt->resume != NULL)
+        return fail(USAGE, "--load and --resume cannot be used together");
+    if (training_only != NULL && (opt->compare || opt->verify != 0))
+        return fail(USAGE, "--%s wants one training, which --%s is not", training_only,
+                    opt->compare ? "compare" : "verify");
+    if (opt->save != NULL && stat(opt->save, &there) == 0 && !S_ISREG(there.st_mode))
+        return fail(FAILED, "--save %s: cannot be written: it is no regular file", opt->save);
+    return check_path("save", opt->save);
+}
+
 /* Everything that can be refused before any work is done, then the data. */
 static int prepare(job *j) {
     const options *opt = &j->opt;
@@ -660,7 +689,7 @@ static int prepare(job *j) {
         return fail(USAGE, "--svg and --trace cannot both write %s", opt->svg);
     if ((status = prepare_backend(j)) != OK || (status = prepare_layers(j)) != OK ||
         (status = prepare_schedule(j)) != OK || (status = check_stages(j)) != OK ||
-        (status = check_path("svg", opt->svg)) != OK ||
+        (status = prepare_files(opt)) != OK || (status = check_path("svg", opt->svg)) != OK ||
         (status = check_path("trace", opt->trace)) != OK || (status = prepare_data(j)) != OK)
         return status;
 
@@ -675,19 +704,24 @@ static int prepare(job *j) {
 
 /*--- training -------------------------------------------------------------------------------*/
 
-/* What the updating line on a terminal needs to know. */
+/* What the updating line on a terminal needs to know, and what is to be done behind a step. */
 typedef struct progress {
     const run *who;
+    bool drawing;
+    const char *save;    /* or NULL */
+    uint64_t save_every; /* steps; 0: never */
+    uint64_t next_save;  /* the step */
+    bool save_failed;
     long epoch, epochs;
     double rows_before, rows_in_all; /* of every run of this program */
+    double rows_skipped;             /* of this epoch, done by another program */
     double seconds_before, drawn;    /* drawn: stats->seconds of the last drawing */
 } progress;
 
-static bool draw_progress(const pmlp_stats *stats, void *user) {
-    progress *p = user;
+static void draw_progress(const pmlp_stats *stats, progress *p) {
     const bool last = stats->rows == stats->total_rows;
     if (stats->seconds >= p->drawn + 0.1 || (last && p->drawn > 0)) {
-        const double done = p->rows_before + (double)stats->rows;
+        const double done = p->rows_before + (double)stats->rows - p->rows_skipped;
         const double left = (p->seconds_before + stats->seconds) * (p->rows_in_all - done) / done;
         const double percent = 100 * (double)stats->rows / (double)stats->total_rows;
         char line[128];
@@ -698,7 +732,32 @@ static bool draw_progress(const pmlp_stats *stats, void *user) {
         fprintf(stderr, "\r%-79s", line);
         p->drawn = stats->seconds;
     }
-    return true;
+}
+
+/* The signal that asks for the end, or 0. */
+static volatile sig_atomic_t stopped;
+
+static void stop(int number) {
+    stopped = number;
+}
+
+/* The first Ctrl-C ends the training behind a step, the second one at once. */
+static void catch_signals(void) {
+    struct sigaction action = {.sa_handler = stop, .sa_flags = (int)SA_RESETHAND};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+/* Behind each step. */
+static bool after_step(const pmlp_stats *stats, void *user) {
+    progress *p = user;
+    if (p->drawing) draw_progress(stats, p);
+    if (p->save_every > 0 && stats->step >= p->next_save) {
+        p->next_save = (stats->step / p->save_every + 1) * p->save_every;
+        p->save_failed = pmlp_trainer_save(p->who->trainer, p->save) != PMLP_OK;
+    }
+    return !stopped && !p->save_failed;
 }
 
 /* How much is traced: as many steps as an epoch has, or KEPT_STEPS; 0 if nobody wants to see. */
@@ -761,18 +820,20 @@ static int create_model(const job *j, pmlp_model **model) {
         .seed = j->opt.seed,
     };
     pmlp_error error = {0};
-    if (pmlp_model_create(&desc, model, &error) == PMLP_OK) return OK;
-    return fail(FAILED, "the network cannot be created: %s", error.text);
+    if (pmlp_model_create(&desc, model, &error) != PMLP_OK)
+        return fail(FAILED, "the network cannot be created: %s", error.text);
+    if (j->opt.load == NULL || pmlp_model_load_weights(*model, j->opt.load, &error) == PMLP_OK)
+        return OK;
+    return fail(FAILED, "--load %s", error.text);
 }
 
 static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run *r) {
     pmlp_error error = {0};
     int status;
 
-    if (!j->opt.quiet && isatty(STDERR_FILENO)) {
-        desc.progress = draw_progress;
-        desc.progress_user = shown;
-    }
+    shown->drawing = !j->opt.quiet && isatty(STDERR_FILENO);
+    desc.progress = after_step;
+    desc.progress_user = shown;
     if ((status = create_model(j, &r->model)) != OK) return status;
     if (pmlp_trainer_create(r->model, &desc, &r->trainer, &error) != PMLP_OK)
         return fail_with(&error, "the trainer cannot be created");
@@ -802,26 +863,64 @@ static pmlp_data data_of(const pmlp_images *images) {
         .rows = images->rows, .x = images->x, .labels = images->labels, .constant = true};
 }
 
+/* --save, when the training is over or was stopped. */
+static int save_run(const job *j, const run *r) {
+    if (j->opt.save == NULL || pmlp_trainer_save(r->trainer, j->opt.save) == PMLP_OK) return OK;
+    return fail(FAILED, "--save: %s", pmlp_trainer_error(r->trainer)->text);
+}
+
+/* --resume; *at becomes what is done. */
+static int resume_run(const job *j, const run *r, pmlp_position *at) {
+    const char *path = j->opt.resume;
+
+    if (path == NULL) return OK;
+    if (pmlp_trainer_load(r->trainer, path) != PMLP_OK)
+        return fail_with(pmlp_trainer_error(r->trainer), "--resume");
+    pmlp_trainer_position(r->trainer, at);
+    if (at->epoch >= (uint64_t)j->opt.epochs)
+        return fail(USAGE, "--epochs %ld: the training in %s has done %lu", j->opt.epochs, path,
+                    (unsigned long)at->epoch);
+    if (!j->opt.quiet)
+        fprintf(stderr, "resuming %s: %lu steps, %lu epochs and %lu images are done\n", path,
+                (unsigned long)at->step, (unsigned long)at->epoch, (unsigned long)at->rows);
+    return OK;
+}
+
+/* An epoch that did not reach its end, and why. */
+static int stopped_run(const job *j, const run *r, const progress *shown) {
+    int status;
+    if (shown->save_failed)
+        return fail(FAILED, "--save: %s", pmlp_trainer_error(r->trainer)->text);
+    if (!stopped)
+        return fail(FAILED, "training stopped: %s", pmlp_trainer_error(r->trainer)->text);
+    if ((status = save_run(j, r)) != OK) return status;
+    if (j->opt.save == NULL) return fail(128 + stopped, "stopped by a signal, nothing is saved");
+    return fail(128 + stopped, "stopped by a signal and saved: go on with --resume %s",
+                j->opt.save);
+}
+
 static int train_epoch(const job *j, run *r, progress *shown) {
     const pmlp_data data = data_of(&j->train);
     const float left = (float)(shown->epochs - shown->epoch + 1) / (float)shown->epochs;
     const float decay = j->opt.lr_decay == LINEAR_DECAY ? left : 1;
     pmlp_stats stats = {0};
+    pmlp_position before = {0};
     pmlp_result result;
 
     shown->who = r;
     shown->drawn = 0;
+    pmlp_trainer_position(r->trainer, &before);
+    shown->rows_skipped = (double)before.rows;
     result = pmlp_trainer_set_learning_rate(r->trainer, decay * r->learning_rate);
     if (result == PMLP_OK) result = pmlp_trainer_epoch(r->trainer, &data, &stats);
     if (shown->drawn > 0) fprintf(stderr, "\r%79s\r", "");
-    if (result != PMLP_OK)
-        return fail(FAILED, "training stopped: %s", pmlp_trainer_error(r->trainer)->text);
+    if (result != PMLP_OK) return stopped_run(j, r, shown);
     if (!isfinite(stats.loss))
         return fail(FAILED, "training diverged in epoch %ld: --lr must be smaller", shown->epoch);
 
-    shown->rows_before += (double)stats.rows;
+    shown->rows_before += (double)(stats.rows - before.rows);
     shown->seconds_before += stats.seconds;
-    r->rows += stats.rows;
+    r->rows += stats.rows - before.rows;
     r->seconds += stats.seconds;
     r->epochs[shown->epoch - 1] = stats.seconds;
     r->train_loss = stats.loss;
@@ -1123,20 +1222,29 @@ static int show_traced(const job *j, const run *r, FILE *out) {
 
 static int train_one(job *j) {
     run *r = &j->pipeline;
-    progress shown = {.epochs = j->opt.epochs};
+    progress shown = {.epochs = j->opt.epochs,
+                      .save = j->opt.save,
+                      .save_every = (uint64_t)j->opt.save_every};
+    pmlp_position done = {0};
     int status = begin_run(j, trainer_desc(j), &shown, r);
 
     if (status == OK) announce(j);
+    if (status == OK) status = resume_run(j, r, &done);
     r->name = "training";
-    shown.rows_in_all = (double)j->train.rows * (double)j->opt.epochs;
-    for (shown.epoch = 1; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
+    if (shown.save_every > 0)
+        shown.next_save = (done.step / shown.save_every + 1) * shown.save_every;
+    shown.rows_in_all = (double)j->train.rows * (double)((uint64_t)j->opt.epochs - done.epoch) -
+                        (double)done.rows;
+    shown.epoch = (long)done.epoch + 1;
+    for (; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
         status = train_epoch(j, r, &shown);
         if (status != OK || j->opt.quiet || (status = test_run(j, r)) != OK) continue;
         fprintf(stderr, "epoch %ld/%ld  loss %.4f  accuracy %.4f  test accuracy %.4f  %.2f s\n",
                 shown.epoch, shown.epochs, r->train_loss, r->train_accuracy, r->test_accuracy,
                 r->seconds);
     }
-    if (status != OK || (status = finish_run(j, r)) != OK) return status;
+    if (status != OK || (status = save_run(j, r)) != OK || (status = finish_run(j, r)) != OK)
+        return status;
     if (!j->opt.quiet) print_staleness(stderr, j, r);
     status = show_traced(j, r, j->opt.quiet ? NULL : stderr);
     print_result(j, r);
@@ -1242,6 +1350,7 @@ int main(int argc, char **argv) {
     if (status == OK && j.opt.help) {
         print_help();
     } else if (status == OK && (status = prepare(&j)) == OK) {
+        catch_signals();
         if (j.opt.verify != 0)
             status = verify(&j);
         else
