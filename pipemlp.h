@@ -3745,12 +3745,21 @@ PMLP_API pmlp_result pmlp_schedule_parse(const char *text, size_t size,
     return result;
 }
 
+/* Whether a stage has one update and something else, without which parsing would not know it. */
+static bool pmlp__has_one_update(const pmlp__list *list, int stage) {
+    int updates = 0, others = 0, i;
+    for (i = 0; i < list->count; i++)
+        if (list->at[i].stage == stage) *(list->at[i].op == PMLP_OP_U ? &updates : &others) += 1;
+    return updates == 1 && others > 0;
+}
+
 /* End of a list without the updates that parsing would add again. */
 static int pmlp__end_without_updates(const pmlp_schedule *s, int worker) {
     const pmlp__list *list = &s->lists[worker];
     int end = list->count, above = INT_MAX;
     while (s->per_update == 0 && end > 0 && list->at[end - 1].op == PMLP_OP_U &&
-           list->at[end - 1].stage < above)
+           list->at[end - 1].stage < above &&
+           pmlp__has_one_update(list, list->at[end - 1].stage))
         above = list->at[--end].stage;
     return end;
 }
