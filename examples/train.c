@@ -711,7 +711,7 @@ typedef struct progress {
     const char *save;    /* or NULL */
     uint64_t save_every; /* steps; 0: never */
     uint64_t next_save;  /* the step */
-    bool save_failed;
+    pmlp_error save_error; /* what it failed of */
     long epoch, epochs;
     double rows_before, rows_in_all; /* of every run of this program */
     double rows_skipped;             /* of this epoch, done by another program */
@@ -755,9 +755,10 @@ static bool after_step(const pmlp_stats *stats, void *user) {
     if (p->drawing) draw_progress(stats, p);
     if (p->save_every > 0 && stats->step >= p->next_save) {
         p->next_save = (stats->step / p->save_every + 1) * p->save_every;
-        p->save_failed = pmlp_trainer_save(p->who->trainer, p->save) != PMLP_OK;
+        if (pmlp_trainer_save(p->who->trainer, p->save) != PMLP_OK)
+            p->save_error = *pmlp_trainer_error(p->who->trainer);
     }
-    return !stopped && !p->save_failed;
+    return !stopped && p->save_error.result == PMLP_OK;
 }
 
 /* How much is traced: as many steps as an epoch has, or KEPT_STEPS; 0 if nobody wants to see. */
@@ -889,8 +890,8 @@ static int resume_run(const job *j, const run *r, pmlp_position *at) {
 /* An epoch that did not reach its end, and why. */
 static int stopped_run(const job *j, const run *r, const progress *shown) {
     int status;
-    if (shown->save_failed)
-        return fail(FAILED, "--save: %s", pmlp_trainer_error(r->trainer)->text);
+    if (shown->save_error.result != PMLP_OK)
+        return fail(FAILED, "--save: %s", shown->save_error.text);
     if (!stopped)
         return fail(FAILED, "training stopped: %s", pmlp_trainer_error(r->trainer)->text);
     if ((status = save_run(j, r)) != OK) return status;

@@ -12,6 +12,8 @@
 
 #include <dirent.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
 
 enum { ROWS = 75, BATCH = 16, STEPS = 5, EPOCHS = 2, MANY = 65536 + 100 };
 
@@ -968,6 +970,74 @@ TEST(writes) {
     SAY("a full disk, no folder, devices, pipes: refused with the reason, the old file is there");
 }
 
+static void fill(pmlp_model *model, float number) {
+    pmlp_params p = {0};
+    pmlp_model_params(model, 0, &p, NULL);
+    for (size_t i = 0; i < p.n_in * p.n_out; i++) p.w[i] = number;
+    for (size_t i = 0; i < p.n_out; i++) p.b[i] = number;
+}
+
+/* The number that a file holds, which must be everywhere in it; -1 if it is not whole. */
+static float number_in_file(void) {
+    pmlp_model *model = NULL;
+    pmlp_params p = {0};
+    pmlp_error error = {0};
+    float number = -1;
+    if (!CHECK(pmlp_model_load(path_of("it"), NULL, &model, &error) == PMLP_OK, "%s", error.text))
+        return -1;
+    pmlp_model_params(model, 0, &p, NULL);
+    number = p.w[0];
+    for (size_t i = 0; i < p.n_in * p.n_out; i++)
+        if (p.w[i] != number || p.b[i / p.n_in] != number) number = -1;
+    pmlp_model_destroy(model);
+    return number;
+}
+
+/* What killed programs have left beside the file. */
+static int remove_temporaries(void) {
+    DIR *dir = opendir(folder);
+    struct dirent *entry;
+    int count = 0;
+    while (dir && (entry = readdir(dir)) != NULL)
+        if (strncmp(entry->d_name, "it.", 3) == 0) count += remove(path_of(entry->d_name)) == 0;
+    if (dir) closedir(dir);
+    return count;
+}
+
+/* kill -9 at any moment: the file is the old one or the new one. */
+TEST(killed) {
+    static const network big = {"big", 1, {300, 200}, {PMLP_LINEAR}, PMLP_LOSS_MSE, false};
+    const int kills = test_quick() ? 60 : 400;
+    pmlp_model *model = make_model(&big, 1);
+    uint64_t rng = 5;
+    float number = 0;
+    int amid = 0, status = 0, k;
+    fill(model, 0);
+    CHECK(pmlp_model_save(model, path_of("it"), NULL) == PMLP_OK, "not saved");
+    for (k = 0; k < kills && number >= 0; k++) {
+        const float before = number;
+        const pid_t child = fork();
+        while (child == 0) { /* saves number after number until it is killed */
+            fill(model, number += 1);
+            if (pmlp_model_save(model, path_of("it"), NULL) != PMLP_OK) _exit(1);
+        }
+        const struct timespec pause = {0, (long)test_uniform(&rng, 2e5, 8e6)};
+        nanosleep(&pause, NULL);
+        kill(child, SIGKILL);
+        waitpid(child, &status, 0);
+        CHECK(WIFSIGNALED(status), "saving failed");
+        number = number_in_file();
+        CHECK(number >= before, "after %d kills the file holds %g, before it %g", k + 1,
+              (double)number, (double)before);
+        amid += remove_temporaries() > 0;
+    }
+    CHECK(number > 0 && amid > 0, "number %g, %d of %d kills amid a write", (double)number, amid, k);
+    CHECK(count_files() == 1, "%d files are left", count_files());
+    pmlp_model_destroy(model);
+    empty_folder();
+    SAY("kill -9 while saving, %d times, %d of them amid a write: the file is always whole", k, amid);
+}
+
 /* --- a back end that fails ------------------------------------------------------------------------ */
 
 static int fail_reads, fail_writes, fail_forwards; /* the call, from 1, that fails; 0: none */
@@ -1060,6 +1130,7 @@ int main(void) {
     RUN(numbers);
     RUN(allocations);
     RUN(writes);
+    RUN(killed);
     RUN(back_ends);
     rmdir(folder);
     return test_end();
