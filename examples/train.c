@@ -1229,8 +1229,8 @@ static int train_one(job *j) {
     pmlp_position done = {0};
     int status = begin_run(j, trainer_desc(j), &shown, r);
 
-    if (status == OK) announce(j);
     if (status == OK) status = resume_run(j, r, &done);
+    if (status == OK) announce(j);
     r->name = "training";
     if (shown.save_every > 0)
         shown.next_save = (done.step / shown.save_every + 1) * shown.save_every;
@@ -1348,10 +1348,10 @@ int main(int argc, char **argv) {
              .same = {.name = "the same micro-batches, serial"}};
     int status = read_options(&j.opt, argc, argv);
 
+    catch_signals();
     if (status == OK && j.opt.help) {
         print_help();
     } else if (status == OK && (status = prepare(&j)) == OK) {
-        catch_signals();
         if (j.opt.verify != 0)
             status = verify(&j);
         else

@@ -32,8 +32,8 @@ ways=("--workers 1" "--workers 2" "--workers 3 --microbatches 5 --schedule gpipe
     "--workers 2 --schedule zb-v --microbatches 6" "--workers 2 --schedule interleaved --microbatches 4"
     "--workers 2 --no-threads --schedule zb-h1")
 
-# Starts and stops one training until it is through: by a signal after a moment, which saves, or,
-# every other time, by kill -9, which leaves what --save-every has written.
+# Starts and stops one training, then lets it come to its end: by a signal after a moment, which
+# saves, or, every other time, by kill -9, which leaves what --save-every has written.
 interrupted() { # NAME EPOCHS OPTIONS...
     local name=$1 epochs=$2 whole got hops=0 killed=0 status file pid from=()
     shift 2
@@ -43,13 +43,14 @@ interrupted() { # NAME EPOCHS OPTIONS...
         return
     fi
     whole=$(word_in "$work/$name.whole")
-    while [ $hops -lt 200 ]; do
+    while [ $hops -le $stops ]; do
         # shellcheck disable=SC2086 # words split on purpose
         $train "$@" --epochs "$epochs" --quiet --save "$file" --save-every 7 "${from[@]}" \
             ${ways[hops % ${#ways[@]}]} > "$work/$name.part" 2> "$work/$name.err" < /dev/null &
         pid=$!
-        sleep "$(printf '0.%03d' $((RANDOM % 150 + 40)))"
-        if [ $((hops % 2)) = 0 ]; then kill -s "$( ((hops % 4)) && echo TERM || echo INT)" $pid
+        [ $hops = $stops ] || sleep "$(printf '0.%03d' $((RANDOM % 150 + 40)))"
+        if [ $hops = $stops ]; then :
+        elif [ $((hops % 2)) = 0 ]; then kill -s TERM $pid
         else kill -s KILL $pid; fi 2> /dev/null
         wait $pid 2> /dev/null
         status=$?
@@ -57,7 +58,7 @@ interrupted() { # NAME EPOCHS OPTIONS...
         [ ! -e "$file" ] || from=(--resume "$file")
         case $status in
             0) break ;;
-            130 | 143)
+            143)
                 # the signal may come before the program listens
                 if [ -s "$work/$name.err" ] && ! grep -q 'saved: go on with --resume' "$work/$name.err"; then
                     bad "$name: stopped, says: $(cat "$work/$name.err")"
@@ -78,9 +79,27 @@ interrupted() { # NAME EPOCHS OPTIONS...
 }
 
 net=(--layers 96,48,24 --limit 2000 --batch 32)
-scale=$((quick ? 1 : 2))
-interrupted adam $((20 * scale)) "${net[@]}" --optimizer adam
-interrupted momentum $((20 * scale)) "${net[@]}" --lr-decay none --clip 1
+stops=$((quick ? 8 : 20))
+interrupted adam 30 "${net[@]}" --optimizer adam
+interrupted momentum 100 "${net[@]}" --lr-decay none --clip 1
+
+# Ctrl-C. A shell's background programs do not get it before they ask for it.
+$train --layers 40,20 --epochs 1000 --save "$work/part" > "$work/int" 2> "$work/int.err" < /dev/null &
+pid=$!
+for ((i = 0; i < 300; i++)); do
+    grep -q '^epoch 2/' "$work/int.err" && break
+    sleep 0.1
+done
+kill -s INT $pid
+wait $pid
+status=$?
+line=$(tail -n 1 "$work/int.err")
+if [ $status = 130 ] && [ ! -s "$work/int" ] && [ "$("$work/files_tool" show "$work/part" | wc -w)" = 4 ] &&
+        [ "$line" = "train: stopped by a signal and saved: go on with --resume $work/part" ]; then
+    ok "Ctrl-C: the step is finished, the training saved, exit status 130"
+else
+    bad "Ctrl-C: exit status $status, says: $line"
+fi
 
 # Epoch by epoch, each with more workers.
 short=(--layers 40,20 --limit 200 --batch 32 --lr-decay none --quiet)
