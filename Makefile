@@ -124,6 +124,10 @@ test check: examples
 asan ubsan tsan valgrind: examples
 	@bash tests/run.sh $@
 
+# Inputs that libFuzzer makes up, for all that reads files. `make fuzz RUNS=100000000 TARGET=idx`
+fuzz: | build
+	@RUNS='$(or $(RUNS),2000000)' TARGET='$(TARGET)' bash tests/test_fuzz.sh
+
 install:
 	install -d '$(DESTDIR)$(PREFIX)/include' '$(DESTDIR)$(PREFIX)/share/pipemlp' \
 	    '$(DESTDIR)$(PREFIX)/share/pkgconfig'
@@ -161,10 +165,11 @@ help:
 	    'make ubsan'            'the C tests under the undefined-behaviour sanitizer alone' \
 	    'make tsan'             'the threaded C tests under the thread sanitizer' \
 	    'make valgrind'         'a short training under valgrind' \
+	    'make fuzz'             'made-up files for every reader, 2 million each; wants clang; RUNS=N' \
 	    'make install'          'copies both files and one for pkg-config to PREFIX (and DESTDIR)' \
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
 .PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind install uninstall \
-        clean help cuda test-cuda bench-cuda cuda-flags always
+        clean help fuzz cuda test-cuda bench-cuda cuda-flags always
 .SECONDARY:

@@ -3999,12 +3999,21 @@ PMLP_API pmlp_result pmlp_schedule_parse(const char *text, size_t size,
     return result;
 }
 
+/* Whether a stage has one update and something else, without which parsing would not know it. */
+static bool pmlp__has_one_update(const pmlp__list *list, int stage) {
+    int updates = 0, others = 0, i;
+    for (i = 0; i < list->count; i++)
+        if (list->at[i].stage == stage) *(list->at[i].op == PMLP_OP_U ? &updates : &others) += 1;
+    return updates == 1 && others > 0;
+}
+
 /* End of a list without the updates that parsing would add again. */
 static int pmlp__end_without_updates(const pmlp_schedule *s, int worker) {
     const pmlp__list *list = &s->lists[worker];
     int end = list->count, above = INT_MAX;
     while (s->per_update == 0 && end > 0 && list->at[end - 1].op == PMLP_OP_U &&
-           list->at[end - 1].stage < above)
+           list->at[end - 1].stage < above &&
+           pmlp__has_one_update(list, list->at[end - 1].stage))
         above = list->at[--end].stage;
     return end;
 }
@@ -13130,12 +13139,19 @@ static void pmlp__put_whole(pmlp__text *text, uint64_t value) {
     pmlp__put(text, "%s", digits + at);
 }
 
-/* So that reading gives the same bits: 9 digits do for a float, 17 for a double. With a point,
-   whatever the locale has. */
-static void pmlp__put_exact(pmlp__text *text, double value, int digits) {
+/* With as few digits as give the same bits when they are read, as a float or a double; and with a
+   point, whatever the locale has. */
+static void pmlp__put_exact(pmlp__text *text, double value, bool single) {
+    const int most = single ? 9 : 17;
     char number[40], *c;
     bool point = false;
-    snprintf(number, sizeof number, "%.*g", digits, value);
+    int digits;
+    for (digits = 1; digits <= most; digits++) {
+        double back;
+        snprintf(number, sizeof number, "%.*g", digits, value);
+        back = strtod(number, NULL);
+        if (single ? (float)back == (float)value : back == value) break;
+    }
     for (c = number; *c; c++) {
         const bool plain = strchr("0123456789+-einfa", *c) != NULL;
         if (plain) pmlp__put(text, "%c", *c);
@@ -13194,7 +13210,7 @@ static bool pmlp__setting(const pmlp_trainer *t, int i, const char **name, char 
     else if (i == 1) pmlp__put(&text, "%s", pmlp_optimizer_name(d->optimizer));
     else if (i == 2) pmlp__put_whole(&text, d->seed);
     else if (i == 3) pmlp__put(&text, "%s", d->no_shuffle ? "no" : "yes");
-    else pmlp__put_exact(&text, (double)numbers[i - 4], 9);
+    else pmlp__put_exact(&text, (double)numbers[i - 4], true);
     pmlp__text_end(&text, NULL);
     return true;
 }
@@ -13261,9 +13277,9 @@ static void pmlp__put_training(pmlp__text *text, const pmlp_trainer *t) {
         pmlp__put(text, "\"");
     }
     pmlp__put(text, ",\"epoch_loss\":\"");
-    pmlp__put_exact(text, s.epoch_loss, 17);
+    pmlp__put_exact(text, s.epoch_loss, false);
     pmlp__put(text, "\",\"learning_rate\":\"");
-    pmlp__put_exact(text, s.learning_rate, 9);
+    pmlp__put_exact(text, s.learning_rate, true);
     pmlp__put(text, "\"");
 }
 

@@ -7,7 +7,8 @@
    The exit status is 0, or 2 for options that make no sense, or 1 for everything else that goes
    wrong, a difference found by --compare or --verify included; the reason is one sentence on
    standard error. (--compare does not hold a difference against an asynchronous schedule or
-   --allreduce, which promise none.)
+   --allreduce, which promise none.) Stopped by Ctrl-C or SIGTERM it finishes the step, saves if
+   --save asks for it, and exits with 130 or 143.
 
        cc -O3 -std=c99 train.c -o train -pthread -lm
 
@@ -21,6 +22,7 @@
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,7 +56,9 @@ static int fail_with(const pmlp_error *error, const char *what) {
         {"workers", "workers", ""}, {"virtual_stages", "virtual", ""},
         {"batch", "batch", ""},     {"microbatches", "microbatches", ""},
         {"clip_norm", "clip", ""},  {"memory", "memory", " (in bytes)"},
-        {"replicas", "replicas", ""},
+        {"replicas", "replicas", ""}, {"seed", "seed", ""},
+        {"optimizer", "optimizer", ""}, {"momentum", "momentum", ""},
+        {"weight_decay", "weight-decay", ""}, {"loss", "loss", ""},
     };
     const size_t length = strcspn(error->text, ":");
     for (size_t n = 0; n < sizeof names / sizeof names[0]; n++)
@@ -66,8 +70,8 @@ static int fail_with(const pmlp_error *error, const char *what) {
 /*--- options --------------------------------------------------------------------------------*/
 
 typedef struct options {
-    const char *data, *layers, *schedule, *devices, *svg, *trace, *later;
-    long batch, epochs, workers, virtual_stages, microbatches, replicas, limit, verify;
+    const char *data, *layers, *schedule, *devices, *svg, *trace, *save, *load, *resume;
+    long batch, epochs, workers, virtual_stages, microbatches, replicas, limit, verify, save_every;
     unsigned long long seed;
     double lr, momentum, weight_decay, clip, memory; /* 0: the library's default */
     int loss, optimizer, lr_decay, cut, backend;     /* places in their lists of names, from 1 */
@@ -77,7 +81,7 @@ typedef struct options {
 
 enum { MOMENTUM = 2, NESTEROV, LINEAR_DECAY = 1, INSIDE_LAYERS = 1, ON_CPU = 1, ON_CUDA };
 
-typedef enum option_kind { TEXT, COUNT, SEED, NUMBER, CHOICE, FLAG, LATER } option_kind;
+typedef enum option_kind { TEXT, COUNT, SEED, NUMBER, CHOICE, FLAG } option_kind;
 
 /* One option: where its value goes, what values it takes, what --help says. `initial` goes through
    the same reader as the command line; a default that is not a value stands in `otherwise`. */
@@ -156,11 +160,17 @@ static const option option_table[] = {
      "draw a step of the pipeline as it ran, over its simulation with the costs measured"},
     {"trace", TEXT, AT(trace), "FILE.json", 0, 0, NULL, NULL,
      "write the last steps as they ran, for ui.perfetto.dev"},
+    {"save", TEXT, AT(save), "FILE", 0, 0, NULL, NULL,
+     "write the training at its end, and when it is stopped, in the format safetensors:\n"
+     "        weights as PyTorch has them, and what --resume needs to go on"},
+    {"save-every", COUNT, AT(save_every), "K", 1, 1e9, NULL, "only then",
+     "write --save also every K steps (asynchronous: about every 65,536 rows at most)"},
+    {"load", TEXT, AT(load), "FILE", 0, 0, NULL, NULL,
+     "begin with the weights of a file, ours or PyTorch's, that has the same layers"},
+    {"resume", TEXT, AT(resume), "FILE", 0, 0, NULL, NULL,
+     "go on where --save stopped, with the same options, on any number of workers, stages\n"
+     "        and micro-batches; --epochs counts those that are done"},
     {"quiet", FLAG, AT(quiet), "", 0, 0, NULL, NULL, "nothing on standard error but errors"},
-    {"save", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "saving weights"},
-    {"save-every", LATER, AT(later), "K", 0, 0, NULL, NULL, "saving weights as training goes"},
-    {"load", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "loading weights"},
-    {"resume", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "resuming an interrupted training"},
     {"help", FLAG, AT(help), "", 0, 0, NULL, NULL, "show this and exit"},
 };
 enum { OPTION_COUNT = sizeof option_table / sizeof option_table[0] };
@@ -171,14 +181,13 @@ static void print_help(void) {
     for (const option *o = option_table; o < option_table + OPTION_COUNT; o++) {
         const char *standard = o->initial != NULL ? o->initial : o->otherwise;
         printf("  --%s %s\n        %s", o->name, o->argument, o->help);
-        if (o->kind == LATER) printf(": not available yet in this version");
         if (standard != NULL) printf(" (default: %s)", standard);
         printf("\n");
     }
     printf("\nThe last line of standard output is `result NAME=VALUE ...`; weights= is a hash\n"
            "over every bit of every weight, staleness= the updates that each stage's gradients\n"
            "were late, if the schedule is asynchronous. Exit status: 0, 2 for bad usage, 1 for\n"
-           "other failures.\n"
+           "other failures, 130 or 143 if it was stopped by Ctrl-C or SIGTERM, behind a step.\n"
            "\n"
            "--compare times the pipeline against the best serial run: one worker, whole batches.\n"
            "On the CPU the weights must be those of that run, too. On CUDA the bits of a sum\n"
@@ -237,10 +246,10 @@ static int set_option(options *opt, const option *o, const char *value) {
         *(int *)place = find_name(o->argument, value);
         if (*(int *)place > 0) return OK;
         return fail(USAGE, "--%s %s: expected one of %s", o->name, value, o->argument);
-    case FLAG: *(bool *)place = true; return OK;
-    case LATER: break;
+    case FLAG: break;
     }
-    return fail(USAGE, "--%s: %s is not available yet in this version", o->name, o->help);
+    *(bool *)place = true;
+    return OK;
 }
 
 static const option *find_option(const char *name, size_t length) {
@@ -382,6 +391,7 @@ typedef struct replica {
     pmlp_model *model;
     pmlp_trainer *trainer;
     struct run *of;
+    uint64_t next_save;
     pthread_t thread;
     bool has_thread;
 } replica;
@@ -404,15 +414,18 @@ typedef struct run {
     double test_loss, test_accuracy;
     unsigned long long weights;
     const struct call *call;           /* what the replicas are doing */
+    const char *save;                  /* every so many steps, if not 0 */
+    uint64_t save_every;
 } run;
 
 /* Something that all replicas do at once. */
 typedef struct call {
-    enum { CREATE, VERIFY, TRAIN, TEST, SYNC } what;
+    enum { CREATE, VERIFY, TRAIN, TEST, SYNC, SAVE, RESUME } what;
     pmlp_trainer_desc desc; /* CREATE, VERIFY */
     const pmlp_data *data;  /* all but CREATE and SYNC */
     float learning_rate;    /* TRAIN */
     int steps;              /* VERIFY */
+    const char *path;       /* SAVE, RESUME */
 } call;
 
 typedef struct job {
@@ -681,6 +694,25 @@ static int check_path(const char *name, const char *path) {
     return OK;
 }
 
+/* --save and its kin: what makes sense, and whether the file can be written. */
+static int prepare_files(const options *opt) {
+    const char *training_only = opt->save != NULL       ? "save"
+                                : opt->resume != NULL ? "resume"
+                                                        : NULL;
+    struct stat there;
+
+    if (opt->save_every != 0 && opt->save == NULL)
+        return fail(USAGE, "--save-every wants to know where: --save FILE");
+    if (opt->load != NULL && opt->resume != NULL)
+        return fail(USAGE, "--load and --resume cannot be used together");
+    if (training_only != NULL && (opt->compare || opt->verify != 0))
+        return fail(USAGE, "--%s wants one training, which --%s is not", training_only,
+                    opt->compare ? "compare" : "verify");
+    if (opt->save != NULL && stat(opt->save, &there) == 0 && !S_ISREG(there.st_mode))
+        return fail(FAILED, "--save %s: cannot be written: it is no regular file", opt->save);
+    return check_path("save", opt->save);
+}
+
 /* Everything that can be refused before any work is done, then the data. */
 static int prepare(job *j) {
     const options *opt = &j->opt;
@@ -697,7 +729,7 @@ static int prepare(job *j) {
         return fail(USAGE, "--svg and --trace cannot both write %s", opt->svg);
     if ((status = prepare_backend(j)) != OK || (status = prepare_layers(j)) != OK ||
         (status = prepare_schedule(j)) != OK || (status = check_stages(j)) != OK ||
-        (status = check_path("svg", opt->svg)) != OK ||
+        (status = prepare_files(opt)) != OK || (status = check_path("svg", opt->svg)) != OK ||
         (status = check_path("trace", opt->trace)) != OK || (status = prepare_data(j)) != OK)
         return status;
 
@@ -712,19 +744,24 @@ static int prepare(job *j) {
 
 /*--- training -------------------------------------------------------------------------------*/
 
-/* What the updating line on a terminal needs to know. */
+/* What the updating line on a terminal needs to know, and what is to be done behind a step. */
 typedef struct progress {
     const run *who;
+    bool drawing;
+    const char *save;    /* or NULL */
+    uint64_t save_every; /* steps; 0: never */
+    uint64_t next_save;  /* the step; 0: to be found */
+    pmlp_error save_error; /* what it failed of */
     long epoch, epochs;
     double rows_before, rows_in_all; /* of every run of this program */
+    double rows_skipped;             /* of this epoch, done by another program */
     double seconds_before, drawn;    /* drawn: stats->seconds of the last drawing */
 } progress;
 
-static bool draw_progress(const pmlp_stats *stats, void *user) {
-    progress *p = user;
+static void draw_progress(const pmlp_stats *stats, progress *p) {
     const bool last = stats->rows == stats->total_rows;
     if (stats->seconds >= p->drawn + 0.1 || (last && p->drawn > 0)) {
-        const double done = p->rows_before + (double)stats->rows;
+        const double done = p->rows_before + (double)stats->rows - p->rows_skipped;
         const double left = (p->seconds_before + stats->seconds) * (p->rows_in_all - done) / done;
         const double percent = 100 * (double)stats->rows / (double)stats->total_rows;
         char line[128];
@@ -735,6 +772,47 @@ static bool draw_progress(const pmlp_stats *stats, void *user) {
         fprintf(stderr, "\r%-79s", line);
         p->drawn = stats->seconds;
     }
+}
+
+/* The signal that asks for the end, or 0. */
+static volatile sig_atomic_t stopped;
+
+static void stop(int number) {
+    stopped = number;
+}
+
+/* The first Ctrl-C ends the training behind a step, the second one at once. */
+static void catch_signals(void) {
+    struct sigaction action = {.sa_handler = stop, .sa_flags = (int)SA_RESETHAND};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+/* Whether it is time for --save-every. */
+static bool is_due(uint64_t step, uint64_t every, uint64_t *next) {
+    if (every == 0) return false;
+    if (*next == 0) *next = ((step - 1) / every + 1) * every;
+    if (step < *next) return false;
+    *next = (step / every + 1) * every;
+    return true;
+}
+
+/* Behind each step. */
+static bool after_step(const pmlp_stats *stats, void *user) {
+    progress *p = user;
+    if (p->drawing) draw_progress(stats, p);
+    if (is_due(stats->step, p->save_every, &p->next_save) &&
+        pmlp_trainer_save(p->who->trainer, p->save) != PMLP_OK)
+        p->save_error = *pmlp_trainer_error(p->who->trainer);
+    return !stopped && p->save_error.result == PMLP_OK;
+}
+
+/* The same on the other replicas, which save together with the first. */
+static bool follow_step(const pmlp_stats *stats, void *user) {
+    replica *one = user;
+    if (is_due(stats->step, one->of->save_every, &one->next_save))
+        pmlp_trainer_save(one->trainer, one->of->save);
     return true;
 }
 
@@ -802,8 +880,11 @@ static int create_model(const job *j, pmlp_model **model) {
         .seed = j->opt.seed,
     };
     pmlp_error error = {0};
-    if (pmlp_model_create(&desc, model, &error) == PMLP_OK) return OK;
-    return fail(FAILED, "the network cannot be created: %s", error.text);
+    if (pmlp_model_create(&desc, model, &error) != PMLP_OK)
+        return fail(FAILED, "the network cannot be created: %s", error.text);
+    if (j->opt.load == NULL || pmlp_model_load_weights(*model, j->opt.load, &error) == PMLP_OK)
+        return OK;
+    return fail(FAILED, "--load %s", error.text);
 }
 
 /* A call on one replica: rank 0 fills in stats or report, and says what went wrong. */
@@ -814,7 +895,6 @@ static pmlp_result call_one(const call *c, pmlp_model *model, pmlp_trainer **tra
     pmlp_result result = PMLP_OK;
 
     desc.group = group;
-    if (group != NULL && group->rank > 0) desc.progress = NULL;
     if (c->what == CREATE) return pmlp_trainer_create(model, &desc, trainer, error);
     if (c->what == VERIFY) return pmlp_verify(model, &desc, c->data, c->steps, report, error);
     if (c->what == TRAIN) result = pmlp_trainer_set_learning_rate(*trainer, c->learning_rate);
@@ -822,6 +902,8 @@ static pmlp_result call_one(const call *c, pmlp_model *model, pmlp_trainer **tra
         result = pmlp_trainer_epoch(*trainer, c->data, stats);
     if (c->what == TEST) result = pmlp_trainer_eval(*trainer, c->data, stats);
     if (c->what == SYNC) result = pmlp_trainer_sync(*trainer);
+    if (c->what == SAVE) result = pmlp_trainer_save(*trainer, c->path);
+    if (c->what == RESUME) result = pmlp_trainer_load(*trainer, c->path);
     if (result != PMLP_OK) *error = *pmlp_trainer_error(*trainer);
     return result;
 }
@@ -829,9 +911,12 @@ static pmlp_result call_one(const call *c, pmlp_model *model, pmlp_trainer **tra
 static void *call_replica(void *argument) {
     replica *one = argument;
     run *r = one->of;
+    call own = *r->call;
     pmlp_verify_report report;
     pmlp_error error = {0};
-    call_one(r->call, one->model, &one->trainer, &r->groups[one - r->others + 1], NULL, &report,
+    own.desc.progress = own.what == CREATE ? follow_step : NULL;
+    own.desc.progress_user = one;
+    call_one(&own, one->model, &one->trainer, &r->groups[one - r->others + 1], NULL, &report,
              &error); /* rank 0 hears of a failure, too */
     return NULL;
 }
@@ -876,10 +961,11 @@ static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run 
     pmlp_error error = {0};
     int status;
 
-    if (!j->opt.quiet && isatty(STDERR_FILENO)) {
-        create.desc.progress = draw_progress;
-        create.desc.progress_user = shown;
-    }
+    shown->drawing = !j->opt.quiet && isatty(STDERR_FILENO);
+    create.desc.progress = after_step;
+    create.desc.progress_user = shown;
+    r->save = shown->save;
+    r->save_every = shown->save_every;
     if ((status = create_replicas(j, desc.replicas, r)) != OK) return status;
     if (call_all(r, &create, NULL, NULL, &error) != PMLP_OK)
         return fail_with(&error, "the trainer cannot be created");
@@ -916,6 +1002,44 @@ static pmlp_data data_of(const pmlp_images *images) {
         .rows = images->rows, .x = images->x, .labels = images->labels, .constant = true};
 }
 
+/* --save, when the training is over or was stopped. */
+static int save_run(const job *j, run *r) {
+    const call save = {.what = SAVE, .path = j->opt.save};
+    pmlp_error error = {0};
+    if (save.path == NULL || call_all(r, &save, NULL, NULL, &error) == PMLP_OK) return OK;
+    return fail(FAILED, "--save: %s", error.text);
+}
+
+/* --resume; *at becomes what is done. */
+static int resume_run(const job *j, run *r, pmlp_position *at) {
+    const char *path = j->opt.resume;
+    const call resume = {.what = RESUME, .path = path};
+    pmlp_error error = {0};
+
+    if (path == NULL) return OK;
+    if (call_all(r, &resume, NULL, NULL, &error) != PMLP_OK) return fail_with(&error, "--resume");
+    pmlp_trainer_position(r->trainer, at);
+    if (at->epoch >= (uint64_t)j->opt.epochs)
+        return fail(USAGE, "--epochs %ld: the training in %s has done %lu", j->opt.epochs, path,
+                    (unsigned long)at->epoch);
+    if (!j->opt.quiet)
+        fprintf(stderr, "resuming %s: %lu steps, %lu epochs and %lu images are done\n", path,
+                (unsigned long)at->step, (unsigned long)at->epoch, (unsigned long)at->rows);
+    return OK;
+}
+
+/* An epoch that did not reach its end, and why. */
+static int stopped_run(const job *j, run *r, const progress *shown, const pmlp_error *error) {
+    int status;
+    if (shown->save_error.result != PMLP_OK)
+        return fail(FAILED, "--save: %s", shown->save_error.text);
+    if (!stopped) return fail(FAILED, "training stopped: %s", error->text);
+    if ((status = save_run(j, r)) != OK) return status;
+    if (j->opt.save == NULL) return fail(128 + stopped, "stopped by a signal, nothing is saved");
+    return fail(128 + stopped, "stopped by a signal and saved: go on with --resume %s",
+                j->opt.save);
+}
+
 static int train_epoch(const job *j, run *r, progress *shown) {
     const pmlp_data data = data_of(&j->train);
     const float left = (float)(shown->epochs - shown->epoch + 1) / (float)shown->epochs;
@@ -923,20 +1047,23 @@ static int train_epoch(const job *j, run *r, progress *shown) {
     const call train = {
         .what = TRAIN, .data = &data, .learning_rate = decay * r->learning_rate};
     pmlp_stats stats = {0};
+    pmlp_position before = {0};
     pmlp_error error = {0};
     pmlp_result result;
 
     shown->who = r;
     shown->drawn = 0;
+    pmlp_trainer_position(r->trainer, &before);
+    shown->rows_skipped = (double)before.rows;
     result = call_all(r, &train, &stats, NULL, &error);
     if (shown->drawn > 0) fprintf(stderr, "\r%79s\r", "");
-    if (result != PMLP_OK) return fail(FAILED, "training stopped: %s", error.text);
+    if (result != PMLP_OK) return stopped_run(j, r, shown, &error);
     if (!isfinite(stats.loss))
         return fail(FAILED, "training diverged in epoch %ld: --lr must be smaller", shown->epoch);
 
-    shown->rows_before += (double)stats.rows;
+    shown->rows_before += (double)(stats.rows - before.rows);
     shown->seconds_before += stats.seconds;
-    r->rows += stats.rows;
+    r->rows += stats.rows - before.rows;
     r->seconds += stats.seconds;
     r->epochs[shown->epoch - 1] = stats.seconds;
     r->train_loss = stats.loss;
@@ -1252,20 +1379,27 @@ static int show_traced(const job *j, const run *r, FILE *out) {
 
 static int train_one(job *j) {
     run *r = &j->pipeline;
-    progress shown = {.epochs = j->opt.epochs};
+    progress shown = {.epochs = j->opt.epochs,
+                      .save = j->opt.save,
+                      .save_every = (uint64_t)j->opt.save_every};
+    pmlp_position done = {0};
     int status = begin_run(j, trainer_desc(j), &shown, r);
 
+    if (status == OK) status = resume_run(j, r, &done);
     if (status == OK) announce(j);
     r->name = "training";
-    shown.rows_in_all = (double)j->train.rows * (double)j->opt.epochs;
-    for (shown.epoch = 1; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
+    shown.rows_in_all = (double)j->train.rows * (double)((uint64_t)j->opt.epochs - done.epoch) -
+                        (double)done.rows;
+    shown.epoch = (long)done.epoch + 1;
+    for (; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
         status = train_epoch(j, r, &shown);
         if (status != OK || j->opt.quiet || (status = test_run(j, r)) != OK) continue;
         fprintf(stderr, "epoch %ld/%ld  loss %.4f  accuracy %.4f  test accuracy %.4f  %.2f s\n",
                 shown.epoch, shown.epochs, r->train_loss, r->train_accuracy, r->test_accuracy,
                 r->seconds);
     }
-    if (status != OK || (status = finish_run(j, r)) != OK) return status;
+    if (status != OK || (status = save_run(j, r)) != OK || (status = finish_run(j, r)) != OK)
+        return status;
     if (!j->opt.quiet) print_staleness(stderr, j, r);
     status = show_traced(j, r, j->opt.quiet ? NULL : stderr);
     print_result(j, r);
@@ -1368,6 +1502,7 @@ int main(int argc, char **argv) {
              .same = {.name = "the same micro-batches, serial"}};
     int status = read_options(&j.opt, argc, argv);
 
+    catch_signals();
     if (status == OK && j.opt.help) {
         print_help();
     } else if (status == OK && (status = prepare(&j)) == OK) {

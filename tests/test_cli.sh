@@ -467,7 +467,7 @@ refuse 2 --layer --layer 3
 refuse 2 -x -x
 refuse 2 word word
 for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
-        backend math gemm devices limit svg trace memory replicas; do
+        backend math gemm devices limit svg trace memory replicas save save-every load resume; do
     refuse 2 "--$option" --quiet "--$option"
     refuse 2 "--$option" "--$option" ''
 done
@@ -475,7 +475,7 @@ refuse 2 --quiet --quiet=yes
 refuse 2 --compare --compare=1
 refusals "unknown options, missing values"
 
-for option in workers microbatches batch epochs limit virtual replicas; do
+for option in workers microbatches batch epochs limit virtual replicas save-every; do
     for value in 0 -1 x 1x 1.5 99999999999999999999 ' 3' '+3'; do
         refuse 2 "--$option" "--$option" "$value"
     done
@@ -493,8 +493,31 @@ refusals "values out of range"
 
 refuse 1 'make cuda' --backend cuda
 refuse 1 'make cuda' --backend cuda --math bf16 --gemm plain --devices 1,0 --workers 2 --compare
-for option in save save-every load resume; do refuse 2 "--$option" "--$option" 7; done
-refusals "what is not there yet, or in another program"
+refusals "what another program has"
+
+refuse 2 --save --save-every 7
+refuse 2 --load --load x --resume y
+for option in save resume; do
+    refuse 2 "--$option" --compare "--$option" "$work/none"
+    refuse 2 "--$option" --verify 1 "--$option" "$work/none"
+done
+refuse 1 'No such file' --save "$work/no/such/file"
+refuse 1 'no regular file' --save "$work"
+refuse 1 'no regular file' --save /dev/null
+for option in load resume; do
+    refuse 1 'No such file' "--$option" "$work/none" --limit 50
+    refuse 1 "$work" "--$option" "$work" --limit 50
+    refuse 1 'too few' "--$option" /dev/null --limit 50
+    refuse 1 'tests/say.sh' "--$option" tests/say.sh --limit 50
+done
+$train --limit 50 --layers 12 --epochs 1 --quiet --save "$work/small" > "$work/refused.out"
+refuse 1 '[12][784], the model' --load "$work/small" --limit 50 --layers 13
+refuse 1 'has 2 layers, the model has 3' --resume "$work/small" --limit 50 --layers 12,12 --epochs 2
+refuse 2 --epochs --resume "$work/small" --limit 50 --layers 12 --epochs 1
+refuse 2 "--batch: 128 in the training of" --resume "$work/small" --limit 50 --layers 12 --batch 64
+refuse 2 "--seed: 1 in the training of" --resume "$work/small" --limit 50 --layers 12 --seed 2
+refuse 2 "--optimizer: momentum in the" --resume "$work/small" --limit 50 --layers 12 --optimizer adam
+refusals "files that cannot be written, read or gone on with"
 
 refuse 2 --allreduce --allreduce
 refuse 2 --allreduce --allreduce --replicas 1
