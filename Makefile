@@ -10,7 +10,11 @@ LDLIBS  = -pthread -lm
 PREFIX ?= /usr/local
 VERSION = $(shell awk '/define PMLP_VERSION_/ {v = v d $$3; d = "."} END {print v}' pipemlp.h)
 
-examples = $(patsubst examples/%.c,build/%,$(wildcard examples/*.c))
+MPICC  ?= mpicc
+
+# 08 is there if an MPI is.
+without  = $(if $(shell command -v $(MPICC)),,build/08_mpi)
+examples = $(filter-out $(without),$(patsubst examples/%.c,build/%,$(wildcard examples/*.c)))
 found    = $(if $(shell command -v $(1)),$(1),no $(1))
 
 # Where CUDA is: CUDA_HOME or CUDA_PATH, then the nvcc that a shell finds, then the usual place.
@@ -19,7 +23,7 @@ NVCC ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc) $(CUDA_PATH:%=%/bin/nvc
 NVCCFLAGS ?= -O3 -std=c++17
 
 ifeq ($(MAKELEVEL),0)
-tools = $(firstword $(CC)) clang $(or $(NVCC),nvcc) valgrind
+tools = $(firstword $(CC)) clang $(or $(NVCC),nvcc) $(MPICC) valgrind
 $(info found: $(foreach tool,$(tools),$(call found,$(tool))))
 endif
 
@@ -29,6 +33,9 @@ examples: $(examples)
 
 build/%: examples/%.c pipemlp.h | build
 	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+build/08_mpi: examples/08_mpi.c pipemlp.h | build
+	$(MPICC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 build:
 	mkdir -p $@
