@@ -117,6 +117,14 @@ pictures: build/draw
 bench:
 	@bash tests/bench/setup.sh && CC='$(CC)' CXX='$(CXX)' python3 tests/bench/bench.py $(BENCH)
 
+# What many GPUs would do: simulated, not measured. Writes tests/bench/SCALE.md.
+scale: build/scale
+	build/scale > build/SCALE.md
+	mv build/SCALE.md tests/bench/SCALE.md
+
+build/scale: tests/bench/scale.c pipemlp.h | build
+	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
 build/draw: tests/pictures.c pipemlp.h | build
 	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
@@ -159,6 +167,7 @@ help:
 	    'make test-cuda'        'tests the CUDA back end, if this machine has a GPU' \
 	    'make bench-cuda'       'measures it beside PyTorch, if this machine has a GPU;' \
 	    ''                      'writes tests/bench/RESULTS-gpu.md' \
+	    'make scale'            'predicts steps on 8 to 1,024 GPUs; writes tests/bench/SCALE.md' \
 	    'make test, make check' 'runs every test; ends with "N passed, N failed"' \
 	    'make asan'             'the C tests under the address and undefined-behaviour sanitizers' \
 	    'make ubsan'            'the C tests under the undefined-behaviour sanitizer alone' \
@@ -168,6 +177,6 @@ help:
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
-.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind install uninstall \
+.PHONY: all examples demo pictures bench scale test check asan ubsan tsan valgrind install uninstall \
         clean help cuda test-cuda bench-cuda cuda-flags always
 .SECONDARY:
