@@ -35,6 +35,7 @@ typedef struct mpi_group {
     pmlp_group table; /* for pmlp_trainer_desc.group */
     pmlp_edges edges;
     MPI_Comm comm;
+    MPI_Request *sends; /* [ranks], of mpi_gather() */
     char alarm[WORDS]; /* that this rank gives */
     pthread_mutex_t mutex;
     bool failed;
@@ -132,13 +133,24 @@ static pmlp_result mpi_broadcast(void *context, int from_rank, void *data, size_
     return result;
 }
 
+/* Sends first, so that whoever is missing is one that has not come here. */
 static pmlp_result mpi_gather(void *context, const void *mine, size_t bytes, void *all,
                               double seconds) {
     mpi_group *g = context;
-    pmlp_result result = PMLP_OK;
+    pmlp_result result = listen_for_alarm(g);
+    for (int r = 0; r < g->table.ranks; r++) g->sends[r] = MPI_REQUEST_NULL;
+    for (int r = 0; r < g->table.ranks && result == PMLP_OK; r++)
+        if (r != g->table.rank)
+            result = begin(g, true, r, COLLECTIVE, (void *)mine, bytes, &g->sends[r]);
     memcpy((char *)all + (size_t)g->table.rank * bytes, mine, bytes);
     for (int r = 0; r < g->table.ranks && result == PMLP_OK; r++)
-        result = mpi_broadcast(g, r, (char *)all + (size_t)r * bytes, bytes, seconds);
+        if (r != g->table.rank)
+            result = transfer(g, false, r, COLLECTIVE, (char *)all + (size_t)r * bytes, bytes,
+                              seconds);
+    for (int r = 0; r < g->table.ranks; r++) {
+        if (result == PMLP_OK) result = await(g, r, &g->sends[r], seconds);
+        give_up(&g->sends[r]);
+    }
     return result;
 }
 
@@ -247,19 +259,22 @@ static pmlp_result mpi_receive(void *edge, int microbatch, void *data, size_t by
 static void mpi_group_open(mpi_group *g) {
     const pmlp_edges edges = {PMLP_EDGES_ABI, sizeof edges, "mpi", g, false, PMLP_TRANSPORT_SLOTS,
                               mpi_connect, mpi_disconnect, mpi_reset, mpi_send, mpi_receive};
-    pmlp_group table = {PMLP_GROUP_ABI, sizeof table, "mpi", 0, 0, g, &g->edges, mpi_gather,
+    pmlp_group table = {PMLP_GROUP_ABI, sizeof table, "mpi", 0, 0, g, true, &g->edges, mpi_gather,
                         mpi_broadcast, mpi_sum, mpi_abort, mpi_explain};
     MPI_Comm_dup(MPI_COMM_WORLD, &g->comm);
     MPI_Comm_set_errhandler(g->comm, MPI_ERRORS_RETURN);
     MPI_Comm_rank(g->comm, &table.rank);
     MPI_Comm_size(g->comm, &table.ranks);
     pthread_mutex_init(&g->mutex, NULL);
+    g->sends = malloc((size_t)table.ranks * sizeof *g->sends);
+    if (g->sends == NULL) MPI_Abort(MPI_COMM_WORLD, 1);
     g->failed = false;
     g->table = table;
     g->edges = edges;
 }
 
 static void mpi_group_close(mpi_group *g) {
+    free(g->sends);
     pthread_mutex_destroy(&g->mutex);
     MPI_Comm_free(&g->comm);
 }
