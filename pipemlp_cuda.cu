@@ -1871,6 +1871,14 @@ static pmlp_result pmlp__cuda_gradient_squares(void *context, void *layer, doubl
     return pmlp__note(c, &k);
 }
 
+static pmlp_result pmlp__cuda_gradient(void *context, void *layer_, float **data, size_t *floats) {
+    pmlp__cuda_layer *const layer = (pmlp__cuda_layer *)layer_;
+    (void)context;
+    *data = layer->gradient;
+    *floats = layer->count;
+    return PMLP_OK;
+}
+
 static pmlp_result pmlp__cuda_update(void *context, void *layer_, const pmlp_update_args *args) {
     pmlp__cuda *const c = (pmlp__cuda *)context;
     pmlp__cuda_layer *const layer = (pmlp__cuda_layer *)layer_;
@@ -2155,8 +2163,8 @@ static const pmlp_edges pmlp__several_gpus = {PMLP_EDGES_ABI,        (uint32_t)s
         pmlp__cuda_free, pmlp__cuda_row_floats, pmlp__cuda_layer_create, pmlp__cuda_layer_destroy, \
         pmlp__cuda_write, pmlp__cuda_read, pmlp__cuda_input, pmlp__cuda_forward,                   \
         pmlp__cuda_backward_input, pmlp__cuda_backward_weight, pmlp__cuda_loss,                    \
-        pmlp__cuda_gradient_squares, pmlp__cuda_update, pmlp__cuda_synchronize, pmlp__cuda_stamp,  \
-        pmlp__cuda_explain                                                                         \
+        pmlp__cuda_gradient_squares, pmlp__cuda_update, pmlp__cuda_gradient,                       \
+        pmlp__cuda_synchronize, pmlp__cuda_stamp, pmlp__cuda_explain                               \
   }
 
 static const pmlp_backend pmlp__cuda_on_one = PMLP__CUDA_BACKEND(&pmlp__one_gpu);
