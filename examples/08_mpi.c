@@ -37,9 +37,11 @@ typedef struct mpi_group {
     MPI_Comm comm;
     MPI_Request *sends; /* [ranks], of mpi_gather() */
     char alarm[WORDS]; /* that this rank gives */
-    pthread_mutex_t mutex;
+    pthread_mutex_t mutex; /* of what follows */
     bool failed;
-    char why[WORDS + 64]; /* guarded, as is failed */
+    char why[WORDS + 64];
+    bool *has_given; /* [ranks]: who has given alarm; so many */
+    int alarms;
 } mpi_group;
 
 typedef struct mpi_edge {
@@ -57,19 +59,28 @@ static pmlp_result fail(mpi_group *g, int rank, const char *what, const char *mo
     return PMLP_ERROR_RANK;
 }
 
-/* PMLP_OK unless this group has failed or another rank gives alarm. */
-static pmlp_result listen_for_alarm(mpi_group *g) {
-    char words[WORDS] = "";
+/* Receives an alarm if there is one: who gave it, or -1. The mutex is held. */
+static int take_alarm(mpi_group *g, char words[WORDS]) {
     MPI_Status status;
     int given = 0;
+    MPI_Iprobe(MPI_ANY_SOURCE, ALARM, g->comm, &given, &status);
+    if (!given) return -1;
+    MPI_Recv(words, WORDS, MPI_CHAR, status.MPI_SOURCE, ALARM, g->comm, MPI_STATUS_IGNORE);
+    g->has_given[status.MPI_SOURCE] = true;
+    g->alarms++;
+    return status.MPI_SOURCE;
+}
+
+/* PMLP_OK unless this group has failed or another rank gives alarm. */
+static pmlp_result listen_for_alarm(mpi_group *g) {
+    char words[WORDS];
+    int rank = -1;
     bool failed;
     pthread_mutex_lock(&g->mutex);
     failed = g->failed;
-    if (!failed) MPI_Iprobe(MPI_ANY_SOURCE, ALARM, g->comm, &given, &status);
-    if (given)
-        MPI_Recv(words, WORDS - 1, MPI_CHAR, status.MPI_SOURCE, ALARM, g->comm, MPI_STATUS_IGNORE);
+    if (!failed) rank = take_alarm(g, words);
     pthread_mutex_unlock(&g->mutex);
-    if (given) return fail(g, status.MPI_SOURCE, "has failed: ", words);
+    if (rank >= 0) return fail(g, rank, "has failed: ", words);
     return failed ? PMLP_ERROR_RANK : PMLP_OK;
 }
 
@@ -180,25 +191,33 @@ static pmlp_result mpi_sum(void *context, int worker, int replicas, void *backen
     return result;
 }
 
+/* Whoever is well hears this alarm and gives one, too; whoever does not is the one that is gone. The
+   rank that was waited for in vain need not be: it may have waited for another. */
 static void mpi_abort(void *context, const char *why) {
     mpi_group *g = context;
-    const double end = MPI_Wtime() + 0.1;
+    const int ranks = g->table.ranks;
+    const double end = MPI_Wtime() + 0.5;
+    char words[WORDS];
     MPI_Request request;
-    int given;
-    fail(g, g->table.rank, "has failed: ", why);
+    pthread_mutex_lock(&g->mutex);
+    g->failed = true;
     snprintf(g->alarm, sizeof g->alarm, "%s", why);
-    for (int r = 0; r < g->table.ranks; r++)
+    for (int r = 0; r < ranks; r++)
         if (r != g->table.rank)
-            MPI_Isend(g->alarm, WORDS - 1, MPI_CHAR, r, ALARM, g->comm, &request);
-    while (MPI_Wtime() < end) /* messages leave while MPI is called, whatever for */
-        MPI_Iprobe(g->table.rank, ALARM, g->comm, &given, MPI_STATUS_IGNORE);
+            MPI_Isend(g->alarm, WORDS, MPI_CHAR, r, ALARM, g->comm, &request);
+    while (g->alarms < ranks - 1 && MPI_Wtime() < end) take_alarm(g, words);
+    for (int r = 0, length = 0; r < ranks && length < WORDS; r++)
+        if (g->alarms < ranks - 1 && r != g->table.rank && !g->has_given[r])
+            length += snprintf(g->why + length, (size_t)(WORDS - length), "%s rank %d",
+                               length > 0 ? "," : "no word from", r);
+    pthread_mutex_unlock(&g->mutex);
 }
 
 static const char *mpi_explain(void *context) {
     mpi_group *g = context;
     const char *why;
     pthread_mutex_lock(&g->mutex);
-    why = g->failed ? g->why : NULL; /* which is not written to again */
+    why = g->failed ? g->why : NULL;
     pthread_mutex_unlock(&g->mutex);
     return why;
 }
@@ -255,7 +274,7 @@ static pmlp_result mpi_receive(void *edge, int microbatch, void *data, size_t by
     return result == PMLP_OK ? ask(e->group, e->peer, &e->receiving) : result;
 }
 
-/* All ranks of MPI; *g must stay where it is. */
+/* All ranks of MPI. *g is all zero and must stay where it is. */
 static void mpi_group_open(mpi_group *g) {
     const pmlp_edges edges = {PMLP_EDGES_ABI, sizeof edges, "mpi", g, false, PMLP_TRANSPORT_SLOTS,
                               mpi_connect, mpi_disconnect, mpi_reset, mpi_send, mpi_receive};
@@ -267,14 +286,15 @@ static void mpi_group_open(mpi_group *g) {
     MPI_Comm_size(g->comm, &table.ranks);
     pthread_mutex_init(&g->mutex, NULL);
     g->sends = malloc((size_t)table.ranks * sizeof *g->sends);
-    if (g->sends == NULL) MPI_Abort(MPI_COMM_WORLD, 1);
-    g->failed = false;
+    g->has_given = calloc((size_t)table.ranks, sizeof *g->has_given);
+    if (g->sends == NULL || g->has_given == NULL) MPI_Abort(MPI_COMM_WORLD, 1);
     g->table = table;
     g->edges = edges;
 }
 
 static void mpi_group_close(mpi_group *g) {
     free(g->sends);
+    free(g->has_given);
     pthread_mutex_destroy(&g->mutex);
     MPI_Comm_free(&g->comm);
 }
@@ -333,7 +353,9 @@ static uint64_t train(const pmlp_trainer_desc *how, int epochs, int rank, pmlp_s
         error = *pmlp_trainer_error(trainer);
     }
     if (error.result != PMLP_OK) {
-        fprintf(stderr, "08_mpi: rank %d: %s\n", rank, error.text);
+        const char *more = how->group ? how->group->explain(how->group->context) : NULL;
+        if (more == NULL || strstr(error.text, more) != NULL) more = "";
+        fprintf(stderr, "08_mpi: rank %d: %s%s%s\n", rank, error.text, *more ? "; " : "", more);
         _Exit(1); /* MPI_Finalize would wait for whoever is gone */
     }
     pmlp_trainer_destroy(trainer);
