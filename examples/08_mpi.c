@@ -311,7 +311,7 @@ static const pmlp_data data = {.rows = ROWS, .x = &inputs[0][0], .labels = label
 static void make_data(void) {
     for (int r = 0; r < ROWS; r++) {
         for (int n = 0; n < INPUTS; n++)
-            inputs[r][n] = (float)((r + 7) * (n + 31) * (n + 5) % 997) / 997;
+            inputs[r][n] = (float)((uint32_t)(r * INPUTS + n) * 2654435761u >> 8) / 8388608 - 1;
         for (int n = 1; n < CLASSES; n++)
             if (inputs[r][n] > inputs[r][labels[r]]) labels[r] = n;
     }
@@ -337,9 +337,9 @@ static bool read_options(int count, char **words, pmlp_trainer_desc *how, int *e
     return true;
 }
 
-/* The weights word and the loss; stops the program, with a sentence, if something fails. */
+/* The weights word; stops the program, with a sentence, if something fails. */
 static uint64_t train(const pmlp_trainer_desc *how, int epochs, int rank, pmlp_stats *stats) {
-    const pmlp_model_desc net = {.layers = LAYERS, .sizes = sizes};
+    const pmlp_model_desc net = {.layers = LAYERS, .sizes = sizes, .hidden = PMLP_TANH};
     pmlp_model *model = NULL;
     pmlp_trainer *trainer = NULL;
     pmlp_error error = {0};
@@ -347,6 +347,10 @@ static uint64_t train(const pmlp_trainer_desc *how, int epochs, int rank, pmlp_s
     if (pmlp_model_create(&net, &model, &error) == PMLP_OK &&
         pmlp_trainer_create(model, how, &trainer, &error) == PMLP_OK) {
         pmlp_result result = PMLP_OK;
+        if (how->group && rank == 0)
+            printf("ranks=%d replicas=%d workers=%d schedule=%s\n", how->group->ranks,
+                   how->replicas, how->workers, pmlp_schedule_kind_name(how->schedule));
+        fflush(stdout);
         for (int epoch = 0; epoch < epochs && result == PMLP_OK; epoch++)
             result = pmlp_trainer_epoch(trainer, &data, stats);
         if (result == PMLP_OK) pmlp_trainer_sync(trainer);
@@ -366,12 +370,12 @@ static uint64_t train(const pmlp_trainer_desc *how, int epochs, int rank, pmlp_s
 
 int main(int argc, char **argv) {
     static mpi_group mpi;
-    pmlp_trainer_desc how = {.group = &mpi.table, .replicas = 1, .optimizer = PMLP_MOMENTUM,
+    pmlp_trainer_desc how = {.group = &mpi.table, .replicas = 1,
                              .schedule = PMLP_SCHEDULE_1F1B};
     pmlp_stats stats = {0}, alone = {0};
     uint64_t word, least, most;
     int provided, epochs = 10, pipe;
-    bool good = true;
+    bool good;
 
     MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided);
     mpi_group_open(&mpi);
@@ -388,16 +392,14 @@ int main(int argc, char **argv) {
     MPI_Allreduce(&word, &least, 1, MPI_UINT64_T, MPI_MIN, MPI_COMM_WORLD);
     MPI_Allreduce(&word, &most, 1, MPI_UINT64_T, MPI_MAX, MPI_COMM_WORLD);
     if (mpi.table.rank == 0) {
-        const pmlp_trainer_desc serial = {.batch = how.batch, .optimizer = how.optimizer};
+        const pmlp_trainer_desc serial = {.batch = how.batch};
         const uint64_t wanted = train(&serial, epochs, 0, &alone);
-        good = least == most && (word == wanted || (how.allreduce && how.replicas > 1 &&
-                                                    fabs(stats.loss - alone.loss) < 1e-4));
-        printf("ranks=%d replicas=%d workers=%d schedule=%s loss=%.6f alone=%.6f accuracy=%.3f "
-               "seconds=%.3f alone=%.3f\n",
-               mpi.table.ranks, how.replicas, how.workers, pmlp_schedule_kind_name(how.schedule),
-               stats.loss, alone.loss, stats.accuracy, stats.seconds, alone.seconds);
+        const bool near = how.allreduce && fabs(stats.loss - alone.loss) < 1e-4;
+        printf("loss=%.7f accuracy=%.3f, in one process loss=%.7f\n", stats.loss, stats.accuracy,
+               alone.loss);
         printf("weights=%016llx everywhere=%s identical=%s\n", (unsigned long long)word,
                least == most ? "yes" : "no", word == wanted ? "yes" : "no");
+        good = least == most && (word == wanted || near);
     }
     mpi_group_close(&mpi);
     MPI_Finalize();
