@@ -11,7 +11,12 @@ LDLIBS  = -pthread -lm
 PREFIX ?= /usr/local
 VERSION = $(shell awk '/define PMLP_VERSION_/ {v = v d $$3; d = "."} END {print v}' pipemlp.h)
 
-examples = $(patsubst examples/%,build/%,$(basename $(wildcard examples/*.c examples/*.cpp)))
+MPICC  ?= mpicc
+
+# 08 is there if an MPI is.
+without  = $(if $(shell command -v $(MPICC)),,build/08_mpi)
+sources  = $(wildcard examples/*.c examples/*.cpp)
+examples = $(filter-out $(without),$(patsubst examples/%,build/%,$(basename $(sources))))
 found    = $(if $(shell command -v $(1)),$(1),no $(1))
 
 # Where CUDA is: CUDA_HOME or CUDA_PATH, then the nvcc that a shell finds, then the usual place.
@@ -20,7 +25,7 @@ NVCC ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc) $(CUDA_PATH:%=%/bin/nvc
 NVCCFLAGS ?= -O3 -std=c++17
 
 ifeq ($(MAKELEVEL),0)
-tools = $(firstword $(CC)) clang $(or $(NVCC),nvcc) valgrind
+tools = $(firstword $(CC)) clang $(or $(NVCC),nvcc) $(MPICC) valgrind
 $(info found: $(foreach tool,$(tools),$(call found,$(tool))))
 endif
 
@@ -33,6 +38,9 @@ build/%: examples/%.c pipemlp.h | build
 
 build/%: examples/%.cpp pipemlp.h | build
 	$(CXX) $(CXXFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+build/08_mpi: examples/08_mpi.c pipemlp.h | build
+	$(MPICC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 build:
 	mkdir -p $@
@@ -114,6 +122,14 @@ pictures: build/draw
 bench:
 	@bash tests/bench/setup.sh && CC='$(CC)' CXX='$(CXX)' python3 tests/bench/bench.py $(BENCH)
 
+# What many GPUs would do: simulated, not measured. Writes tests/bench/SCALE.md.
+scale: build/scale
+	build/scale > build/SCALE.md
+	mv build/SCALE.md tests/bench/SCALE.md
+
+build/scale: tests/bench/scale.c pipemlp.h | build
+	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
 build/draw: tests/pictures.c pipemlp.h | build
 	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
@@ -160,6 +176,7 @@ help:
 	    'make test-cuda'        'tests the CUDA back end, if this machine has a GPU' \
 	    'make bench-cuda'       'measures it beside PyTorch, if this machine has a GPU;' \
 	    ''                      'writes tests/bench/RESULTS-gpu.md' \
+	    'make scale'            'predicts steps on 8 to 1,024 GPUs; writes tests/bench/SCALE.md' \
 	    'make test, make check' 'runs every test; ends with "N passed, N failed"' \
 	    'make asan'             'the C tests under the address and undefined-behaviour sanitizers' \
 	    'make ubsan'            'the C tests under the undefined-behaviour sanitizer alone' \
@@ -170,6 +187,6 @@ help:
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
-.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind install uninstall \
+.PHONY: all examples demo pictures bench scale test check asan ubsan tsan valgrind install uninstall \
         clean help fuzz cuda test-cuda bench-cuda cuda-flags always
 .SECONDARY:

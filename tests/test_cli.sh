@@ -83,12 +83,12 @@ if example 07_timeline '^worker 0' 'bounds of the speedup' && [ -s "$work/07_tim
     ok "07_timeline: measured and simulated, a picture and a trace"
 fi
 arguments=()
-if example 08_by_hand 'GPipe .*weights'; then
-    kinds=$(sed -n 's/.*weights \([0-9a-f]*\)$/\1/p' "$work/08_by_hand.out" | sort -u | wc -l)
+if example 10_by_hand 'GPipe .*weights'; then
+    kinds=$(sed -n 's/.*weights \([0-9a-f]*\)$/\1/p' "$work/10_by_hand.out" | sort -u | wc -l)
     if [ "$kinds" = 1 ]; then
-        ok "08_by_hand: the trainer's bits"
+        ok "10_by_hand: the trainer's bits"
     else
-        bad "08_by_hand: $kinds different words"
+        bad "10_by_hand: $kinds different words"
     fi
 fi
 arguments=("$work/spiral.safetensors")
