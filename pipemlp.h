@@ -1346,7 +1346,7 @@ PMLP_API const pmlp_edges *pmlp_thread_edges(void);
 /* [i p / n, (i + 1) p / n) of its pipeline, i = r % n. Replica j trains on its own R-th of   */
 /* the rows of each batch, in order.                                                          */
 /*                                                                                            */
-/* The table is the user's or pipemlp_cuda.cu's. Its contract:                                */
+/* The table is the user's or pipemlp_cuda.cu's; it serves one trainer at a time. Contract:   */
 /*  - gather and broadcast are collective: each rank calls them in the same order, one call   */
 /*    at a time, from any of its threads. Memory is the host's. They block, no longer than    */
 /*    `seconds`, and fail with PMLP_ERROR_RANK then, or as soon as a rank has aborted or is   */
@@ -1617,6 +1617,7 @@ static void pmlp__cond_wait_1ms(pmlp__cond *c, pmlp__mutex *m) {
     SleepConditionVariableCS(c, m, 1);
 }
 static void pmlp__cond_signal(pmlp__cond *c) { WakeConditionVariable(c); }
+static void pmlp__cond_signal_all(pmlp__cond *c) { WakeAllConditionVariable(c); }
 
 static DWORD WINAPI pmlp__thread_main(LPVOID p) {
     pmlp__thread_start *start = (pmlp__thread_start *)p;
@@ -1697,6 +1698,7 @@ static void pmlp__cond_wait_1ms(pmlp__cond *c, pmlp__mutex *m) {
     pthread_cond_timedwait(c, m, &until);
 }
 static void pmlp__cond_signal(pmlp__cond *c) { pthread_cond_signal(c); }
+static void pmlp__cond_signal_all(pmlp__cond *c) { pthread_cond_broadcast(c); }
 
 static void *pmlp__thread_main(void *p) {
     pmlp__thread_start *start = (pmlp__thread_start *)p;
@@ -2505,7 +2507,7 @@ typedef struct pmlp__cpu_layer {
     size_t pad_out, count;                  /* n_out rounded up to the width; floats of w */
     float *w[PMLP_TENSOR_COUNT];            /* [pad_out / width][n_in][width]; NULL if not needed;
                                                of the parameters one such tensor per version */
-    float *b[PMLP_TENSOR_COUNT];            /* [pad_out]; alike */
+    float *b[PMLP_TENSOR_COUNT];            /* [pad_out]; alike, in one piece behind w */
     size_t transposed_count;                /* floats of one version of: */
     float *transposed;                      /* [pad_in / width][n_out][width]; NULL for layer 0 */
     bool *is_current;                       /* [versions]: transposed is that of w */
@@ -2571,10 +2573,7 @@ static void pmlp__cpu_layer_destroy(void *context, void *layer_) {
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     int t;
     if (!layer) return;
-    for (t = 0; t < PMLP_TENSOR_COUNT; t++) {
-        pmlp__delete(&cpu->allocator, layer->w[t]);
-        pmlp__delete(&cpu->allocator, layer->b[t]);
-    }
+    for (t = 0; t < PMLP_TENSOR_COUNT; t++) pmlp__delete(&cpu->allocator, layer->w[t]);
     pmlp__delete(&cpu->allocator, layer->transposed);
     pmlp__delete(&cpu->allocator, layer->is_current);
     pmlp__delete(&cpu->allocator, layer->scratch);
@@ -2620,10 +2619,11 @@ static pmlp_result pmlp__cpu_layer_create(void *context, const pmlp_layer_desc *
     if (!layer->scratch || !layer->is_current) goto no_memory;
     for (t = 0; t < tensors; t++) {
         const size_t versions = t == PMLP_TENSOR_PARAMS ? (size_t)desc->versions : 1;
-        if (pmlp__mul_overflows(versions, layer->count)) goto no_memory;
-        layer->w[t] = (float *)pmlp__new(allocator, versions * layer->count, sizeof(float));
-        layer->b[t] = (float *)pmlp__new(allocator, versions * layer->pad_out, sizeof(float));
-        if (!layer->w[t] || !layer->b[t]) goto no_memory;
+        const size_t each = layer->count + layer->pad_out;
+        if (pmlp__mul_overflows(versions, each)) goto no_memory;
+        layer->w[t] = (float *)pmlp__new(allocator, versions * each, sizeof(float));
+        if (!layer->w[t]) goto no_memory;
+        layer->b[t] = layer->w[t] + versions * layer->count;
     }
     if (desc->needs_input_gradient) {
         const size_t versions = (size_t)desc->versions;
@@ -2872,6 +2872,15 @@ static pmlp_result pmlp__cpu_update(void *context, void *layer_, const pmlp_upda
     return PMLP_OK;
 }
 
+static pmlp_result pmlp__cpu_gradient_of(void *context, void *layer_, float **data,
+                                         size_t *floats) {
+    pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
+    (void)context;
+    *data = layer->w[PMLP_TENSOR_GRADIENTS];
+    *floats = layer->count + layer->pad_out;
+    return PMLP_OK;
+}
+
 static pmlp_result pmlp__cpu_synchronize(void *context) {
     (void)context;
     return PMLP_OK;
@@ -2882,8 +2891,8 @@ static pmlp_result pmlp__cpu_synchronize(void *context) {
      pmlp__cpu_open, pmlp__cpu_close, pmlp__cpu_alloc, pmlp__cpu_free, pmlp__cpu_row_floats,   \
      pmlp__cpu_layer_create, pmlp__cpu_layer_destroy, pmlp__cpu_write, pmlp__cpu_read,         \
      pmlp__cpu_input, pmlp__cpu_forward, pmlp__cpu_backward_input, pmlp__cpu_backward_weight,  \
-     pmlp__cpu_loss, pmlp__cpu_gradient_squares, pmlp__cpu_update, pmlp__cpu_synchronize,     \
-     NULL, NULL}
+     pmlp__cpu_loss, pmlp__cpu_gradient_squares, pmlp__cpu_update, pmlp__cpu_gradient_of,      \
+     pmlp__cpu_synchronize, NULL, NULL}
 
 static const pmlp_backend pmlp__cpu_generic = PMLP__CPU_BACKEND(pmlp__isa_generic);
 #if PMLP__X86
@@ -7117,6 +7126,517 @@ static const pmlp_edges pmlp__thread_edges_table = {
 PMLP_API const pmlp_edges *pmlp_thread_edges(void) { return &pmlp__thread_edges_table; }
 
 /*============================================================================================*/
+/* >>thread-groups: ranks that are threads of one process                                     */
+/*                                                                                            */
+/* All ranks share one party. For a collective they meet: each posts what it brings, and the  */
+/* last to come does the work of all. An edge is a box of messages with a lock, which both    */
+/* its ends find by the channel's number. Whoever waits looks once a millisecond for an abort */
+/* and at the clock.                                                                          */
+/*============================================================================================*/
+
+typedef struct pmlp__party pmlp__party;
+
+/* What a rank brings to a meeting: of a collective, or of a sum. */
+typedef struct pmlp__post {
+    bool here;
+    const char *what; /* the same for all: "gather", "broadcast", "sum" */
+    int from;         /* the rank that a broadcast comes from, else 0 */
+    size_t bytes;
+    const void *mine;
+    void *all;
+} pmlp__post;
+
+/* Where ranks wait for each other: all of them, or the replicas of one worker. */
+typedef struct pmlp__meeting {
+    struct pmlp__meeting *next;
+    int worker; /* -1: all ranks */
+    pmlp__mutex mutex;
+    pmlp__cond cond;
+    bool has_mutex, has_cond;
+    int arrived, round;
+    bool alike; /* did all of the last round bring the same? */
+    pmlp__post *posts; /* [ranks] */
+} pmlp__meeting;
+
+/* A queue of messages, copied in and out. */
+typedef struct pmlp__box {
+    struct pmlp__box *next;
+    pmlp__party *party;
+    int channel, slots;
+    pmlp_edge_desc from, to; /* as each end was described */
+    bool has_from, has_to;   /* is that end connected now? */
+    bool had_from, had_to;   /* has it ever been? */
+    pmlp__mutex mutex;
+    bool has_mutex;
+    size_t message;          /* bytes of the largest */
+    size_t *bytes;           /* [slots] */
+    unsigned char *messages; /* [slots][message] */
+    int first, count;
+} pmlp__box;
+
+/* One end of a box. */
+typedef struct pmlp__box_end {
+    pmlp__box *box;
+    int rank; /* whose it is */
+} pmlp__box_end;
+
+/* A rank's own view of the party. */
+typedef struct pmlp__seat {
+    pmlp__party *party;
+    int rank;
+    char why[400]; /* this rank's calls failed first */
+} pmlp__seat;
+
+struct pmlp__party {
+    pmlp_allocator allocator;
+    int ranks;
+    pmlp__mutex mutex; /* of the lists below; taken before a box's */
+    pmlp__mutex why_mutex; /* of all reasons; taken last */
+    bool has_mutex, has_why_mutex;
+    pmlp__atomic aborted;
+    int aborter;
+    char why[300];
+    pmlp__meeting *all, *sums;
+    pmlp__box *boxes;
+    pmlp__seat *seats; /* [ranks] */
+    pmlp_edges edges;
+};
+
+/* The first reason is the one that is told. */
+static pmlp_result pmlp__seat_fail(pmlp__seat *seat, pmlp_result result, const char *format, ...)
+    PMLP__FORMAT(3, 4);
+static pmlp_result pmlp__seat_fail(pmlp__seat *seat, pmlp_result result, const char *format, ...) {
+    pmlp__mutex_lock(&seat->party->why_mutex);
+    if (seat->why[0] == '\0') {
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(seat->why, sizeof seat->why, format, arguments);
+        va_end(arguments);
+    }
+    pmlp__mutex_unlock(&seat->party->why_mutex);
+    return result;
+}
+
+static pmlp_result pmlp__seat_aborted(pmlp__seat *seat) {
+    pmlp__party *party = seat->party;
+    return pmlp__seat_fail(seat, PMLP_ERROR_RANK, "rank %d failed: %s", party->aborter, party->why);
+}
+
+static void pmlp__party_abort(void *context, const char *why) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    pmlp__party *party = seat->party;
+    pmlp__mutex_lock(&party->why_mutex);
+    if (!pmlp__load(&party->aborted)) {
+        party->aborter = seat->rank;
+        snprintf(party->why, sizeof party->why, "%s", why);
+        pmlp__store(&party->aborted, 1);
+    }
+    pmlp__mutex_unlock(&party->why_mutex);
+}
+
+static const char *pmlp__party_explain(void *context) { return ((pmlp__seat *)context)->why; }
+
+/* --- meetings --------------------------------------------------------------------------------- */
+
+static void pmlp__meeting_destroy(pmlp__party *party, pmlp__meeting *m) {
+    if (!m) return;
+    if (m->has_mutex) pmlp__mutex_done(&m->mutex);
+    if (m->has_cond) pmlp__cond_done(&m->cond);
+    pmlp__delete(&party->allocator, m->posts);
+    pmlp__delete(&party->allocator, m);
+}
+
+static pmlp__meeting *pmlp__meeting_new(pmlp__party *party, int worker) {
+    pmlp__meeting *m = (pmlp__meeting *)pmlp__new(&party->allocator, 1, sizeof *m);
+    if (!m) return NULL;
+    m->worker = worker;
+    m->posts = (pmlp__post *)pmlp__new(&party->allocator, (size_t)party->ranks, sizeof *m->posts);
+    m->has_mutex = pmlp__mutex_init(&m->mutex);
+    m->has_cond = pmlp__cond_init(&m->cond);
+    if (m->posts && m->has_mutex && m->has_cond) return m;
+    pmlp__meeting_destroy(party, m);
+    return NULL;
+}
+
+/* What all ranks came for, done for all of them by the last one. */
+static void pmlp__meeting_serve(pmlp__meeting *m, int ranks) {
+    const pmlp__post *first = NULL;
+    size_t at;
+    int i, k;
+    m->alike = true;
+    for (i = 0; i < ranks; i++) {
+        const pmlp__post *p = &m->posts[i];
+        if (!p->here) continue;
+        if (!first) first = p;
+        if (strcmp(p->what, first->what) != 0 || p->bytes != first->bytes || p->from != first->from)
+            m->alike = false;
+    }
+    if (!m->alike || first->bytes == 0) return;
+    if (m->worker >= 0) { /* a sum, in the order of the replicas */
+        float *sum = (float *)first->all;
+        for (i = 0; i < ranks; i++) {
+            const float *more = (const float *)m->posts[i].mine;
+            if (!m->posts[i].here || more == sum) continue;
+            for (at = 0; at < first->bytes / sizeof *sum; at++) sum[at] += more[at];
+        }
+        for (i = 0; i < ranks; i++)
+            if (m->posts[i].here && m->posts[i].all != sum)
+                memcpy(m->posts[i].all, sum, first->bytes);
+    } else if (strcmp(first->what, "gather") == 0) {
+        for (i = 0; i < ranks; i++)
+            for (k = 0; k < ranks; k++)
+                memcpy((unsigned char *)m->posts[i].all + (size_t)k * first->bytes,
+                       m->posts[k].mine, first->bytes);
+    } else {
+        for (i = 0; i < ranks; i++)
+            if (i != first->from)
+                memcpy(m->posts[i].all, m->posts[first->from].mine, first->bytes);
+    }
+}
+
+/* The rank that is not here; -1: nobody knows. */
+static int pmlp__meeting_lacks(const pmlp__meeting *m, int ranks) {
+    int i;
+    for (i = 0; m->worker < 0 && i < ranks; i++)
+        if (!m->posts[i].here) return i;
+    return -1;
+}
+
+static pmlp_result pmlp__meet(pmlp__seat *seat, pmlp__meeting *m, int expected,
+                              const pmlp__post *post, double seconds) {
+    pmlp__party *party = seat->party;
+    const double begin = pmlp__clock();
+    int round, lacks = -1, i;
+    bool met, alike;
+    pmlp__mutex_lock(&m->mutex);
+    round = m->round;
+    m->posts[seat->rank] = *post;
+    if (++m->arrived == expected && !pmlp__load(&party->aborted)) {
+        pmlp__meeting_serve(m, party->ranks);
+        for (i = 0; i < party->ranks; i++) m->posts[i].here = false;
+        m->arrived = 0;
+        m->round++;
+        pmlp__cond_signal_all(&m->cond);
+    }
+    while (m->round == round && !pmlp__load(&party->aborted) && pmlp__clock() - begin < seconds)
+        pmlp__cond_wait_1ms(&m->cond, &m->mutex);
+    met = m->round != round;
+    alike = m->alike; /* the next round cannot end without this rank */
+    if (!met) {
+        lacks = pmlp__meeting_lacks(m, party->ranks);
+        m->posts[seat->rank].here = false;
+        m->arrived--;
+    }
+    pmlp__mutex_unlock(&m->mutex);
+    if (met && alike) return PMLP_OK;
+    if (met)
+        return pmlp__seat_fail(seat, PMLP_ERROR_RANK,
+                               "the ranks are not at the same place: here, a %s of %.0f bytes",
+                               post->what, (double)post->bytes);
+    if (pmlp__load(&party->aborted)) return pmlp__seat_aborted(seat);
+    if (lacks < 0)
+        return pmlp__seat_fail(seat, PMLP_ERROR_RANK,
+                               "rank %d waited %g s for other replicas in a %s", seat->rank,
+                               seconds, post->what);
+    return pmlp__seat_fail(seat, PMLP_ERROR_RANK, "rank %d waited %g s for rank %d in a %s",
+                           seat->rank, seconds, lacks, post->what);
+}
+
+static pmlp_result pmlp__party_gather(void *context, const void *mine, size_t bytes, void *all,
+                                      double seconds) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    pmlp__post post;
+    memset(&post, 0, sizeof post);
+    post.here = true;
+    post.what = "gather";
+    post.bytes = bytes;
+    post.mine = mine;
+    post.all = all;
+    return pmlp__meet(seat, seat->party->all, seat->party->ranks, &post, seconds);
+}
+
+static pmlp_result pmlp__party_broadcast(void *context, int from_rank, void *data, size_t bytes,
+                                         double seconds) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    pmlp__post post;
+    memset(&post, 0, sizeof post);
+    post.here = true;
+    post.what = "broadcast";
+    post.from = from_rank;
+    post.bytes = bytes;
+    post.mine = post.all = data;
+    return pmlp__meet(seat, seat->party->all, seat->party->ranks, &post, seconds);
+}
+
+/* Where the replicas of a worker meet; made by the first that comes. */
+static pmlp__meeting *pmlp__sum_meeting(pmlp__party *party, int worker) {
+    pmlp__meeting *m;
+    pmlp__mutex_lock(&party->mutex);
+    for (m = party->sums; m && m->worker != worker; m = m->next) continue;
+    if (!m && (m = pmlp__meeting_new(party, worker)) != NULL) {
+        m->next = party->sums;
+        party->sums = m;
+    }
+    pmlp__mutex_unlock(&party->mutex);
+    return m;
+}
+
+static pmlp_result pmlp__party_sum(void *context, int worker, int replicas, void *backend_context,
+                                   float *data, size_t floats, double seconds) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    pmlp__meeting *m = pmlp__sum_meeting(seat->party, worker);
+    pmlp__post post;
+    (void)backend_context;
+    if (!m) return pmlp__seat_fail(seat, PMLP_ERROR_MEMORY, "out of memory for a sum");
+    memset(&post, 0, sizeof post);
+    post.here = true;
+    post.what = "sum";
+    post.bytes = floats * sizeof *data;
+    post.mine = post.all = data;
+    return pmlp__meet(seat, m, replicas, &post, seconds);
+}
+
+/* --- boxes ------------------------------------------------------------------------------------ */
+
+static void pmlp__box_destroy(pmlp__box *box) {
+    const pmlp_allocator allocator = box->party->allocator;
+    if (box->has_mutex) pmlp__mutex_done(&box->mutex);
+    pmlp__delete(&allocator, box->bytes);
+    pmlp__delete(&allocator, box->messages);
+    pmlp__delete(&allocator, box);
+}
+
+static pmlp__box *pmlp__box_new(pmlp__party *party, const pmlp_edge_desc *desc) {
+    const size_t slots = (size_t)desc->slots;
+    pmlp__box *box = (pmlp__box *)pmlp__new(&party->allocator, 1, sizeof *box);
+    if (!box) return NULL;
+    box->party = party;
+    box->channel = desc->channel;
+    box->slots = desc->slots;
+    box->from = box->to = *desc;
+    box->has_mutex = pmlp__mutex_init(&box->mutex);
+    box->bytes = (size_t *)pmlp__new(&party->allocator, slots, sizeof *box->bytes);
+    if (!pmlp__mul_overflows(desc->row_bytes, desc->max_rows)) {
+        box->message = desc->row_bytes * desc->max_rows;
+        box->messages = (unsigned char *)pmlp__new(&party->allocator, slots, box->message);
+    }
+    if (box->has_mutex && box->bytes && box->messages) return box;
+    pmlp__box_destroy(box);
+    return NULL;
+}
+
+/* The box of a channel; with the party's mutex. */
+static pmlp__box *pmlp__box_find(pmlp__party *party, const pmlp_edge_desc *desc) {
+    pmlp__box *box;
+    for (box = party->boxes; box && box->channel != desc->channel; box = box->next) continue;
+    if (!box && (box = pmlp__box_new(party, desc)) != NULL) {
+        box->next = party->boxes;
+        party->boxes = box;
+    }
+    return box;
+}
+
+static pmlp_result pmlp__box_connect(const pmlp_edges *self, const pmlp_edge_desc *desc,
+                                     void **edge, pmlp_error *error) {
+    pmlp__seat *seats = (pmlp__seat *)(uintptr_t)self->user;
+    const bool sends = desc->from_wake != NULL;
+    pmlp__party *party = seats->party;
+    pmlp__box_end *end = (pmlp__box_end *)pmlp__new(&party->allocator, 1, sizeof *end);
+    pmlp__box *box = NULL;
+    bool taken;
+    pmlp__mutex_lock(&party->mutex);
+    if (end) box = pmlp__box_find(party, desc);
+    pmlp__mutex_unlock(&party->mutex);
+    if (!box) {
+        pmlp__delete(&party->allocator, end);
+        return pmlp__no_memory(error, "an edge between ranks");
+    }
+    pmlp__mutex_lock(&box->mutex);
+    taken = sends ? box->has_from : box->has_to;
+    if (sends && !taken) {
+        box->from = *desc;
+        box->has_from = box->had_from = true;
+    } else if (!taken) {
+        box->to = *desc;
+        box->has_to = box->had_to = true;
+    }
+    pmlp__mutex_unlock(&box->mutex);
+    if (taken) {
+        pmlp__delete(&party->allocator, end);
+        return pmlp__fail(error, PMLP_ERROR_STATE, "the group has a trainer already");
+    }
+    end->box = box;
+    end->rank = sends ? desc->from_rank : desc->to_rank;
+    *edge = end;
+    return PMLP_OK;
+}
+
+/* The box goes with its second end. */
+static void pmlp__box_disconnect(void *edge) {
+    pmlp__box_end *end = (pmlp__box_end *)edge;
+    pmlp__box *box = end->box, **at;
+    pmlp__party *party = box->party;
+    bool unused;
+    pmlp__mutex_lock(&party->mutex);
+    pmlp__mutex_lock(&box->mutex);
+    if (end->rank == box->from.from_rank) box->has_from = false;
+    else box->has_to = false;
+    unused = !box->has_from && !box->has_to;
+    pmlp__mutex_unlock(&box->mutex);
+    if (unused) {
+        for (at = &party->boxes; *at != box;) at = &(*at)->next;
+        *at = box->next;
+    }
+    pmlp__mutex_unlock(&party->mutex);
+    if (unused) pmlp__box_destroy(box);
+    pmlp__delete(&party->allocator, end);
+}
+
+/* What a pass has sent it has also received. */
+static pmlp_result pmlp__box_reset(void *edge) {
+    (void)edge;
+    return PMLP_OK;
+}
+
+/* Why the other end will never do its part; PMLP_BUSY: it will. */
+static pmlp_result pmlp__box_ended(const pmlp__box_end *end, bool gone, int other) {
+    pmlp__party *party = end->box->party;
+    pmlp__seat *seat = &party->seats[end->rank];
+    if (pmlp__load(&party->aborted)) return pmlp__seat_aborted(seat);
+    if (gone) return pmlp__seat_fail(seat, PMLP_ERROR_RANK, "rank %d has left", other);
+    return PMLP_BUSY;
+}
+
+static pmlp_result pmlp__box_send(void *edge, int microbatch, const void *data, size_t bytes) {
+    pmlp__box_end *end = (pmlp__box_end *)edge;
+    pmlp__box *box = end->box;
+    pmlp_result result;
+    (void)microbatch;
+    pmlp__mutex_lock(&box->mutex);
+    result = pmlp__box_ended(end, box->had_to && !box->has_to, box->to.to_rank);
+    if (result == PMLP_BUSY && bytes > box->message) {
+        result = pmlp__seat_fail(&box->party->seats[end->rank], PMLP_ERROR_RANK,
+                                 "a message of %.0f bytes is larger than was agreed on",
+                                 (double)bytes);
+    } else if (result == PMLP_BUSY && box->count < box->slots) {
+        const size_t at = (size_t)((box->first + box->count++) % box->slots);
+        if (bytes) memcpy(box->messages + at * box->message, data, bytes);
+        box->bytes[at] = bytes;
+        if (box->has_to) box->to.wake(box->to.to_wake);
+        result = PMLP_OK;
+    }
+    pmlp__mutex_unlock(&box->mutex);
+    return result;
+}
+
+static pmlp_result pmlp__box_receive(void *edge, int microbatch, void *data, size_t bytes) {
+    pmlp__box_end *end = (pmlp__box_end *)edge;
+    pmlp__box *box = end->box;
+    pmlp_result result = PMLP_OK;
+    (void)microbatch;
+    pmlp__mutex_lock(&box->mutex);
+    if (box->count == 0) {
+        result = pmlp__box_ended(end, box->had_from && !box->has_from, box->from.from_rank);
+    } else if (box->bytes[box->first] != bytes) {
+        result = pmlp__seat_fail(&box->party->seats[end->rank], PMLP_ERROR_RANK,
+                                 "rank %d sent %.0f bytes, not %.0f", box->from.from_rank,
+                                 (double)box->bytes[box->first], (double)bytes);
+    } else {
+        if (bytes) memcpy(data, box->messages + (size_t)box->first * box->message, bytes);
+        box->first = (box->first + 1) % box->slots;
+        box->count--;
+        if (box->has_from) box->from.wake(box->from.from_wake);
+    }
+    pmlp__mutex_unlock(&box->mutex);
+    return result;
+}
+
+/* --- the groups ------------------------------------------------------------------------------- */
+
+static void pmlp__party_destroy(pmlp__party *party) {
+    const pmlp_allocator allocator = party->allocator;
+    pmlp__meeting_destroy(party, party->all);
+    while (party->sums) {
+        pmlp__meeting *m = party->sums;
+        party->sums = m->next;
+        pmlp__meeting_destroy(party, m);
+    }
+    if (party->has_mutex) pmlp__mutex_done(&party->mutex);
+    if (party->has_why_mutex) pmlp__mutex_done(&party->why_mutex);
+    pmlp__delete(&allocator, party->seats);
+    pmlp__delete(&allocator, party);
+}
+
+static void pmlp__party_edges(pmlp__party *party) {
+    pmlp_edges *e = &party->edges;
+    e->abi = PMLP_EDGES_ABI;
+    e->size = (uint32_t)sizeof *e;
+    e->name = "threads of several ranks";
+    e->user = party->seats;
+    e->shared = false;
+    e->transport = PMLP_TRANSPORT_SLOTS;
+    e->connect = pmlp__box_connect;
+    e->disconnect = pmlp__box_disconnect;
+    e->reset = pmlp__box_reset;
+    e->send = pmlp__box_send;
+    e->receive = pmlp__box_receive;
+}
+
+static void pmlp__party_table(pmlp__party *party, int rank, pmlp_group *group) {
+    party->seats[rank].party = party;
+    party->seats[rank].rank = rank;
+    memset(group, 0, sizeof *group);
+    group->abi = PMLP_GROUP_ABI;
+    group->size = (uint32_t)sizeof *group;
+    group->name = "threads";
+    group->rank = rank;
+    group->ranks = party->ranks;
+    group->context = &party->seats[rank];
+    group->host = true;
+    group->edges = &party->edges;
+    group->gather = pmlp__party_gather;
+    group->broadcast = pmlp__party_broadcast;
+    group->sum = pmlp__party_sum;
+    group->abort = pmlp__party_abort;
+    group->explain = pmlp__party_explain;
+}
+
+PMLP_API pmlp_result pmlp_thread_groups_create(int ranks, const pmlp_allocator *allocator,
+                                               pmlp_group *groups, pmlp_error *error) {
+    const pmlp_allocator from = pmlp__allocator_or_default(allocator);
+    pmlp__party *party;
+    int i;
+    if (!groups) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "groups: is NULL");
+    if (ranks < 1 || ranks > PMLP__MAX_WORKERS)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "ranks: %d is not in 1 .. %d", ranks,
+                          PMLP__MAX_WORKERS);
+    if (pmlp__is_half(&from))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "allocator: has only one of alloc and free");
+    memset(groups, 0, (size_t)ranks * sizeof *groups);
+    party = (pmlp__party *)pmlp__new(&from, 1, sizeof *party);
+    if (!party) return pmlp__no_memory(error, "a group");
+    party->allocator = from;
+    party->ranks = ranks;
+    party->seats = (pmlp__seat *)pmlp__new(&from, (size_t)ranks, sizeof *party->seats);
+    party->has_mutex = pmlp__mutex_init(&party->mutex);
+    party->has_why_mutex = pmlp__mutex_init(&party->why_mutex);
+    party->all = pmlp__meeting_new(party, -1);
+    if (!party->seats || !party->has_mutex || !party->has_why_mutex || !party->all) {
+        pmlp__party_destroy(party);
+        return pmlp__no_memory(error, "a group");
+    }
+    pmlp__party_edges(party);
+    for (i = 0; i < ranks; i++) pmlp__party_table(party, i, &groups[i]);
+    return PMLP_OK;
+}
+
+PMLP_API void pmlp_thread_groups_destroy(pmlp_group *groups) {
+    if (groups && groups->context) pmlp__party_destroy(((pmlp__seat *)groups->context)->party);
+    if (groups) groups->context = NULL;
+}
+
+/*============================================================================================*/
 /* >>model                                                                                    */
 /*============================================================================================*/
 
@@ -7577,7 +8097,11 @@ static bool pmlp__is_whole_backend(const pmlp_backend *b) {
     return b->name && b->open && b->close && b->alloc && b->free && b->row_floats &&
            b->layer_create && b->layer_destroy && b->write && b->read && b->input && b->forward &&
            b->backward_input && b->backward_weight && b->loss && b->gradient_squares && b->update &&
-           b->synchronize;
+           b->gradient && b->synchronize;
+}
+
+static bool pmlp__is_edges(const pmlp_edges *e) {
+    return e->abi == PMLP_EDGES_ABI && e->size == (uint32_t)sizeof *e;
 }
 
 static bool pmlp__is_whole_edges(const pmlp_edges *e) {
@@ -7624,15 +8148,44 @@ static void pmlp__validate_schedule(const pmlp_trainer_desc *d, pmlp__problems *
               "wants the whole gradient, which an asynchronous schedule never has at once");
 }
 
+/* A group that can be called at all. */
+static bool pmlp__is_whole_group(const pmlp_group *g) {
+    return g->abi == PMLP_GROUP_ABI && g->size == (uint32_t)sizeof *g && g->gather &&
+           g->broadcast && g->abort && g->edges && g->ranks >= 1 &&
+           g->ranks <= PMLP__MAX_WORKERS && g->rank >= 0 && g->rank < g->ranks;
+}
+
+static void pmlp__validate_group(const pmlp_trainer_desc *d, pmlp__problems *p) {
+    const pmlp_group *g = d->group;
+    const int replicas = d->replicas > 1 ? d->replicas : 1;
+    const bool exact = !d->backend || d->backend->exact;
+    int workers = d->workers > 1 ? d->workers : 1;
+    if (d->custom) workers = d->custom->workers;
+    PMLP__BAD(d->replicas < 0, "replicas", "is negative");
+    PMLP__BAD(replicas > 1 && !g, "replicas", "want a group of ranks");
+    PMLP__BAD(!(d->deadline >= 0.0 && d->deadline <= 1e9), "deadline", "is not in 0 .. 1e9");
+    PMLP__BAD(replicas > 1 && !d->custom && pmlp__is_asynchronous(d->schedule), "replicas",
+              "want a synchronous schedule");
+    if (!g || p->first != PMLP_OK) return;
+    PMLP__BAD(!pmlp__is_edges(g->edges) || !pmlp__is_whole_edges(g->edges), "group",
+              "has edges for another version of pipemlp.h, or with an entry that is NULL");
+    PMLP__BAD(g->edges->shared, "group", "has edges that share memory, which ranks do not");
+    PMLP__BAD(g->host && d->backend && d->backend->edges, "group",
+              "is for the host's memory, which this back end does not work in");
+    PMLP__BAD(g->ranks % replicas != 0, "replicas", "do not divide the group's ranks");
+    PMLP__BAD(g->ranks / replicas > workers, "group", "has more ranks than there are workers");
+    PMLP__BAD(replicas > 1 && !g->sum && (d->allreduce || !exact), "allreduce",
+              "wants a group that can sum; so does a back end that is not exact");
+}
+
 static void pmlp__validate_tables(const pmlp_trainer_desc *d, pmlp__problems *p) {
     const pmlp_edges *edges = d->edges;
     PMLP__BAD(d->backend && (d->backend->abi != PMLP_BACKEND_ABI ||
                              d->backend->size != (uint32_t)sizeof(pmlp_backend)),
               "backend", "was built for another version of pipemlp.h");
     if (!edges && p->first == PMLP_OK && d->backend) edges = d->backend->edges;
-    PMLP__BAD(edges && (edges->abi != PMLP_EDGES_ABI ||
-                        edges->size != (uint32_t)sizeof(pmlp_edges)),
-              "edges", "was built for another version of pipemlp.h");
+    PMLP__BAD(edges && !pmlp__is_edges(edges), "edges",
+              "was built for another version of pipemlp.h");
     PMLP__BAD(p->first == PMLP_OK && d->backend && !pmlp__is_whole_backend(d->backend), "backend",
               "has an entry that is NULL");
     PMLP__BAD(p->first == PMLP_OK && edges && !pmlp__is_whole_edges(edges), "edges",
@@ -7673,6 +8226,7 @@ static pmlp_result pmlp__validate_desc(const pmlp_model *model, const pmlp_train
     pmlp__validate_numbers(d, &p);
     pmlp__validate_schedule(d, &p);
     pmlp__validate_tables(d, &p);
+    pmlp__validate_group(d, &p);
     pmlp__validate_cuts(model, d, &p);
     pmlp__text_end(&p.text, NULL);
     return p.first == PMLP_OK ? PMLP_OK : pmlp__fail(error, p.first, "%s", text);
@@ -7714,16 +8268,27 @@ static pmlp_result pmlp__validate_data(const pmlp_model *model, const pmlp_data 
 /* layer 0, of which it then computes the other columns into the same rows.                   */
 /*============================================================================================*/
 
+/* One end of a queue, or both, if both are this rank's. */
+typedef struct pmlp__edge {
+    const pmlp_edges *table;
+    void *handle;
+    int other; /* the rank at the other end; -1: this one */
+} pmlp__edge;
+
 typedef struct pmlp__stage {
     int index, worker, first_layer, layers;
     size_t first_column, columns; /* of its first layer: all, unless that is layer 0, cut inside */
     int below;                    /* what the stage below hands over: x[below], for dz[below] */
     bool is_last;
+    bool is_here;                 /* its worker is this rank's; if not, there is nothing below */
+    bool shares_below;            /* x[below] is one piece of memory with the stage below */
     void **handles;    /* [layers]: the back end's layers */
     float **x, **dz;   /* [layers + 1] */
     bool *owns_x, *owns_dz;
     size_t *row;       /* [layers + 1]: floats from row to row of x[l] and dz[l] */
-    void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL inside one worker */
+    pmlp__edge *send_f, *recv_f, *send_b, *recv_b; /* NULL inside one worker */
+    pmlp__edge *from_before, *to_next; /* between replicas: gradients that are being summed, */
+    pmlp__edge *from_next, *to_before; /* and on their way back; NULL at the ends of the chain */
     int w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
     bool *own;          /* [m]: its columns of layer 0 are there, maybe ahead of the rest of F */
     int ahead;          /* micro-batches from 0 of which that is so */
@@ -7759,6 +8324,10 @@ typedef struct pmlp__worker {
     const pmlp_action *list;
     int count, next;
     int w_pending; /* stages of this worker whose W is put off */
+    int linked;    /* parts of the chain of replicas that it has done in this pass */
+    bool has_summed, has_arrived; /* at the gate */
+    int asks;      /* the rank at the other end of the edge that was BUSY last; -1: none */
+    double asking_since;
     double begun, finished, blocked_since, blocked; /* seconds, of the present pass */
     double busy;            /* seconds, of the present call */
     pmlp__trace trace;
@@ -7771,6 +8340,13 @@ typedef struct pmlp__worker {
     pmlp__thread_start start;
     char gap[128];
 } pmlp__worker;
+
+/* What each rank says before all do something: they go on if all say the same. */
+typedef struct pmlp__sheet {
+    int32_t result, flag;
+    char facts[1528]; /* "name: value\n" for each; the name of the call comes first */
+    char why[512];    /* if the result is not PMLP_OK */
+} pmlp__sheet;
 
 struct pmlp_trainer {
     pmlp_trainer_desc desc; /* resolved */
@@ -7785,8 +8361,19 @@ struct pmlp_trainer {
     double *layer_costs;    /* [layers]: by which they were chosen */
     pmlp__stage *stages;
     pmlp__worker *workers;
-    void **connected;       /* all edges, for reset */
+    pmlp__edge *connected;  /* all edges, for reset */
     int connected_count;
+
+    pmlp_group *group;      /* NULL: all workers and stages are here */
+    int replica;            /* of desc.replicas */
+    int first_worker, end_worker; /* that are here */
+    int expected;           /* of these, those that will arrive at the gate */
+    size_t share;           /* most rows of a batch that one replica has */
+    bool is_known;          /* the last failure is one that all ranks were told */
+    bool is_watched;        /* some rank has a progress callback */
+    pmlp__sheet *sheets;    /* [1 + ranks]: what this one says, what all say */
+    double *mail;           /* [1 + ranks][mail_size]: alike */
+    size_t mail_size;
     int pauses, spins; /* of a worker that waits: how often it looks again before it gives its core
                           away, and before it sleeps */
     bool polled;            /* the edges do not wake anybody */
@@ -7794,7 +8381,9 @@ struct pmlp_trainer {
     /* the present pass, written before the workers start */
     const pmlp_data *data;
     const uint32_t *index;  /* of the batch's rows in data, or NULL: first, first + 1, ... */
-    size_t first, rows;
+    size_t first, rows;     /* of this replica: all, or its share */
+    size_t whole, offset;   /* rows of all replicas, and where in row_loss this one's are */
+    size_t hits;            /* of all */
     bool training;
     double *row_loss;       /* [pass_batches * batch] */
     unsigned char *row_hit; /* [pass_batches * batch] */
@@ -7803,8 +8392,8 @@ struct pmlp_trainer {
 
     pmlp__atomic done;      /* of the tasks given to the workers' threads at once */
     pmlp__atomic failed, stop, in_use;
-    pmlp__atomic gathered;  /* stages that have all gradients of the step, or are about to */
-    pmlp__atomic gate;      /* 1 when all have: updates may begin */
+    pmlp__atomic gathered;  /* workers that have all gradients of the step, or are about to */
+    pmlp__atomic gate;      /* 1 when all have, of all ranks: updates may begin */
     pmlp__atomic updating;  /* 1 when one has begun: a failure now leaves the weights mixed */
     pmlp__atomic no_query;  /* 0 while the progress callback runs: it may ask, one call at a time */
 
@@ -7812,9 +8401,10 @@ struct pmlp_trainer {
     size_t order_size;
     uint64_t step, epoch;
     double gradient_norm;
-    double *idle;           /* [workers] */
+    double *idle, *busy;    /* [workers]: what stats tell; seconds of the call so far */
+    double seconds;         /* of the call so far, on rank 0's clock, if there are ranks */
     int traced;             /* steps traced so far, while they are fewer than desc.trace */
-    double *costs;          /* [7][stages]: what pmlp_trainer_costs() hands out */
+    double *costs;          /* [7][stages] and latency: what pmlp_trainer_costs() hands out */
     pmlp_error error;       /* of the last call that failed */
     pmlp_error failure;     /* of the pipeline; written by the worker that sets `failed` first */
 };
@@ -7824,16 +8414,16 @@ struct pmlp_trainer {
    empty, and their actions do nothing. */
 static size_t pmlp__row_of(const pmlp_trainer *t, int microbatch) {
     const int m = t->schedule->microbatches;
-    const size_t first = (size_t)(microbatch / m) * t->desc.batch;
+    const size_t first = (size_t)(microbatch / m) * t->share;
     const size_t left = t->rows > first ? t->rows - first : 0;
-    const size_t rows = left < t->desc.batch ? left : t->desc.batch;
+    const size_t rows = left < t->share ? left : t->share;
     if (left == 0) return t->rows;
     return first + (size_t)((uint64_t)rows * (uint64_t)(microbatch % m) / (uint64_t)m);
 }
 
 /* Where that is in the buffers, which hold `ring` batches and are used in turn. */
 static size_t pmlp__place_of(const pmlp_trainer *t, size_t row) {
-    return row % ((size_t)t->ring * t->desc.batch);
+    return row % ((size_t)t->ring * t->share);
 }
 
 static size_t pmlp__rows_between(const pmlp_trainer *t, int begin, int end) {
@@ -7853,7 +8443,7 @@ static bool pmlp__ends_group(const pmlp_trainer *t, int microbatch) {
 static size_t pmlp__group_rows(const pmlp_trainer *t, int microbatch) {
     const int first = pmlp__group_of(t, microbatch);
     return t->schedule->per_update ? pmlp__rows_between(t, first, first + t->schedule->per_update)
-                                   : t->rows;
+                                   : t->whole;
 }
 
 /* The stages that have layer 0, or some of it, read the input rows; nobody needs the gradient of
@@ -7878,8 +8468,8 @@ static pmlp_result pmlp__stage_loss(pmlp_trainer *t, pmlp__stage *stage, int mic
     args.first = t->first + from;
     args.scale = 1.0f / (float)pmlp__group_rows(t, microbatch);
     args.dz = t->training ? stage->dz[n] + place * stage->row[n] : NULL;
-    args.row_loss = t->row_loss + from;
-    args.row_hit = t->row_hit + from;
+    args.row_loss = t->row_loss + t->offset + from;
+    args.row_hit = t->row_hit + t->offset + from;
     return t->backend->loss(pmlp__context_of(t, stage), stage->handles[n - 1], &args);
 }
 
@@ -7929,7 +8519,8 @@ static pmlp_result pmlp__forward_layers(pmlp_trainer *t, pmlp__stage *stage, int
    Not if what is received is copied over them, and not of an asynchronous schedule, whose
    micro-batches may want different weights. */
 static bool pmlp__goes_ahead(const pmlp_trainer *t, const pmlp__stage *stage) {
-    return stage->below > 0 && t->edges->shared && !(t->training && t->schedule->per_update);
+    return stage->below > 0 && stage->shares_below &&
+           !(t->training && t->schedule->per_update);
 }
 
 static bool pmlp__can_go_ahead(const pmlp_trainer *t, pmlp__stage *stage) {
@@ -7976,20 +8567,30 @@ static pmlp_result pmlp__stage_backward_input(pmlp_trainer *t, pmlp__stage *stag
     return result;
 }
 
+/* Whether gradients begin with those of the replica before. Their W waits for these. */
+static bool pmlp__continues(const pmlp_trainer *t) {
+    return t->replica > 0 && !t->desc.allreduce;
+}
+
 /* W of micro-batches begin .. end-1 of one group: one product with a longer k, and the same bits as
    several */
-static pmlp_result pmlp__stage_backward_weight(pmlp_trainer *t, pmlp__stage *stage, int begin,
-                                               int end) {
+static pmlp_result pmlp__layer_weight(pmlp_trainer *t, pmlp__stage *stage, int l, int begin,
+                                      int end) {
     const size_t place = pmlp__place_of(t, pmlp__row_of(t, begin));
     const size_t rows = pmlp__rows_between(t, begin, end);
-    const bool anew = begin == pmlp__group_of(t, begin);
+    const bool anew = begin == pmlp__group_of(t, begin) && !pmlp__continues(t);
+    if (rows == 0 && !anew) return PMLP_OK;
+    return t->backend->backward_weight(pmlp__context_of(t, stage), stage->handles[l], rows,
+                                       stage->x[l] + place * stage->row[l],
+                                       stage->dz[l + 1] + place * stage->row[l + 1], !anew);
+}
+
+static pmlp_result pmlp__stage_backward_weight(pmlp_trainer *t, pmlp__stage *stage, int begin,
+                                               int end) {
     pmlp_result result = PMLP_OK;
     int l;
-    if (rows == 0 && !anew) return PMLP_OK;
     for (l = stage->layers - 1; result == PMLP_OK && l >= 0; l--)
-        result = t->backend->backward_weight(pmlp__context_of(t, stage), stage->handles[l], rows,
-                                             stage->x[l] + place * stage->row[l],
-                                             stage->dz[l + 1] + place * stage->row[l + 1], !anew);
+        result = pmlp__layer_weight(t, stage, l, begin, end);
     return result;
 }
 
@@ -8011,7 +8612,7 @@ static bool pmlp__wants_norm(const pmlp_trainer *t) {
 
 /* Whether whole gradients are to be had, before U and behind it. */
 static bool pmlp__keeps_gradients(const pmlp_trainer *t) {
-    return t->desc.keep_gradients || pmlp__wants_norm(t);
+    return t->desc.keep_gradients || pmlp__wants_norm(t) || t->desc.replicas > 1;
 }
 
 /* Summed per layer, then over the layers, whoever computed them. */
@@ -8080,9 +8681,7 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage, int m
     return result;
 }
 
-/*============================================================================================*/
-/* >>worker: one short loop                                                                   */
-/*============================================================================================*/
+/* --- what wakes a worker, and what stops all -------------------------------------------------- */
 
 /* Sleeping without missing the call to wake up: the sleeper sets `sleeping`, then looks once more
    whether what it waits for has come, and only then sleeps; the other side first makes it come,
@@ -8101,25 +8700,284 @@ static void pmlp__wake(void *worker) {
 
 static void pmlp__wake_all(pmlp_trainer *t) {
     int i;
-    for (i = 0; i < t->schedule->workers; i++) pmlp__wake(&t->workers[i]);
+    for (i = t->first_worker; t->workers && i < t->end_worker; i++) pmlp__wake(&t->workers[i]);
 }
 
-/* What went wrong, in the back end's words if it has some. */
+/* The first failure wins: it is kept, and the other ranks are told. All workers stop. */
+static void pmlp__trainer_fail(pmlp_trainer *t, const pmlp_error *why) {
+    if (pmlp__exchange(&t->failed, 1) == 0) {
+        t->failure = *why;
+        if (t->group) t->group->abort(t->group->context, t->failure.text);
+    }
+    pmlp__wake_all(t);
+}
+
+/*============================================================================================*/
+/* >>ranks: what they tell each other                                                         */
+/*                                                                                            */
+/* Before each call all ranks exchange a sheet of what they are about to do; before each      */
+/* synchronous update they wait for each other; behind each pass they exchange what came of   */
+/* it. Everything else goes over edges. Without a group nothing here does anything.           */
+/*============================================================================================*/
+
+/* Why the group's last call failed, or "". */
+static const char *pmlp__group_reason(const pmlp_group *group) {
+    const char *why = group && group->explain ? group->explain(group->context) : NULL;
+    return why ? why : "";
+}
+
+/* The first worker of each rank of a pipeline, i = 0 .. n. */
+static int pmlp__block(const pmlp_trainer *t, int i) {
+    const int ranks = t->group ? t->group->ranks / t->desc.replicas : 1;
+    return (int)((int64_t)i * t->schedule->workers / ranks);
+}
+
+/* The rank that has a worker of a replica. */
+static int pmlp__rank_of(const pmlp_trainer *t, int replica, int worker) {
+    const int ranks = t->group ? t->group->ranks / t->desc.replicas : 1;
+    int i = 0;
+    while (worker >= pmlp__block(t, i + 1)) i++;
+    return replica * ranks + i;
+}
+
+/* Whether other ranks have stages that this one lacks. */
+static bool pmlp__is_spread(const pmlp_trainer *t) {
+    return t->group && t->group->ranks > t->desc.replicas;
+}
+
+/* Two sheets' first lines that differ. */
+static pmlp_result pmlp__disagree(const pmlp__sheet *a, const pmlp__sheet *b, int rank,
+                                  pmlp_error *error) {
+    const char *x = a->facts, *y = b->facts;
+    const size_t most = 150;
+    size_t at = 0, line = 0, x_size, y_size, name;
+    while (x[at] == y[at]) line = x[at++] == '\n' ? at : line;
+    x += line, y += line;
+    x_size = strcspn(x, "\n"), y_size = strcspn(y, "\n");
+    name = strcspn(x, ":") + 1;
+    if (name > x_size || strncmp(x, y, name) != 0) name = 0; /* one of them lacks the line */
+    else y += name + 1, y_size -= name + 1;
+    return pmlp__fail(error, PMLP_ERROR_RANK,
+                      "the ranks do not agree: %.*s on rank 0, %.*s on rank %d",
+                      (int)(x_size < most ? x_size : most), x,
+                      (int)(y_size < most ? y_size : most), y, rank);
+}
+
+/* A collective that failed leaves the ranks apart: nothing more can be done with them. */
+static pmlp_result pmlp__part(pmlp_trainer *t, const char *doing, pmlp_result result,
+                              pmlp_error *error) {
+    const char *why = pmlp__group_reason(t->group);
+    pmlp_error kept;
+    pmlp__fail(&kept, result, "%s with the other ranks: %.400s", doing,
+               *why ? why : pmlp_result_text(result));
+    pmlp__trainer_fail(t, &kept);
+    if (error) *error = t->failure;
+    return result;
+}
+
+/* All ranks hear what this one is about to do (t->sheets[0].facts) and how it fares. Failures of
+   any, and facts that differ, fail here. *flag, which may be NULL: in, whether this rank raises it;
+   out, 1 + the first that does, or 0. */
+static pmlp_result pmlp__agree(pmlp_trainer *t, pmlp_result own, int *flag, pmlp_error *error) {
+    pmlp__sheet *mine = t->sheets, *all = mine + 1;
+    pmlp_result result;
+    int i;
+    if (!t->group) return own;
+    mine->result = (int32_t)own;
+    mine->flag = flag ? *flag : 0;
+    snprintf(mine->why, sizeof mine->why, "%s", own == PMLP_OK ? "" : error->text);
+    result = t->group->gather(t->group->context, mine, sizeof *mine, all, t->desc.deadline);
+    if (result != PMLP_OK) return pmlp__part(t, "agreeing", result, error);
+    t->is_known = true;
+    if (own != PMLP_OK) return own;
+    for (i = 0; i < t->group->ranks; i++)
+        if (all[i].result != 0)
+            return pmlp__fail(error, PMLP_ERROR_RANK, "rank %d failed: %.400s", i, all[i].why);
+    for (i = 1; i < t->group->ranks; i++)
+        if (strcmp(all[0].facts, all[i].facts) != 0)
+            return pmlp__disagree(&all[0], &all[i], i, error);
+    t->is_known = false;
+    if (flag) *flag = 0;
+    for (i = t->group->ranks - 1; flag && i >= 0; i--)
+        if (all[i].flag) *flag = i + 1;
+    return PMLP_OK;
+}
+
+static void pmlp__fact(pmlp__text *facts, const char *name, const char *format, ...)
+    PMLP__FORMAT(3, 4);
+static void pmlp__fact(pmlp__text *facts, const char *name, const char *format, ...) {
+    char value[160];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(value, sizeof value, format, arguments);
+    va_end(arguments);
+    pmlp__put(facts, "%s: ", name);
+    pmlp__put(facts, "%s\n", value);
+}
+
+static pmlp__text pmlp__facts(pmlp_trainer *t, const char *call) {
+    pmlp__text facts;
+    facts.buffer = t->sheets->facts;
+    facts.size = sizeof t->sheets->facts;
+    facts.length = 0;
+    memset(facts.buffer, 0, facts.size);
+    pmlp__fact(&facts, "call", "%s", call);
+    return facts;
+}
+
+/* Before a call that computes. */
+static pmlp_result pmlp__agree_on_call(pmlp_trainer *t, const char *call, const pmlp_data *data,
+                                       pmlp_result own) {
+    if (t->group) {
+        pmlp__text facts = pmlp__facts(t, call);
+        pmlp__fact(&facts, "rows", "%.0f", data ? (double)data->rows : 0.0);
+        pmlp__fact(&facts, "labels", "%s", data && data->labels ? "yes" : "no");
+        pmlp__fact(&facts, "step", "%.0f", (double)t->step);
+        pmlp__fact(&facts, "learning_rate", "%.9g", (double)t->desc.learning_rate);
+    }
+    return pmlp__agree(t, own, NULL, &t->error);
+}
+
+/* Before weights or gradients are read from all. */
+static pmlp_result pmlp__agree_on_reading(pmlp_trainer *t, const char *call, int layer, bool w,
+                                          bool b, pmlp_result own) {
+    if (!pmlp__is_spread(t)) return own;
+    if (own == PMLP_OK && pmlp__load(&t->failed))
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE, "other ranks have what is asked for: %.300s",
+                          t->failure.text);
+    if (!pmlp__load(&t->failed)) {
+        pmlp__text facts = pmlp__facts(t, call);
+        pmlp__fact(&facts, "layer", "%d", layer);
+        pmlp__fact(&facts, "of it", "%s%s", w ? "w" : "", b ? "b" : "");
+        own = pmlp__agree(t, own, NULL, &t->error);
+    }
+    return own;
+}
+
+/* Row r of the mail is what rank r sent; what goes out lies before all of them. */
+static double *pmlp__mail_of(const pmlp_trainer *t, int rank, size_t count) {
+    return t->mail + t->mail_size + (size_t)rank * count;
+}
+
+static pmlp_result pmlp__exchange_mail(pmlp_trainer *t, size_t count) {
+    return t->group->gather(t->group->context, t->mail, count * sizeof *t->mail,
+                            t->mail + t->mail_size, t->desc.deadline);
+}
+
+/* At the gate: nobody goes on before all ranks are there; and the squares of all stages. */
+static pmlp_result pmlp__share_squares(pmlp_trainer *t) {
+    size_t neurons = 0;
+    pmlp_result result;
+    int i, l;
+    for (l = 0; pmlp__wants_norm(t) && l < t->model->desc.layers; l++)
+        neurons += pmlp__n_out(t->model, l);
+    t->mail[0] = (double)t->step;
+    if (neurons) memcpy(t->mail + 1, t->squares, neurons * sizeof *t->mail);
+    result = pmlp__exchange_mail(t, 1 + neurons);
+    for (i = 0; result == PMLP_OK && neurons && i < t->schedule->stages; i++) {
+        const pmlp__stage *s = &t->stages[i];
+        const double *from =
+            pmlp__mail_of(t, pmlp__rank_of(t, t->replica, s->worker), 1 + neurons) + 1;
+        for (l = 0; !s->is_here && l < s->layers; l++) {
+            const size_t n = l == 0 ? s->columns : pmlp__n_out(t->model, s->first_layer + l);
+            const size_t at = t->squares_at[s->first_layer + l] + (l == 0 ? s->first_column : 0);
+            memcpy(t->squares + at, from + at, n * sizeof *from);
+        }
+    }
+    return result;
+}
+
+/* Rows of a batch that replica j has begin here. */
+static size_t pmlp__share_begin(const pmlp_trainer *t, size_t rows, int j) {
+    return (size_t)((uint64_t)rows * (uint64_t)j / (uint64_t)t->desc.replicas);
+}
+
+/* What a rank tells behind a pass: seconds, hits; of each worker, how long it was busy; of each
+   stage, how old its gradients were; the losses of its rows, if it has the last stage. */
+enum { PMLP__MAIL_HEAD = 2, PMLP__MAIL_STAGE = 4 };
+
+static size_t pmlp__results_size(const pmlp_trainer *t, size_t rows) {
+    return PMLP__MAIL_HEAD + (size_t)t->schedule->workers +
+           PMLP__MAIL_STAGE * (size_t)t->schedule->stages + rows;
+}
+
+static void pmlp__write_results(const pmlp_trainer *t, double seconds, double *to) {
+    const int workers = t->schedule->workers, stages = t->schedule->stages;
+    int i;
+    *to++ = seconds;
+    *to++ = (double)t->hits;
+    for (i = 0; i < workers; i++) *to++ = t->workers[i].busy;
+    for (i = 0; i < stages; i++) {
+        const pmlp__stage *s = &t->stages[i];
+        *to++ = (double)s->gradients;
+        *to++ = (double)s->stale;
+        *to++ = (double)s->most_stale;
+        *to++ = (double)s->torn;
+    }
+    memcpy(to, t->row_loss + t->offset, t->rows * sizeof *to);
+}
+
+/* Of one rank: what it has, and nobody else of its replica. */
+static void pmlp__read_results(pmlp_trainer *t, int rank, const double *from) {
+    const int ranks = t->group->ranks / t->desc.replicas, replica = rank / ranks;
+    const int begin = pmlp__block(t, rank % ranks), end = pmlp__block(t, rank % ranks + 1);
+    const size_t first = pmlp__share_begin(t, t->whole, replica);
+    const size_t rows = pmlp__share_begin(t, t->whole, replica + 1) - first;
+    const double *stage = from + PMLP__MAIL_HEAD + t->schedule->workers;
+    int i;
+    if (rank == 0) t->seconds = from[0];
+    t->hits += (size_t)from[1];
+    for (i = begin; replica == 0 && i < end; i++)
+        t->busy[i] = from[PMLP__MAIL_HEAD + i];
+    for (i = 0; i < t->schedule->stages; i++, stage += PMLP__MAIL_STAGE) {
+        pmlp__stage *s = &t->stages[i];
+        if (replica != t->replica || s->worker < begin || s->worker >= end || s->is_here) continue;
+        s->gradients = (uint64_t)stage[0];
+        s->stale = (uint64_t)stage[1];
+        s->most_stale = (uint64_t)stage[2];
+        s->torn = (uint64_t)stage[3];
+    }
+    i = t->stages[t->schedule->stages - 1].worker;
+    if (i >= begin && i < end) memcpy(t->row_loss + first, stage, rows * sizeof *stage);
+}
+
+/* Behind a pass: all ranks know what all others did. */
+static pmlp_result pmlp__share_results(pmlp_trainer *t, double seconds) {
+    const size_t most = (t->whole + (size_t)t->desc.replicas - 1) / (size_t)t->desc.replicas;
+    const size_t count = pmlp__results_size(t, most);
+    pmlp_result result;
+    int i;
+    pmlp__write_results(t, seconds, t->mail);
+    result = pmlp__exchange_mail(t, count);
+    if (result != PMLP_OK) return pmlp__part(t, "ending a step", result, &t->error);
+    t->hits = 0;
+    for (i = 0; i < t->group->ranks; i++)
+        pmlp__read_results(t, i, pmlp__mail_of(t, i, count));
+    return PMLP_OK;
+}
+
+/*============================================================================================*/
+/* >>worker: one short loop                                                                   */
+/*============================================================================================*/
+
+/* The one whose list the calling thread runs. */
+static pmlp__worker *pmlp__caller(pmlp_trainer *t) { return &t->workers[t->first_worker]; }
+
+/* What went wrong, in the words of the group or the back end, if they have some. */
 static const char *pmlp__reason(pmlp__worker *w, pmlp_result result) {
     const pmlp_backend *b = w->trainer->backend;
-    const char *why = b->explain ? b->explain(w->context) : NULL;
+    const char *why = NULL;
+    if (result == PMLP_ERROR_RANK) why = pmlp__group_reason(w->trainer->group);
+    else if (b->explain) why = b->explain(w->context);
     return why && *why ? why : pmlp_result_text(result);
 }
 
-/* The first failure wins; the others only stop. */
 static void pmlp__worker_fail(pmlp__worker *w, pmlp_action a, pmlp_result result) {
-    pmlp_trainer *t = w->trainer;
-    if (pmlp__exchange(&t->failed, 1) == 0) {
-        pmlp__fail(&t->failure, result, "worker %d failed in %s: %s", w->index,
-                   pmlp__action_label(a).text, pmlp__reason(w, result));
-        pmlp__error_place(&t->failure, w->index, a);
-    }
-    pmlp__wake_all(t);
+    pmlp_error why;
+    pmlp__fail(&why, result, "worker %d failed in %s: %s", w->index, pmlp__action_label(a).text,
+               pmlp__reason(w, result));
+    pmlp__error_place(&why, w->index, a);
+    pmlp__trainer_fail(w->trainer, &why);
 }
 
 static void pmlp__blocked(pmlp__worker *w) {
@@ -8130,21 +8988,6 @@ static void pmlp__unblocked(pmlp__worker *w) {
     if (w->blocked_since == 0.0) return;
     w->blocked += pmlp__clock() - w->blocked_since;
     w->blocked_since = 0.0;
-}
-
-/* A stage that has all gradients of a synchronous step, or, if they are not kept, all that its last
-   W needs: the last such stage computes the norm and opens the gate to the updates. Until
-   then nothing is lost if something fails. */
-static pmlp_result pmlp__gradients_done(pmlp_trainer *t, pmlp__stage *stage) {
-    if (pmlp__wants_norm(t)) {
-        const pmlp_result result = pmlp__stage_squares(t, stage);
-        if (result != PMLP_OK) return result;
-    }
-    if (pmlp__add(&t->gathered, 1) + 1 < t->schedule->stages) return PMLP_OK;
-    if (pmlp__wants_norm(t)) t->gradient_norm = pmlp__gradient_norm(t);
-    pmlp__store(&t->gate, 1);
-    pmlp__wake_all(t);
-    return PMLP_OK;
 }
 
 /* The time at which all that a worker has begun is done: now, or, if its back end works on by
@@ -8188,9 +9031,6 @@ static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
     pmlp__trace_end(w, span);
     stage->w_begin = stage->w_end;
     w->w_pending--;
-    if (result == PMLP_OK && pmlp__keeps_gradients(t) && !t->schedule->per_update &&
-        stage->w_end == t->schedule->microbatches)
-        result = pmlp__gradients_done(t, stage);
     if (result != PMLP_OK) {
         const pmlp_action a = {PMLP_OP_W, stage->index, stage->w_end - 1};
         pmlp__worker_fail(w, a, result);
@@ -8210,7 +9050,8 @@ static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
 
 /* W of neighbouring micro-batches is merged: put off until enough rows are together. That they come
    in ascending order, one behind the other, is a rule of the checker. The last one is kept for U,
-   which can do both in one go, unless the gradient itself is wanted. */
+   which can do both in one go, unless the gradient itself is wanted. All is kept where gradients
+   continue those of another replica. */
 static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, int microbatch) {
     pmlp_trainer *t = w->trainer;
     if (stage->w_begin == stage->w_end) {
@@ -8218,30 +9059,41 @@ static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, in
         w->w_pending++;
     }
     stage->w_end = microbatch + 1;
-    if (!pmlp__keeps_gradients(t) && pmlp__ends_group(t, microbatch))
-        return t->schedule->per_update ? PMLP_OK : pmlp__gradients_done(t, stage);
+    if (pmlp__continues(t) || (!pmlp__keeps_gradients(t) && pmlp__ends_group(t, microbatch)))
+        return PMLP_OK;
     return pmlp__rows_between(t, stage->w_begin, stage->w_end) < t->desc.w_rows
                ? PMLP_OK
                : pmlp__flush_stage(w, stage);
 }
 
-static pmlp_result pmlp__send(pmlp_trainer *t, pmlp__stage *stage, bool forward, int microbatch) {
+/* Over one edge, either way. Who has to wait for another rank does not do so forever. */
+static pmlp_result pmlp__hand_over(pmlp__worker *w, const pmlp__edge *edge, bool sends,
+                                   int microbatch, float *data, size_t bytes) {
+    const pmlp_result result = sends ? edge->table->send(edge->handle, microbatch, data, bytes)
+                                     : edge->table->receive(edge->handle, microbatch, data, bytes);
+    w->asks = result == PMLP_BUSY ? edge->other : -1;
+    return result;
+}
+
+static pmlp_result pmlp__send(pmlp__worker *w, pmlp__stage *stage, bool forward, int microbatch) {
+    const pmlp_trainer *t = w->trainer;
     const int l = forward ? stage->layers : stage->below;
     const size_t place = pmlp__place_of(t, pmlp__row_of(t, microbatch));
     const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
-    const float *data = (forward ? stage->x : stage->dz)[l] + place * stage->row[l];
-    return t->edges->send(forward ? stage->send_f : stage->send_b, microbatch, data,
-                          rows * stage->row[l] * sizeof *data);
+    float *data = (forward ? stage->x : stage->dz)[l] + place * stage->row[l];
+    return pmlp__hand_over(w, forward ? stage->send_f : stage->send_b, true, microbatch, data,
+                           rows * stage->row[l] * sizeof *data);
 }
 
-static pmlp_result pmlp__receive(pmlp_trainer *t, pmlp__stage *stage, bool forward,
+static pmlp_result pmlp__receive(pmlp__worker *w, pmlp__stage *stage, bool forward,
                                  int microbatch) {
+    const pmlp_trainer *t = w->trainer;
     const int l = forward ? stage->below : stage->layers;
     const size_t place = pmlp__place_of(t, pmlp__row_of(t, microbatch));
     const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
     float *data = (forward ? stage->x : stage->dz)[l] + place * stage->row[l];
-    return t->edges->receive(forward ? stage->recv_f : stage->recv_b, microbatch, data,
-                             rows * stage->row[l] * sizeof *data);
+    return pmlp__hand_over(w, forward ? stage->recv_f : stage->recv_b, false, microbatch, data,
+                           rows * stage->row[l] * sizeof *data);
 }
 
 /* F or I */
@@ -8272,6 +9124,144 @@ static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pml
     return result;
 }
 
+/* --- gradients of several replicas ------------------------------------------------------------ */
+
+/* A layer's share in the chain, in parts that may each have to wait: the sum so far comes from the
+   replica before, this one's rows continue it, it goes on to the next; and what it has become in
+   the last one comes back the same way. */
+enum { PMLP__LINK_TAKE, PMLP__LINK_ADD, PMLP__LINK_GIVE, PMLP__LINK_BACK, PMLP__LINK_ON };
+
+static pmlp_result pmlp__link(pmlp__worker *w, pmlp__stage *stage, int l, int part) {
+    pmlp_trainer *t = w->trainer;
+    pmlp__edge *const edge = part == PMLP__LINK_TAKE   ? stage->from_before
+                             : part == PMLP__LINK_GIVE ? stage->to_next
+                             : part == PMLP__LINK_BACK ? stage->from_next
+                             : part == PMLP__LINK_ON   ? stage->to_before
+                                                       : NULL;
+    float *data;
+    size_t floats;
+    pmlp_result result;
+    if (part == PMLP__LINK_ADD)
+        return pmlp__continues(t)
+                   ? pmlp__layer_weight(t, stage, l, stage->w_begin, stage->w_end)
+                   : PMLP_OK;
+    if (!edge) return PMLP_OK;
+    result = t->backend->gradient(w->context, stage->handles[l], &data, &floats);
+    if (result != PMLP_OK) return result;
+    return pmlp__hand_over(w, edge, part == PMLP__LINK_GIVE || part == PMLP__LINK_ON, l, data,
+                           floats * sizeof *data);
+}
+
+/* The parts `first` .. `last` for all layers of the worker, from the top, as far as they go;
+   *number counts those of the whole chain. */
+static pmlp_result pmlp__links(pmlp__worker *w, int first, int last, int *number) {
+    pmlp_trainer *t = w->trainer;
+    int i, l, part;
+    for (i = t->schedule->stages - 1; i >= 0; i--) {
+        pmlp__stage *stage = &t->stages[i];
+        for (l = stage->layers - 1; stage->worker == w->index && l >= 0; l--)
+            for (part = first; part <= last; part++) {
+                pmlp_result result;
+                if ((*number)++ < w->linked) continue;
+                result = pmlp__link(w, stage, l, part);
+                if (result != PMLP_OK) return result;
+                w->asking_since = 0.0;
+                w->linked = *number;
+            }
+    }
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__chain(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    int number = 0, i;
+    pmlp_result result = pmlp__links(w, PMLP__LINK_TAKE, PMLP__LINK_GIVE, &number);
+    if (result == PMLP_OK) result = pmlp__links(w, PMLP__LINK_BACK, PMLP__LINK_ON, &number);
+    if (result != PMLP_OK) return result;
+    for (i = 0; i < t->schedule->stages; i++)
+        if (t->stages[i].worker == w->index) t->stages[i].w_begin = t->stages[i].w_end;
+    w->w_pending = 0;
+    return PMLP_OK;
+}
+
+/* Each replica's own gradients, added up. Without threads one worker after the other, so that the
+   ranks meet in one order. */
+static pmlp_result pmlp__sum(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    pmlp_result result = PMLP_OK;
+    int i, l;
+    if (t->desc.no_threads)
+        for (i = t->first_worker; i < w->index; i++)
+            if (!t->workers[i].has_summed && t->workers[i].count > 0) return PMLP_BUSY;
+    pmlp__blocked(w);
+    for (i = t->schedule->stages - 1; i >= 0; i--) {
+        pmlp__stage *stage = &t->stages[i];
+        for (l = stage->layers - 1; stage->worker == w->index && l >= 0; l--) {
+            float *data;
+            size_t floats;
+            result = t->backend->gradient(w->context, stage->handles[l], &data, &floats);
+            if (result == PMLP_OK)
+                result = t->group->sum(t->group->context, w->index, t->desc.replicas, w->context,
+                                       data, floats, t->desc.deadline);
+            if (result != PMLP_OK) return result;
+        }
+    }
+    pmlp__unblocked(w);
+    return result;
+}
+
+/* --- the gate --------------------------------------------------------------------------------- */
+
+/* The last worker of a rank waits for those of the other ranks. */
+static pmlp_result pmlp__open_gate(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    if (t->group) {
+        pmlp_result result;
+        pmlp__blocked(w);
+        result = pmlp__share_squares(t);
+        if (result != PMLP_OK) return result;
+        pmlp__unblocked(w);
+    }
+    if (pmlp__wants_norm(t)) t->gradient_norm = pmlp__gradient_norm(t);
+    pmlp__store(&t->gate, 1);
+    pmlp__wake_all(t);
+    return PMLP_OK;
+}
+
+/* The squares of all stages of the worker, whose gradients are complete. */
+static pmlp_result pmlp__squares(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    int i;
+    for (i = 0; i < t->schedule->stages; i++) {
+        const pmlp_action last_w = {PMLP_OP_W, i, t->schedule->microbatches - 1};
+        pmlp_result result;
+        if (t->stages[i].worker != w->index) continue;
+        result = pmlp__stage_squares(t, &t->stages[i]);
+        if (result == PMLP_OK) continue;
+        pmlp__worker_fail(w, last_w, result);
+        return result;
+    }
+    return PMLP_OK;
+}
+
+/* A worker that comes to its first U of a synchronous step has all gradients, or, if they are not
+   kept, all that its last W needs. The last worker of all opens the gate to the updates; until then
+   nothing is lost if something fails. PMLP_BUSY: another replica is waited for. */
+static pmlp_result pmlp__arrive(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    pmlp_result result = PMLP_OK;
+    if (w->has_arrived) return PMLP_OK;
+    if (pmlp__keeps_gradients(t) && !pmlp__continues(t)) result = pmlp__flush_weights(w);
+    if (result == PMLP_OK && t->desc.replicas > 1)
+        result = t->desc.allreduce ? pmlp__sum(w) : pmlp__chain(w);
+    if (result != PMLP_OK) return result;
+    w->has_summed = true;
+    if (pmlp__wants_norm(t)) result = pmlp__squares(w);
+    if (result != PMLP_OK) return result;
+    w->has_arrived = true;
+    return pmlp__add(&t->gathered, 1) + 1 < t->expected ? PMLP_OK : pmlp__open_gate(w);
+}
+
 /* One action. PMLP_BUSY: not yet. */
 static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     pmlp_trainer *t = w->trainer;
@@ -8281,11 +9271,12 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     case PMLP_OP_F:
     case PMLP_OP_I: return pmlp__compute(w, stage, a);
     case PMLP_OP_W: return pmlp__put_off_weights(w, stage, a.microbatch);
-    case PMLP_OP_SEND_F: return pmlp__send(t, stage, true, a.microbatch);
-    case PMLP_OP_RECV_F: return pmlp__receive(t, stage, true, a.microbatch);
-    case PMLP_OP_SEND_B: return pmlp__send(t, stage, false, a.microbatch);
-    case PMLP_OP_RECV_B: return pmlp__receive(t, stage, false, a.microbatch);
+    case PMLP_OP_SEND_F: return pmlp__send(w, stage, true, a.microbatch);
+    case PMLP_OP_RECV_F: return pmlp__receive(w, stage, true, a.microbatch);
+    case PMLP_OP_SEND_B: return pmlp__send(w, stage, false, a.microbatch);
+    case PMLP_OP_RECV_B: return pmlp__receive(w, stage, false, a.microbatch);
     case PMLP_OP_U:
+        if (!t->schedule->per_update && (result = pmlp__arrive(w)) != PMLP_OK) return result;
         if (!pmlp__load(&t->gate)) return PMLP_BUSY;
         if (pmlp__keeps_gradients(t) && (result = pmlp__flush_stage(w, stage)) != PMLP_OK)
             return result;
@@ -8303,7 +9294,7 @@ static pmlp_result pmlp__fill_in(pmlp__worker *w, pmlp_action a) {
     pmlp_action traced = {PMLP_OP_F, 0, 0};
     pmlp_result result;
     pmlp_span *span;
-    if (w->w_pending > 0) return pmlp__flush_weights(w);
+    if (w->w_pending > 0 && !pmlp__continues(w->trainer)) return pmlp__flush_weights(w);
     if (a.op != PMLP_OP_RECV_F || !pmlp__can_go_ahead(w->trainer, stage)) return PMLP_BUSY;
     traced.stage = a.stage;
     traced.microbatch = stage->ahead;
@@ -8316,6 +9307,21 @@ static pmlp_result pmlp__fill_in(pmlp__worker *w, pmlp_action a) {
     return result;
 }
 
+/* Whether a worker has asked another rank in vain for too long, which it then says. */
+static bool pmlp__gives_up(pmlp__worker *w, pmlp_action a) {
+    pmlp_trainer *t = w->trainer;
+    const double now = w->asks >= 0 ? pmlp__clock() : 0.0;
+    pmlp_error why;
+    if (w->asks < 0) return false;
+    if (w->asking_since == 0.0) w->asking_since = now;
+    if (now - w->asking_since < t->desc.deadline) return false;
+    pmlp__fail(&why, PMLP_ERROR_RANK, "worker %d waited %g s for rank %d in %s", w->index,
+               t->desc.deadline, w->asks, pmlp__action_label(a).text);
+    pmlp__error_place(&why, w->index, a);
+    pmlp__trainer_fail(t, &why);
+    return true;
+}
+
 /* Runs the list until its end (PMLP_OK), until something is not there yet (PMLP_BUSY), or until
    something fails. */
 static pmlp_result pmlp__advance(pmlp__worker *w) {
@@ -8323,16 +9329,18 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
         const pmlp_action a = w->list[w->next];
         pmlp_result result = PMLP_OK;
         if (pmlp__load(&w->trainer->failed)) return PMLP_ERROR_STATE;
+        w->asks = -1;
         result = pmlp__execute(w, a);
         if (result == PMLP_OK) {
             pmlp__unblocked(w);
+            w->asking_since = 0.0;
             w->next++;
             continue;
         }
         if (result == PMLP_BUSY) result = pmlp__fill_in(w, a);
         if (result == PMLP_BUSY) {
             pmlp__blocked(w);
-            return result;
+            return pmlp__gives_up(w, a) ? PMLP_ERROR_RANK : result;
         }
         if (result != PMLP_OK) {
             pmlp__worker_fail(w, a, result);
@@ -8364,8 +9372,10 @@ static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
 static void pmlp__worker_begin(pmlp__worker *w, const pmlp_schedule *lowered) {
     w->list = pmlp_schedule_actions(lowered, w->index, &w->count);
     w->next = 0;
-    w->w_pending = 0;
-    w->blocked = w->blocked_since = 0.0;
+    w->w_pending = w->linked = 0;
+    w->has_summed = w->has_arrived = false;
+    w->asks = -1;
+    w->blocked = w->blocked_since = w->asking_since = 0.0;
     w->begun = w->finished = pmlp__clock();
 }
 
@@ -8374,15 +9384,13 @@ static void pmlp__worker_finish(pmlp__worker *w, pmlp_result result) {
     pmlp_trainer *t = w->trainer;
     const pmlp_result synchronized = t->backend->synchronize(w->context);
     if (result == PMLP_OK && synchronized != PMLP_OK) {
-        if (pmlp__exchange(&t->failed, 1) == 0) {
-            const pmlp_action last = w->list[w->count - 1];
-            pmlp__fail(&t->failure, synchronized,
-                       "worker %d failed in what it had begun up to %s: %s", w->index,
-                       pmlp__label_of(last.op, last.stage, last.microbatch).text,
-                       pmlp__reason(w, synchronized));
-            pmlp__error_place(&t->failure, w->index, last);
-        }
-        pmlp__wake_all(t);
+        const pmlp_action last = w->list[w->count - 1];
+        pmlp_error why;
+        pmlp__fail(&why, synchronized, "worker %d failed in what it had begun up to %s: %s",
+                   w->index, pmlp__label_of(last.op, last.stage, last.microbatch).text,
+                   pmlp__reason(w, synchronized));
+        pmlp__error_place(&why, w->index, last);
+        pmlp__trainer_fail(t, &why);
     }
     w->finished = pmlp__clock();
     pmlp__unblocked(w);
@@ -8408,7 +9416,7 @@ static pmlp_result pmlp__worker_pass(pmlp_trainer *t, int index, pmlp_error *err
     return result;
 }
 
-/* The thread of workers 1 .. p-1. */
+/* The thread of all workers but the caller. */
 static void pmlp__worker_main(void *argument) {
     pmlp__worker *w = (pmlp__worker *)argument;
     pmlp_trainer *t = w->trainer;
@@ -8422,7 +9430,7 @@ static void pmlp__worker_main(void *argument) {
         tasks++;
         w->task_result = w->task(t, w->task_index, &w->task_error);
         pmlp__add(&t->done, 1);
-        pmlp__wake(&t->workers[0]);
+        pmlp__wake(pmlp__caller(t));
         spins = 0;
     }
 }
@@ -8435,11 +9443,12 @@ static void pmlp__give_task(pmlp__worker *w, pmlp__task task, int index) {
     pmlp__wake(w);
 }
 
-/* Waits, on the thread of worker 0, until the others have done so many tasks. */
+/* Waits, on the calling thread, until the other workers have done so many tasks. */
 static void pmlp__await_tasks(pmlp_trainer *t, int count) {
+    pmlp__worker *const w = pmlp__caller(t);
     int spins = 0;
-    while (pmlp__load(&t->done) < count) pmlp__backoff(&t->workers[0], &spins, false);
-    pmlp__store(&t->workers[0].sleeping, 0);
+    while (pmlp__load(&t->done) < count) pmlp__backoff(w, &spins, false);
+    pmlp__store(&w->sleeping, 0);
 }
 
 /*============================================================================================*/
@@ -8478,6 +9487,9 @@ static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     if (!d.w_rows) d.w_rows = d.backend->exact ? 128 : 1;
     if (!d.backend->exact) d.whole_layers = true;
     if (!d.edges) d.edges = d.backend->edges ? d.backend->edges : pmlp_thread_edges();
+    if (!d.replicas) d.replicas = 1;
+    if (d.replicas > 1 && !d.backend->exact) d.allreduce = true;
+    if (d.deadline == 0.0) d.deadline = 60.0;
     return d;
 }
 
@@ -8500,14 +9512,19 @@ static pmlp_result pmlp__trainer_schedule(const pmlp_trainer_desc *d, int batche
     return pmlp_schedule_create(&s, schedule, error);
 }
 
+/* Whether hand-offs have to meet, here or between ranks. */
+static bool pmlp__meets(const pmlp_trainer *t) {
+    return t->edges->transport == PMLP_TRANSPORT_RENDEZVOUS ||
+           (t->group && t->group->edges->transport == PMLP_TRANSPORT_RENDEZVOUS);
+}
+
 /* Written out for the edges that there are, and proved to finish over them. */
 static pmlp_result pmlp__trainer_lower(const pmlp_trainer *t, const pmlp_schedule *s,
                                        pmlp_schedule **lowered, pmlp_error *error) {
     const int slots = t->desc.slots;
     pmlp_result result = pmlp_schedule_check(s, slots, NULL, error);
     if (result != PMLP_OK) return result;
-    if (t->edges->transport != PMLP_TRANSPORT_RENDEZVOUS)
-        return pmlp_schedule_lower(s, lowered, error);
+    if (!pmlp__meets(t)) return pmlp_schedule_lower(s, lowered, error);
     result = pmlp_schedule_lower_in_order(s, NULL, lowered, error);
     return result != PMLP_OK ? result
                              : pmlp_schedule_replay(*lowered, PMLP_TRANSPORT_RENDEZVOUS, 0, NULL,
@@ -8516,7 +9533,7 @@ static pmlp_result pmlp__trainer_lower(const pmlp_trainer *t, const pmlp_schedul
 
 /* The forwards alone, which evaluation runs. */
 static pmlp_result pmlp__trainer_forwards(pmlp_trainer *t, pmlp_error *error) {
-    const bool meet = t->edges->transport == PMLP_TRANSPORT_RENDEZVOUS;
+    const bool meet = pmlp__meets(t);
     const int edges = 2 * t->schedule->stages;
     pmlp_result result;
     int *slots, edge;
@@ -8708,6 +9725,18 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
     return result;
 }
 
+/* What was measured on rank 0 is what all go by. */
+static pmlp_result pmlp__from_rank_0(const pmlp_trainer_desc *d, double *values, size_t count,
+                                     pmlp_error *error) {
+    const pmlp_result result = d->group->broadcast(d->group->context, 0, values,
+                                                   count * sizeof *values, d->deadline);
+    const char *why = pmlp__group_reason(d->group);
+    return result == PMLP_OK
+               ? result
+               : pmlp__fail(error, result, "what rank 0 measures: %.400s",
+                            *why ? why : pmlp_result_text(result));
+}
+
 /* Fills cuts [stages - 1] as the desc says, and costs [layers] with what each layer costs. */
 static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer_desc *d,
                                      int stages, const pmlp_cut *wanted, double *costs,
@@ -8720,7 +9749,9 @@ static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer
                                   : pmlp__output_cost(model, NULL, l) *
                                         (double)pmlp__n_out(model, l);
     if (d->measure_layers && stages > 1 && !d->layer_costs && !wanted) {
-        result = pmlp_measure_layers(model, d, costs, error);
+        if (!d->group || d->group->rank == 0) result = pmlp_measure_layers(model, d, costs, error);
+        if (result == PMLP_OK && d->group)
+            result = pmlp__from_rank_0(d, costs, (size_t)model->desc.layers, error);
         if (result != PMLP_OK) return result;
     }
     if (!wanted) return pmlp_partition(model, stages, d->whole_layers, costs, cuts, NULL, error);
@@ -8752,11 +9783,12 @@ static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
     int l;
     t->workers = (pmlp__worker *)pmlp__new(allocator, workers, sizeof *t->workers);
     t->stages = (pmlp__stage *)pmlp__new(allocator, stages, sizeof *t->stages);
-    t->connected = (void **)pmlp__new(allocator, 2 * stages, sizeof *t->connected);
+    t->connected = (pmlp__edge *)pmlp__new(allocator, 6 * stages, sizeof *t->connected);
     t->row_loss = (double *)pmlp__new(allocator, rows, sizeof *t->row_loss);
     t->row_hit = (unsigned char *)pmlp__new(allocator, rows, 1);
-    t->costs = (double *)pmlp__new(allocator, 7 * stages, sizeof *t->costs);
+    t->costs = (double *)pmlp__new(allocator, 7 * stages + 1, sizeof *t->costs);
     t->idle = (double *)pmlp__new(allocator, workers, sizeof *t->idle);
+    t->busy = (double *)pmlp__new(allocator, workers, sizeof *t->busy);
     t->squares_at =
         (size_t *)pmlp__new(allocator, (size_t)t->model->desc.layers, sizeof *t->squares_at);
     for (l = 0; t->squares_at && l < t->model->desc.layers; l++) {
@@ -8764,8 +9796,14 @@ static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
         neurons += pmlp__n_out(t->model, l);
     }
     t->squares = (double *)pmlp__new(allocator, neurons, sizeof *t->squares);
+    if (t->group) {
+        const size_t results = pmlp__results_size(t, (size_t)t->pass_batches * t->share);
+        t->mail_size = results > 1 + neurons ? results : 1 + neurons;
+        t->mail = (double *)pmlp__new(allocator, 1 + (size_t)t->group->ranks,
+                                      t->mail_size * sizeof *t->mail);
+    }
     if (t->workers && t->stages && t->connected && t->row_loss && t->row_hit && t->idle &&
-        t->costs && t->squares_at && t->squares)
+        t->busy && t->costs && t->squares_at && t->squares && (t->mail || !t->group))
         return PMLP_OK;
     return pmlp__no_memory(error, "a trainer");
 }
@@ -8791,7 +9829,7 @@ static pmlp_result pmlp__worker_bind(pmlp_trainer *t, int index, pmlp_error *err
 
 static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     int i;
-    for (i = 0; i < t->schedule->workers; i++) {
+    for (i = t->first_worker; i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->trainer = t;
         w->index = i;
@@ -8802,10 +9840,10 @@ static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     }
     /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
        from the very worker that is waited for. */
-    t->pauses = t->schedule->workers <= pmlp__cores() ? 2000 : 20;
+    t->pauses = t->end_worker - t->first_worker <= pmlp__cores() ? 2000 : 20;
     t->spins = t->pauses + 1000;
-    t->polled = t->edges != pmlp_thread_edges();
-    for (i = 1; !t->desc.no_threads && i < t->schedule->workers; i++) {
+    t->polled = t->edges != pmlp_thread_edges() || t->group;
+    for (i = t->first_worker + 1; !t->desc.no_threads && i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->start.run = pmlp__worker_main;
         w->start.argument = w;
@@ -8823,8 +9861,8 @@ static pmlp_result pmlp__worker_open(pmlp_trainer *t, int index, pmlp_error *err
     pmlp__worker *w = &t->workers[index];
     pmlp_backend_desc open;
     pmlp_result result;
-    open.worker = index;
-    open.workers = t->schedule->workers;
+    open.worker = index - t->first_worker;
+    open.workers = t->end_worker - t->first_worker;
     open.allocator = t->desc.allocator;
     result = t->backend->open(t->backend, &open, &w->context, error);
     if (result != PMLP_OK && error->text[0] == '\0')
@@ -8835,7 +9873,7 @@ static pmlp_result pmlp__worker_open(pmlp_trainer *t, int index, pmlp_error *err
 
 static pmlp_result pmlp__stage_buffer(pmlp_trainer *t, pmlp__stage *stage, int l, float **buffer,
                                       bool *owned) {
-    const size_t rows = (size_t)t->ring * t->desc.batch;
+    const size_t rows = (size_t)t->ring * t->share;
     void *memory = NULL;
     pmlp_result result;
     if (pmlp__mul_overflows(rows, stage->row[l] * sizeof(float))) return PMLP_ERROR_MEMORY;
@@ -8862,6 +9900,9 @@ static void pmlp__stage_extent(pmlp_trainer *t, int index) {
     s->columns =
         (cut_inside ? (size_t)end.column : pmlp__n_out(t->model, begin.layer)) - s->first_column;
     s->below = begin.column > 0;
+    s->is_here = s->worker >= t->first_worker && s->worker < t->end_worker;
+    s->versions =
+        t->desc.no_stashing ? 1 : pmlp_schedule_versions(t->many ? t->many : t->schedule, index);
 }
 
 /* The layers of a stage with their weights. */
@@ -8893,7 +9934,6 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index, pmlp_error *er
     pmlp_result result;
     size_t n;
     int l;
-    pmlp__stage_extent(t, index);
     n = (size_t)s->layers;
     s->handles = (void **)pmlp__new(allocator, n, sizeof *s->handles);
     s->x = (float **)pmlp__new(allocator, n + 1, sizeof *s->x);
@@ -8901,8 +9941,6 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index, pmlp_error *er
     s->owns_x = (bool *)pmlp__new(allocator, n + 1, sizeof *s->owns_x);
     s->owns_dz = (bool *)pmlp__new(allocator, n + 1, sizeof *s->owns_dz);
     s->row = (size_t *)pmlp__new(allocator, n + 1, sizeof *s->row);
-    s->versions =
-        t->desc.no_stashing ? 1 : pmlp_schedule_versions(t->many ? t->many : t->schedule, index);
     s->version_at =
         (uint64_t *)pmlp__new(allocator, (size_t)s->versions, sizeof *s->version_at);
     s->version_of = (uint64_t *)pmlp__new(
@@ -8929,7 +9967,8 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
     pmlp__stage *s = &t->stages[index];
     pmlp__stage *above = s->is_last ? NULL : &t->stages[index + 1];
     const int n = s->layers;
-    const bool shared = above && (t->edges->shared || above->worker == s->worker);
+    const bool shared =
+        above && above->is_here && (t->edges->shared || above->worker == s->worker);
     pmlp_result result = PMLP_OK;
     int l;
     for (l = 0; result == PMLP_OK && l <= n; l++)
@@ -8939,6 +9978,7 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
     if (result == PMLP_OK && shared) {
         above->x[above->below] = s->x[n];
         above->dz[above->below] = s->dz[n];
+        above->shares_below = true;
     }
     if (result != PMLP_OK)
         pmlp__fail(error, result, "the batch of stage %d: %s", index,
@@ -8946,32 +9986,128 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
     return result;
 }
 
-/* One queue per boundary and direction. Activations and gradients of different stages in one queue
-   would be mixed up as soon as a worker has two stages. */
-static pmlp_result pmlp__connect_edge(pmlp_trainer *t, int from, int to, void **edge,
-                                      pmlp_error *error) {
-    const pmlp__stage *upper = &t->stages[from > to ? from : to];
+/* What an edge is for. Each kind of each stage and replica has a channel of its own. */
+enum { PMLP__FORWARDS, PMLP__BACKWARDS, PMLP__TO_NEXT, PMLP__TO_BEFORE, PMLP__EDGE_KINDS };
+
+/* One queue per boundary and direction: activations and gradients of different stages in one queue
+   would be mixed up as soon as a worker has two stages. Between workers of this rank it is the back
+   end's, else the group's. d has the stages, the ranks, the kind of message and its size. */
+static pmlp_result pmlp__connect_edge(pmlp_trainer *t, pmlp_edge_desc *d, int replica, int kind,
+                                      pmlp__edge **out, pmlp_error *error) {
+    const int lower = d->to_stage < d->from_stage ? d->to_stage : d->from_stage;
+    const int mine = t->group ? t->group->rank : 0;
+    const bool from_here = d->from_rank == mine, to_here = d->to_rank == mine;
+    pmlp__edge *edge = &t->connected[t->connected_count];
+    pmlp_result result;
+    d->from_worker = t->stages[d->from_stage].worker;
+    d->to_worker = t->stages[d->to_stage].worker;
+    d->channel = (replica * t->schedule->stages + lower) * PMLP__EDGE_KINDS + kind;
+    d->seconds = t->desc.deadline;
+    d->from_context = from_here ? t->workers[d->from_worker].context : NULL;
+    d->to_context = to_here ? t->workers[d->to_worker].context : NULL;
+    d->wake = pmlp__wake;
+    d->from_wake = from_here ? &t->workers[d->from_worker] : NULL;
+    d->to_wake = to_here ? &t->workers[d->to_worker] : NULL;
+    d->allocator = t->desc.allocator;
+    edge->table = from_here && to_here ? t->edges : t->group->edges;
+    edge->other = from_here && to_here ? -1 : from_here ? d->to_rank : d->from_rank;
+    result = edge->table->connect(edge->table, d, &edge->handle, error);
+    if (result == PMLP_OK) {
+        t->connected_count++;
+        *out = edge;
+    } else if (error->text[0] == '\0') {
+        const char *why = result == PMLP_ERROR_RANK ? pmlp__group_reason(t->group) : "";
+        pmlp__fail(error, result,
+                   "the edge from stage %d to stage %d could not be connected%s%.300s",
+                   d->from_stage, d->to_stage, *why ? ": " : "", why);
+    }
+    return result;
+}
+
+/* Both edges between a stage and the one above, if any of the two is here. */
+static pmlp_result pmlp__connect_stages(pmlp_trainer *t, int lower, pmlp_error *error) {
+    pmlp__stage *s = &t->stages[lower], *above = &t->stages[lower + 1];
+    const int low_rank = pmlp__rank_of(t, t->replica, s->worker);
+    const int high_rank = pmlp__rank_of(t, t->replica, above->worker);
+    const size_t m = (size_t)t->desc.microbatches;
+    pmlp__edge *edge = NULL;
     pmlp_edge_desc d;
     pmlp_result result;
-    d.from_stage = from;
-    d.to_stage = to;
-    d.from_worker = t->stages[from].worker;
-    d.to_worker = t->stages[to].worker;
-    d.gradient = to < from;
+    if (s->worker == above->worker || (!s->is_here && !above->is_here)) return PMLP_OK;
+    memset(&d, 0, sizeof d);
     d.slots = t->desc.slots;
-    d.row_bytes = upper->row[upper->below] * sizeof(float);
-    d.max_rows = (t->desc.batch + (size_t)t->desc.microbatches - 1) / (size_t)t->desc.microbatches;
-    d.from_context = t->workers[d.from_worker].context;
-    d.to_context = t->workers[d.to_worker].context;
-    d.wake = pmlp__wake;
-    d.from_wake = &t->workers[d.from_worker];
-    d.to_wake = &t->workers[d.to_worker];
-    d.allocator = t->desc.allocator;
-    result = t->edges->connect(t->edges, &d, edge, error);
-    if (result == PMLP_OK) t->connected[t->connected_count++] = *edge;
-    else if (error->text[0] == '\0')
-        pmlp__fail(error, result, "the edge from stage %d to stage %d could not be connected", from,
-                   to);
+    d.row_bytes = (s->is_here ? s->row[s->layers] : above->row[above->below]) * sizeof(float);
+    d.max_rows = (t->share + m - 1) / m;
+    d.from_stage = lower;
+    d.to_stage = lower + 1;
+    d.from_rank = low_rank;
+    d.to_rank = high_rank;
+    result = pmlp__connect_edge(t, &d, t->replica, PMLP__FORWARDS, &edge, error);
+    if (result != PMLP_OK) return result;
+    s->send_f = above->recv_f = edge;
+    d.from_stage = lower + 1;
+    d.to_stage = lower;
+    d.from_rank = high_rank;
+    d.to_rank = low_rank;
+    d.gradient = true;
+    result = pmlp__connect_edge(t, &d, t->replica, PMLP__BACKWARDS, &edge, error);
+    if (result == PMLP_OK) above->send_b = s->recv_b = edge;
+    return result;
+}
+
+/* The bytes of a stage's largest gradient. */
+static pmlp_result pmlp__largest_gradient(pmlp_trainer *t, const pmlp__stage *s, size_t *bytes) {
+    pmlp_result result = PMLP_OK;
+    float *data;
+    size_t floats;
+    int l;
+    *bytes = 0;
+    for (l = 0; result == PMLP_OK && l < s->layers; l++) {
+        result = t->backend->gradient(pmlp__context_of(t, s), s->handles[l], &data, &floats);
+        if (result == PMLP_OK && floats * sizeof *data > *bytes) *bytes = floats * sizeof *data;
+    }
+    return result;
+}
+
+/* The links of the chain from a stage of one replica to the same of the next, there and back. */
+static pmlp_result pmlp__connect_replicas(pmlp_trainer *t, pmlp__stage *s, int replica,
+                                          pmlp_error *error) {
+    const bool is_lower = t->replica == replica;
+    pmlp_edge_desc d;
+    pmlp_result result;
+    memset(&d, 0, sizeof d);
+    d.from_stage = d.to_stage = s->index;
+    d.gradient = true;
+    d.slots = 2;
+    d.max_rows = 1;
+    result = pmlp__largest_gradient(t, s, &d.row_bytes);
+    if (result != PMLP_OK) return result;
+    d.from_rank = pmlp__rank_of(t, replica, s->worker);
+    d.to_rank = pmlp__rank_of(t, replica + 1, s->worker);
+    result = pmlp__connect_edge(t, &d, replica, PMLP__TO_NEXT,
+                                is_lower ? &s->to_next : &s->from_before, error);
+    if (result != PMLP_OK) return result;
+    d.from_rank = d.to_rank;
+    d.to_rank = pmlp__rank_of(t, replica, s->worker);
+    return pmlp__connect_edge(t, &d, replica, PMLP__TO_BEFORE,
+                              is_lower ? &s->from_next : &s->to_before, error);
+}
+
+/* How the replicas' gradients will be summed. */
+static pmlp_result pmlp__connect_sums(pmlp_trainer *t, pmlp_error *error) {
+    pmlp_result result = PMLP_OK;
+    int i, j;
+    for (i = 0; !t->desc.allreduce && i < t->schedule->stages; i++)
+        for (j = 0; result == PMLP_OK && j + 1 < t->desc.replicas; j++)
+            if (t->stages[i].is_here && (t->replica == j || t->replica == j + 1))
+                result = pmlp__connect_replicas(t, &t->stages[i], j, error);
+    for (i = t->first_worker; t->desc.allreduce && result == PMLP_OK && i < t->end_worker; i++) {
+        result = t->group->sum(t->group->context, i, t->desc.replicas, t->workers[i].context, NULL,
+                               0, t->desc.deadline);
+        if (result != PMLP_OK)
+            pmlp__fail(error, result, "the sums of worker %d: %.400s", i,
+                       pmlp__reason(&t->workers[i], result));
+    }
     return result;
 }
 
@@ -8979,18 +10115,23 @@ static pmlp_result pmlp__trainer_stages(pmlp_trainer *t, pmlp_error *error) {
     const int stages = t->schedule->stages;
     pmlp_result result = PMLP_OK;
     int i;
+    for (i = 0; i < stages; i++) pmlp__stage_extent(t, i);
     for (i = 0; result == PMLP_OK && i < stages; i++)
-        result = pmlp__on_worker(t, t->schedule->stage_worker[i], pmlp__stage_layers, i, error);
+        if (t->stages[i].is_here)
+            result = pmlp__on_worker(t, t->stages[i].worker, pmlp__stage_layers, i, error);
     for (i = 0; result == PMLP_OK && i < stages; i++)
-        result = pmlp__on_worker(t, t->schedule->stage_worker[i], pmlp__stage_buffers, i, error);
-    for (i = 0; result == PMLP_OK && i + 1 < stages; i++) {
-        pmlp__stage *s = &t->stages[i], *above = &t->stages[i + 1];
-        if (s->worker == above->worker) continue;
-        result = pmlp__connect_edge(t, i, i + 1, &s->send_f, error);
-        above->recv_f = s->send_f;
-        if (result == PMLP_OK) result = pmlp__connect_edge(t, i + 1, i, &above->send_b, error);
-        s->recv_b = above->send_b;
-    }
+        if (t->stages[i].is_here)
+            result = pmlp__on_worker(t, t->stages[i].worker, pmlp__stage_buffers, i, error);
+    return result;
+}
+
+/* In one order for all ranks: a connect() may wait for the other end. */
+static pmlp_result pmlp__trainer_connect(pmlp_trainer *t, pmlp_error *error) {
+    pmlp_result result = PMLP_OK;
+    int i;
+    for (i = 0; result == PMLP_OK && i + 1 < t->schedule->stages; i++)
+        result = pmlp__connect_stages(t, i, error);
+    if (result == PMLP_OK && t->desc.replicas > 1) result = pmlp__connect_sums(t, error);
     return result;
 }
 
@@ -9018,7 +10159,7 @@ static pmlp_result pmlp__zero_data(const pmlp_model *model, pmlp_data *data, flo
 static pmlp_result pmlp__trainer_traces(pmlp_trainer *t, pmlp_error *error) {
     const int kept = t->desc.trace;
     int i;
-    for (i = 0; kept > 0 && i < t->schedule->workers; i++) {
+    for (i = t->first_worker; kept > 0 && i < t->end_worker; i++) {
         pmlp__trace *trace = &t->workers[i].trace;
         const int actions = t->lowered->lists[i].count;
         const int batches = t->schedule->per_update ? PMLP__TRACED_BATCHES : 1;
@@ -9034,22 +10175,58 @@ static pmlp_result pmlp__trainer_traces(pmlp_trainer *t, pmlp_error *error) {
     return PMLP_OK;
 }
 
+/* Which workers are here. Each rank has some, and they have something to do. */
+static pmlp_result pmlp__trainer_workers(pmlp_trainer *t, pmlp_error *error) {
+    const int ranks = t->group ? t->group->ranks / t->desc.replicas : 1;
+    const int mine = t->group ? t->group->rank % ranks : 0;
+    int i, worker;
+    t->first_worker = pmlp__block(t, mine);
+    t->end_worker = pmlp__block(t, mine + 1);
+    for (worker = t->first_worker; worker < t->end_worker; worker++)
+        t->expected += t->schedule->lists[worker].count > 0;
+    for (i = 0; t->group && i < ranks; i++) {
+        int busy = 0;
+        for (worker = pmlp__block(t, i); worker < pmlp__block(t, i + 1); worker++)
+            busy += t->schedule->lists[worker].count > 0;
+        if (busy == 0)
+            return pmlp__fail(error, PMLP_ERROR_SHAPE, "rank %d would have no stage", i);
+    }
+    return PMLP_OK;
+}
+
+/* All but what reaches out to other ranks. */
 static pmlp_result pmlp__trainer_build(pmlp_trainer *t, pmlp_error *error) {
     pmlp_result result = pmlp__trainer_schedules(t, error);
     int i;
+    if (result == PMLP_OK) result = pmlp__trainer_workers(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_cuts(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_arrays(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_threads(t, error);
-    for (i = 0; result == PMLP_OK && i < t->schedule->workers; i++)
+    for (i = t->first_worker; result == PMLP_OK && i < t->end_worker; i++)
         result = pmlp__on_worker(t, i, pmlp__worker_open, i, error);
     if (result == PMLP_OK) result = pmlp__trainer_stages(t, error);
     return result == PMLP_OK ? pmlp__trainer_traces(t, error) : result;
 }
 
-/* Auto without costs: a copy of the model is trained for some steps on zeros, by all workers, and
-   what that took is what the search goes by. Then everything else is as if the costs had been
-   given. */
-static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) {
+/* Costs whose arrays are [7][stages], with what is no array behind these. */
+static pmlp_costs pmlp__costs_in(const double *arrays, int stages) {
+    pmlp_costs costs;
+    memset(&costs, 0, sizeof costs);
+    costs.stages = stages;
+    costs.f = arrays;
+    costs.i = arrays + stages;
+    costs.w = arrays + 2 * stages;
+    costs.u = arrays + 3 * stages;
+    costs.message_bytes = arrays + 4 * stages;
+    costs.held = arrays + 5 * stages;
+    costs.ahead = arrays + 6 * stages;
+    costs.latency = arrays[7 * stages];
+    return costs;
+}
+
+/* A copy of the model is trained for some steps on zeros, by all workers, if they are all here, and
+   else by their lists on this thread. *arrays, as above, is to be freed. */
+static pmlp_result pmlp__probe(const pmlp_trainer *t, double **arrays, pmlp_error *error) {
     const pmlp_model *model = t->model;
     pmlp_trainer_desc d = t->desc;
     pmlp_model *copy = NULL;
@@ -9057,66 +10234,195 @@ static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) 
     pmlp_costs costs;
     pmlp_data zeros;
     float *x = NULL;
-    double *arrays = NULL;
     pmlp_result result = pmlp_model_clone(model, &copy, error);
     int i;
     memset(&d.logger, 0, sizeof d.logger);
     memset(&zeros, 0, sizeof zeros);
-    zeros.rows = d.batch;
+    d.batch = zeros.rows = t->share;
     d.schedule = d.virtual_stages > 1 ? PMLP_SCHEDULE_LOOPED_BFS : PMLP_SCHEDULE_GPIPE;
     d.trace = PMLP__PROBE_STEPS;
+    if (d.group) d.no_threads = true;
+    d.group = NULL;
+    d.replicas = 1;
     if (result == PMLP_OK) result = pmlp__zero_data(model, &zeros, &x, error);
     if (result == PMLP_OK) result = pmlp_trainer_create(copy, &d, &probe, error);
     for (i = 0; result == PMLP_OK && i < PMLP__PROBE_STEPS + 2; i++)
         result = pmlp_trainer_step(probe, &zeros, NULL);
     if (result == PMLP_OK) result = pmlp_trainer_costs(probe, &costs);
     if (result == PMLP_OK) {
-        arrays = probe->costs; /* they outlive it */
+        *arrays = probe->costs; /* they outlive it */
         probe->costs = NULL;
-        if (d.no_threads) costs.latency = 0.0; /* that was the other workers' turns */
+        if (d.no_threads) (*arrays)[7 * costs.stages] = 0.0; /* it was the other workers' turns */
     } else if (probe) {
         *error = *pmlp_trainer_error(probe);
     }
     pmlp_trainer_destroy(probe);
     pmlp_model_destroy(copy);
     pmlp__delete(&model->desc.allocator, x);
+    return result;
+}
+
+/* Auto without costs: those of some steps, measured on rank 0, are what the search goes by. Then
+   everything else is as if the costs had been given. */
+static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) {
+    const int stages = t->desc.workers * t->desc.virtual_stages;
+    const size_t count = 7 * (size_t)stages + 1;
+    double *arrays = NULL;
+    pmlp_costs costs;
+    pmlp_result result = PMLP_OK;
+    if (!t->group || t->group->rank == 0) result = pmlp__probe(t, &arrays, error);
+    else if (!(arrays = (double *)pmlp__new(&t->desc.allocator, count, sizeof *arrays)))
+        result = pmlp__no_memory(error, "costs");
+    if (result == PMLP_OK && t->group)
+        result = pmlp__from_rank_0(&t->desc, arrays, count, error);
     if (result == PMLP_OK) {
+        costs = pmlp__costs_in(arrays, stages);
         t->desc.costs = &costs;
         result = pmlp__trainer_build(t, error);
     }
+    t->desc.costs = NULL;
     pmlp__delete(&t->desc.allocator, arrays);
     return result;
+}
+
+/* A number for what a pointer of the desc points to; 0: NULL. */
+static double pmlp__digest(const void *bytes, size_t size) {
+    return bytes ? (double)(pmlp_hash(0, bytes, size) >> 12) : 0.0;
+}
+
+static void pmlp__model_facts(const pmlp_model *model, pmlp__text *facts) {
+    const size_t layers = (size_t)model->desc.layers;
+    pmlp__fact(facts, "layers", "%d", model->desc.layers);
+    pmlp__fact(facts, "sizes", "%d ... %d, digest %.0f", model->sizes[0], model->sizes[layers],
+               pmlp__digest(model->sizes, (layers + 1) * sizeof *model->sizes));
+    pmlp__fact(facts, "activations", "digest %.0f",
+               pmlp__digest(model->activations, layers * sizeof *model->activations));
+    pmlp__fact(facts, "loss", "%s", pmlp_loss_name(model->desc.loss));
+    pmlp__fact(facts, "weights", "digest %.0f",
+               pmlp__digest(model->params, model->param_count * sizeof *model->params));
+}
+
+/* What all ranks must have set alike. */
+static void pmlp__trainer_facts(pmlp_trainer *t) {
+    const pmlp_trainer_desc *d = &t->desc;
+    const pmlp_costs *c = d->costs;
+    pmlp__text facts = pmlp__facts(t, "create");
+    pmlp__fact(&facts, "version", "%d.%d.%d", PMLP_VERSION_MAJOR, PMLP_VERSION_MINOR,
+               PMLP_VERSION_PATCH);
+    pmlp__fact(&facts, "backend", "%s", d->backend->name);
+    pmlp__fact(&facts, "exact", "%d", d->backend->exact);
+    pmlp__fact(&facts, "workers", "%d", d->workers);
+    pmlp__fact(&facts, "virtual_stages", "%d", d->virtual_stages);
+    pmlp__fact(&facts, "microbatches", "%d", d->microbatches);
+    pmlp__fact(&facts, "batch", "%.0f", (double)d->batch);
+    pmlp__fact(&facts, "schedule", "%s", pmlp_schedule_kind_name(d->schedule));
+    pmlp__fact(&facts, "memory", "%.9g", d->memory);
+    pmlp__fact(&facts, "no_stashing", "%d", d->no_stashing);
+    pmlp__fact(&facts, "whole_layers", "%d", d->whole_layers);
+    pmlp__fact(&facts, "measure_layers", "%d", d->measure_layers);
+    pmlp__fact(&facts, "costs", "%s, %.9g", c ? "given" : "no", c ? c->latency : 0.0);
+    pmlp__fact(&facts, "slots", "%d", d->slots);
+    pmlp__fact(&facts, "w_rows", "%.0f", (double)d->w_rows);
+    pmlp__fact(&facts, "optimizer", "%s", pmlp_optimizer_name(d->optimizer));
+    pmlp__fact(&facts, "learning_rate", "%.9g", (double)d->learning_rate);
+    pmlp__fact(&facts, "momentum", "%.9g", (double)d->momentum);
+    pmlp__fact(&facts, "beta1", "%.9g", (double)d->beta1);
+    pmlp__fact(&facts, "beta2", "%.9g", (double)d->beta2);
+    pmlp__fact(&facts, "epsilon", "%.9g", (double)d->epsilon);
+    pmlp__fact(&facts, "weight_decay", "%.9g", (double)d->weight_decay);
+    pmlp__fact(&facts, "clip_norm", "%.9g", (double)d->clip_norm);
+    pmlp__fact(&facts, "seed", "%.0f", (double)d->seed);
+    pmlp__fact(&facts, "no_shuffle", "%d", d->no_shuffle);
+    pmlp__fact(&facts, "gradient_norm", "%d", d->gradient_norm);
+    pmlp__fact(&facts, "keep_gradients", "%d", d->keep_gradients);
+    pmlp__fact(&facts, "replicas", "%d", d->replicas);
+    pmlp__fact(&facts, "allreduce", "%d", d->allreduce);
+    pmlp__fact(&facts, "edges", "transport %d, %d", (int)d->edges->transport,
+               (int)t->group->edges->transport);
+    pmlp__model_facts(t->model, &facts);
+}
+
+/* What all ranks must have come to. */
+static void pmlp__build_facts(pmlp_trainer *t) {
+    pmlp__text facts = pmlp__facts(t, "connect");
+    const pmlp_schedule *s = t->lowered;
+    uint64_t lists = 0;
+    int i;
+    for (i = 0; s && i < s->workers; i++)
+        lists = pmlp_hash(lists, s->lists[i].at,
+                          (size_t)s->lists[i].count * sizeof *s->lists[i].at);
+    pmlp__fact(&facts, "schedule", "digest %.0f", (double)(lists >> 12));
+    for (i = 0; s && t->cuts && i < s->stages - 1; i++)
+        pmlp__fact(&facts, "cuts", "%d at %d, %d", i + 1, t->cuts[i].layer, t->cuts[i].column);
+}
+
+/* Says what it has been told to do; does it; says what came of it; reaches out to the others; and
+   says whether that went well: all ranks get a trainer, or none does. */
+static pmlp_result pmlp__trainer_begin(pmlp_trainer *t, pmlp_error *error) {
+    int watched = t->desc.progress != NULL;
+    pmlp_result result = PMLP_OK;
+    if (t->group) {
+        t->sheets = (pmlp__sheet *)pmlp__new(&t->desc.allocator, 1 + (size_t)t->group->ranks,
+                                             sizeof *t->sheets);
+        if (!t->sheets) return pmlp__no_memory(error, "what ranks say");
+        pmlp__trainer_facts(t);
+        result = pmlp__agree(t, PMLP_OK, &watched, error);
+        t->is_watched = watched != 0;
+    }
+    if (result == PMLP_OK)
+        result = t->desc.schedule == PMLP_SCHEDULE_AUTO && !t->desc.costs
+                     ? pmlp__trainer_build_auto(t, error)
+                     : pmlp__trainer_build(t, error);
+    t->desc.costs = NULL; /* the caller's, for this call only */
+    if (!t->group) return result == PMLP_OK ? pmlp__trainer_connect(t, error) : result;
+    if (t->is_known || pmlp__load(&t->failed)) return result;
+    pmlp__build_facts(t);
+    result = pmlp__agree(t, result, NULL, error);
+    if (result == PMLP_OK) result = pmlp__trainer_connect(t, error);
+    else return result;
+    if (result != PMLP_OK) return result;
+    pmlp__facts(t, "begin");
+    return pmlp__agree(t, PMLP_OK, NULL, error);
 }
 
 PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_desc *desc,
                                          pmlp_trainer **trainer, pmlp_error *error) {
     pmlp_error why; /* complete on failure, and not the caller's on success */
-    pmlp_trainer *t;
+    pmlp_group *group;
+    pmlp_trainer *t = NULL;
     pmlp_result result;
     if (!trainer) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "trainer: is NULL");
     *trainer = NULL;
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
     if (!desc) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "desc: is NULL");
-    result = pmlp__validate_desc(model, desc, error);
-    if (result != PMLP_OK) return result;
-    if (model->trainer)
-        return pmlp__fail(error, PMLP_ERROR_STATE, "model: has a trainer already");
-    t = (pmlp_trainer *)pmlp__new(&desc->allocator, 1, sizeof *t);
-    if (!t) return pmlp__no_memory(error, "a trainer");
-    t->desc = pmlp__trainer_defaults(desc);
-    t->backend = t->desc.backend;
-    t->edges = t->desc.edges;
-    t->model = model;
-    pmlp__store(&t->no_query, 1);
-    pmlp__error_clear(&t->error);
-    pmlp__error_clear(&t->failure);
+    group = desc->group;
+    if (group && !pmlp__is_whole_group(group))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "group: was built for another version of pipemlp.h, lacks an entry, or "
+                          "has no rank in 0 .. ranks - 1");
     pmlp__error_clear(&why);
-    result = t->desc.schedule == PMLP_SCHEDULE_AUTO && !t->desc.costs
-                 ? pmlp__trainer_build_auto(t, &why)
-                 : pmlp__trainer_build(t, &why);
-    t->desc.costs = NULL; /* the caller's, for this call only */
+    result = pmlp__validate_desc(model, desc, &why);
+    if (result == PMLP_OK && model->trainer)
+        result = pmlp__fail(&why, PMLP_ERROR_STATE, "model: has a trainer already");
+    if (result == PMLP_OK && !(t = (pmlp_trainer *)pmlp__new(&desc->allocator, 1, sizeof *t)))
+        result = pmlp__no_memory(&why, "a trainer");
+    if (result == PMLP_OK) {
+        t->desc = pmlp__trainer_defaults(desc);
+        t->backend = t->desc.backend;
+        t->edges = t->desc.edges;
+        t->group = group;
+        t->replica = group ? group->rank / (group->ranks / t->desc.replicas) : 0;
+        t->share = (t->desc.batch + (size_t)t->desc.replicas - 1) / (size_t)t->desc.replicas;
+        t->model = model;
+        pmlp__store(&t->no_query, 1);
+        pmlp__error_clear(&t->error);
+        pmlp__error_clear(&t->failure);
+        result = pmlp__trainer_begin(t, &why);
+    }
     if (result != PMLP_OK) {
-        pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", why.text);
+        if (t) pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", why.text);
+        if (group && !(t && (t->is_known || pmlp__load(&t->failed))))
+            group->abort(group->context, why.text);
         pmlp_trainer_destroy(t);
         if (error) *error = why;
         return result;
@@ -9161,20 +10467,42 @@ static void pmlp__worker_close(pmlp_trainer *t, pmlp__worker *w) {
     if (w->has_cond) pmlp__cond_done(&w->cond);
 }
 
+/* Some floats that one rank has, for all. */
+static pmlp_result pmlp__spread(pmlp_trainer *t, int from, float *data, size_t floats) {
+    return data ? t->group->broadcast(t->group->context, from, data, floats * sizeof *data,
+                                      t->desc.deadline)
+                : PMLP_OK;
+}
+
+/* A stage's part of one of its layers' tensors, w and b being the whole. */
+static pmlp_result pmlp__read_part(pmlp_trainer *t, const pmlp__stage *s, int l, pmlp_tensor tensor,
+                                   float *w, float *b) {
+    const int layer = s->first_layer + l;
+    const size_t first = l == 0 ? s->first_column : 0;
+    const size_t n_in = pmlp__n_in(t->model, layer);
+    const size_t n_out = l == 0 ? s->columns : pmlp__n_out(t->model, layer);
+    const int from = pmlp__rank_of(t, 0, s->worker);
+    pmlp_result result = PMLP_OK;
+    w = w ? w + first * n_in : NULL;
+    b = b ? b + first : NULL;
+    if (!pmlp__is_spread(t) || from == t->group->rank)
+        result = t->backend->read(pmlp__context_of(t, s), s->handles[l], tensor, w, b);
+    if (!pmlp__is_spread(t)) return result;
+    if (result == PMLP_OK) result = pmlp__spread(t, from, w, n_out * n_in);
+    if (result == PMLP_OK) result = pmlp__spread(t, from, b, n_out);
+    return result == PMLP_OK ? result : pmlp__part(t, "sharing weights", result, NULL);
+}
+
 /* One of a layer's tensors from all stages that have some of it, into w [n_out][n_in] and b
-   [n_out]; either may be NULL. */
+   [n_out]; either may be NULL. All ranks get all of it. */
 static pmlp_result pmlp__read_layer(pmlp_trainer *t, int layer, pmlp_tensor tensor, float *w,
                                     float *b) {
     pmlp_result result = PMLP_OK;
     int i;
     for (i = 0; result == PMLP_OK && i < t->schedule->stages; i++) {
-        pmlp__stage *s = &t->stages[i];
+        const pmlp__stage *s = &t->stages[i];
         const int l = layer - s->first_layer;
-        const size_t first = l == 0 ? s->first_column : 0;
-        if (l < 0 || l >= s->layers) continue;
-        result = t->backend->read(pmlp__context_of(t, s), s->handles[l], tensor,
-                                  w ? w + first * pmlp__n_in(t->model, layer) : NULL,
-                                  b ? b + first : NULL);
+        if (l >= 0 && l < s->layers) result = pmlp__read_part(t, s, l, tensor, w, b);
     }
     return result;
 }
@@ -9192,6 +10520,13 @@ static bool pmlp__is_mixed(pmlp_trainer *t) {
     return pmlp__load(&t->failed) && pmlp__load(&t->updating);
 }
 
+/* What the model lacks of its weights, from all ranks, if nothing has failed. */
+static void pmlp__write_back(pmlp_trainer *t) {
+    if (!t->model->stale || pmlp__is_mixed(t)) return;
+    if (pmlp__agree_on_reading(t, "destroy", -1, true, true, PMLP_OK) != PMLP_OK) return;
+    if (pmlp__read_weights(t) == PMLP_OK) t->model->stale = false;
+}
+
 PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp_allocator allocator;
     int i;
@@ -9203,13 +10538,13 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     for (i = 0; t->workers && i < t->schedule->workers; i++)
         if (t->workers[i].has_thread) pmlp__thread_join(t->workers[i].thread);
     if (t->model->trainer == t) {
-        if (t->model->stale && !pmlp__is_mixed(t) && pmlp__read_weights(t) == PMLP_OK)
-            t->model->stale = false;
+        pmlp__write_back(t);
         if (t->model->stale)
             pmlp__log(&t->desc.logger, PMLP_LOG_ERROR, "the weights could not be read back");
         t->model->trainer = NULL;
     }
-    for (i = 0; i < t->connected_count; i++) t->edges->disconnect(t->connected[i]);
+    for (i = 0; i < t->connected_count; i++)
+        t->connected[i].table->disconnect(t->connected[i].handle);
     for (i = 0; t->stages && t->workers && i < t->schedule->stages; i++)
         pmlp__stage_destroy(t, &t->stages[i]);
     for (i = 0; t->workers && i < t->schedule->workers; i++) pmlp__worker_close(t, &t->workers[i]);
@@ -9227,6 +10562,9 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp__delete(&allocator, t->squares);
     pmlp__delete(&allocator, t->squares_at);
     pmlp__delete(&allocator, t->idle);
+    pmlp__delete(&allocator, t->busy);
+    pmlp__delete(&allocator, t->sheets);
+    pmlp__delete(&allocator, t->mail);
     pmlp__delete(&allocator, t->costs);
     pmlp__delete(&allocator, t->order);
     pmlp__delete(&allocator, t);
@@ -9239,17 +10577,17 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
 
 /* Each worker in turn until it has to wait. By the checker's proof somebody can always go on. */
 static void pmlp__pass_without_threads(pmlp_trainer *t) {
-    const int workers = t->schedule->workers;
+    const int workers = t->end_worker - t->first_worker;
     int i, left = workers, still = 0;
     for (i = 0; left > 0; i = (i + 1) % workers) {
-        pmlp__worker *w = &t->workers[i];
+        pmlp__worker *w = &t->workers[t->first_worker + i];
         const int before = w->next;
         const double begin = pmlp__clock();
         pmlp_result result;
         if (w->list == NULL) continue;
         result = pmlp__advance(w);
+        w->busy += pmlp__clock() - begin - w->blocked;
         w->blocked = w->blocked_since = 0.0;
-        w->busy += pmlp__clock() - begin;
         if (result != PMLP_BUSY) {
             pmlp__worker_finish(w, result);
             w->list = NULL;
@@ -9263,13 +10601,13 @@ static void pmlp__pass_without_threads(pmlp_trainer *t) {
 }
 
 static void pmlp__pass_with_threads(pmlp_trainer *t) {
-    const int others = t->schedule->workers - 1;
+    const int first = t->first_worker, end = t->end_worker;
     int i;
     pmlp__store(&t->done, 0);
-    for (i = 1; i <= others; i++) pmlp__give_task(&t->workers[i], pmlp__worker_pass, i);
-    pmlp__worker_pass(t, 0, NULL);
-    pmlp__await_tasks(t, others);
-    for (i = 0; i <= others; i++) {
+    for (i = first + 1; i < end; i++) pmlp__give_task(&t->workers[i], pmlp__worker_pass, i);
+    pmlp__worker_pass(t, first, NULL);
+    pmlp__await_tasks(t, end - first - 1);
+    for (i = first; i < end; i++) {
         const pmlp__worker *w = &t->workers[i];
         t->workers[i].busy += w->finished - w->begun - w->blocked;
     }
@@ -9278,7 +10616,7 @@ static void pmlp__pass_with_threads(pmlp_trainer *t) {
 /* The oldest of the steps that are kept makes room for the next one. */
 static void pmlp__trace_next(pmlp_trainer *t) {
     int i;
-    for (i = 0; t->desc.trace > 0 && i < t->schedule->workers; i++) {
+    for (i = t->first_worker; t->desc.trace > 0 && i < t->end_worker; i++) {
         pmlp__trace *trace = &t->workers[i].trace;
         if (t->traced > 0) trace->at = (trace->at + 1) % t->desc.trace;
         trace->counts[trace->at] = 0;
@@ -9300,40 +10638,67 @@ static pmlp_result pmlp__pass_lists(pmlp_trainer *t, size_t rows, bool training,
     return result;
 }
 
-/* Rows first .. first + rows - 1 of data (through index, if there is one), trained on or
-   evaluated. */
-static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
-                              size_t first, size_t rows, bool training) {
-    const pmlp_schedule *lists;
-    pmlp_result result = pmlp__pass_lists(t, rows, training, &lists);
+/* All is as it was before the first action. */
+static pmlp_result pmlp__pass_begin(pmlp_trainer *t, const pmlp_schedule *lists) {
+    pmlp_result result = PMLP_OK;
     int i;
-    if (result != PMLP_OK) return result;
-    t->data = data;
-    t->index = index ? index + first : NULL;
-    t->first = first;
-    t->rows = rows;
-    t->training = training;
     pmlp__store(&t->gathered, 0);
     pmlp__store(&t->gate, t->schedule->per_update ? 1 : 0); /* asynchronous updates do not wait */
     pmlp__store(&t->updating, 0);
-    if (training) pmlp__trace_next(t);
-    for (i = 0; i < t->schedule->workers; i++) pmlp__worker_begin(&t->workers[i], lists);
+    if (t->training) pmlp__trace_next(t);
+    for (i = t->first_worker; i < t->end_worker; i++) pmlp__worker_begin(&t->workers[i], lists);
     for (i = 0; i < t->schedule->stages; i++) {
-        t->stages[i].w_begin = t->stages[i].w_end = 0;
-        t->stages[i].ahead = 0;
-        memset(t->stages[i].own, 0, (size_t)t->schedule->microbatches * sizeof(bool));
-        t->stages[i].updates_before = t->stages[i].updates;
+        pmlp__stage *s = &t->stages[i];
+        if (!s->is_here) continue;
+        s->w_begin = s->w_end = 0;
+        s->ahead = 0;
+        memset(s->own, 0, (size_t)t->schedule->microbatches * sizeof(bool));
+        s->updates_before = s->updates;
     }
     for (i = 0; result == PMLP_OK && i < t->connected_count; i++)
-        result = t->edges->reset(t->connected[i]);
+        result = t->connected[i].table->reset(t->connected[i].handle);
+    return result;
+}
+
+/* What it did, told to all ranks. */
+static pmlp_result pmlp__pass_end(pmlp_trainer *t, double begun) {
+    const bool has_losses = t->stages[t->schedule->stages - 1].is_here;
+    size_t i;
+    int w;
+    t->hits = 0;
+    for (i = 0; has_losses && i < t->rows; i++) t->hits += t->row_hit[t->offset + i];
+    for (w = t->first_worker; w < t->end_worker; w++) t->busy[w] = t->workers[w].busy;
+    return t->group ? pmlp__share_results(t, pmlp__clock() - begun) : PMLP_OK;
+}
+
+/* Rows first .. first + rows - 1 of data (through index, if there is one), or this replica's share
+   of them, trained on or evaluated, in a call that has begun at that time. */
+static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
+                              size_t first, size_t rows, bool training, double begun) {
+    const pmlp_schedule *lists;
+    pmlp_result result = pmlp__pass_lists(t, rows, training, &lists);
     if (result != PMLP_OK) {
-        pmlp__store(&t->failed, 1);
-        pmlp__fail(&t->failure, result, "an edge could not be reset: %s", pmlp_result_text(result));
+        if (t->group) pmlp__trainer_fail(t, &t->error); /* they have begun */
+        return result;
+    }
+    t->offset = pmlp__share_begin(t, rows, t->replica);
+    t->rows = pmlp__share_begin(t, rows, t->replica + 1) - t->offset;
+    t->whole = rows;
+    t->data = data;
+    t->index = index ? index + first + t->offset : NULL;
+    t->first = first + t->offset;
+    t->training = training;
+    result = pmlp__pass_begin(t, lists);
+    if (result != PMLP_OK) {
+        pmlp_error why;
+        pmlp__fail(&why, result, "an edge could not be reset: %s", pmlp_result_text(result));
+        pmlp__trainer_fail(t, &why);
     } else if (t->desc.no_threads) {
         pmlp__pass_without_threads(t);
     } else {
         pmlp__pass_with_threads(t);
     }
+    if (!pmlp__load(&t->failed)) pmlp__pass_end(t, begun);
     if (!pmlp__load(&t->failed)) return PMLP_OK;
     t->error = t->failure;
     pmlp__log(&t->desc.logger, PMLP_LOG_ERROR, "%s", t->error.text);
@@ -9376,26 +10741,24 @@ static pmlp__tally pmlp__tally_begin(pmlp_trainer *t, const pmlp_data *data) {
     tally.begun = pmlp__clock();
     tally.total_rows = data->rows;
     tally.has_labels = data->labels != NULL;
-    for (i = 0; i < t->schedule->workers; i++) t->workers[i].busy = 0.0;
+    for (i = t->first_worker; i < t->end_worker; i++) t->workers[i].busy = 0.0;
     return tally;
 }
 
 /* Losses in the order of the samples, in double. */
 static void pmlp__tally_add(pmlp__tally *tally, const pmlp_trainer *t) {
     size_t i;
-    for (i = 0; i < t->rows; i++) {
-        tally->loss += t->row_loss[i];
-        tally->hits += t->row_hit[i];
-    }
-    tally->rows += t->rows;
-    tally->steps += (t->rows + t->desc.batch - 1) / t->desc.batch;
+    for (i = 0; i < t->whole; i++) tally->loss += t->row_loss[i];
+    tally->hits += t->hits;
+    tally->rows += t->whole;
+    tally->steps += (t->whole + t->desc.batch - 1) / t->desc.batch;
 }
 
 static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_stats *stats) {
-    const double seconds = pmlp__clock() - tally->begun;
+    const double seconds = t->group ? t->seconds : pmlp__clock() - tally->begun;
     int i;
     for (i = 0; i < t->schedule->workers; i++) {
-        const double idle = seconds > 0.0 ? 1.0 - t->workers[i].busy / seconds : 0.0;
+        const double idle = seconds > 0.0 ? 1.0 - t->busy[i] / seconds : 0.0;
         t->idle[i] = idle < 0.0 ? 0.0 : idle;
     }
     memset(stats, 0, sizeof *stats);
@@ -9416,10 +10779,10 @@ static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_st
 }
 
 static pmlp_result pmlp__train_batch(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
-                                     size_t first, size_t rows) {
+                                     size_t first, size_t rows, double begun) {
     pmlp_result result;
     t->model->stale = true;
-    result = pmlp__pass(t, data, index, first, rows, true);
+    result = pmlp__pass(t, data, index, first, rows, true, begun);
     if (result != PMLP_OK) return result;
     t->step += (rows + t->desc.batch - 1) / t->desc.batch;
     return PMLP_OK;
@@ -9435,9 +10798,10 @@ PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *t, const pmlp_data *batch, 
             pmlp__fail(&t->error, PMLP_ERROR_SHAPE, "data: %.0f rows are more than a batch of %.0f",
                        (double)batch->rows, (double)t->desc.batch);
     else result = pmlp__validate_data(t->model, batch, &t->error);
+    result = pmlp__agree_on_call(t, "step", batch, result);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     tally = pmlp__tally_begin(t, batch);
-    result = pmlp__train_batch(t, batch, NULL, 0, batch->rows);
+    result = pmlp__train_batch(t, batch, NULL, 0, batch->rows, tally.begun);
     if (result == PMLP_OK) {
         pmlp__tally_add(&tally, t);
         pmlp__tally_stats(&tally, t, stats ? stats : &unused);
@@ -9458,7 +10822,31 @@ static pmlp_result pmlp__epoch_order(pmlp_trainer *t, size_t rows) {
     return PMLP_OK;
 }
 
-/* The batches of an epoch. The progress callback may call back in, one call at a time. */
+/* Asks the progress callback, which may call back in, one call at a time, and, if any rank has one,
+   what those of the other ranks say. */
+static pmlp_result pmlp__report(pmlp_trainer *t, const pmlp__tally *tally, pmlp_stats *stats) {
+    int stopped = 0;
+    pmlp_result result = PMLP_OK;
+    if (t->desc.progress) {
+        pmlp__tally_stats(tally, t, stats);
+        pmlp__store(&t->no_query, 0);
+        stopped = !t->desc.progress(stats, t->desc.progress_user);
+        while (pmlp__exchange(&t->no_query, 1)) pmlp__pause(); /* a query of another thread */
+    }
+    if (t->is_watched) {
+        pmlp__text facts = pmlp__facts(t, "epoch, behind the progress callback");
+        pmlp__fact(&facts, "learning_rate", "%.9g", (double)t->desc.learning_rate);
+        result = pmlp__agree(t, PMLP_OK, &stopped, &t->error);
+        if (result != PMLP_OK) return result;
+    }
+    if (stopped)
+        result = pmlp__fail(&t->error, PMLP_ERROR_CANCELLED,
+                            "the progress callback stopped the epoch after %.0f of %.0f rows",
+                            (double)tally->rows, (double)tally->total_rows);
+    return result;
+}
+
+/* The batches of an epoch. */
 static pmlp_result pmlp__epoch_batches(pmlp_trainer *t, const pmlp_data *data, pmlp__tally *tally,
                                        pmlp_stats *stats) {
     const uint32_t *order = t->desc.no_shuffle ? NULL : t->order;
@@ -9467,20 +10855,11 @@ static pmlp_result pmlp__epoch_batches(pmlp_trainer *t, const pmlp_data *data, p
     for (first = 0; first < data->rows; first += rows) {
         pmlp_result result;
         rows = data->rows - first < most ? data->rows - first : most;
-        result = pmlp__train_batch(t, data, order, first, rows);
+        result = pmlp__train_batch(t, data, order, first, rows, tally->begun);
         if (result != PMLP_OK) return result;
         pmlp__tally_add(tally, t);
-        if (t->desc.progress) {
-            bool go_on;
-            pmlp__tally_stats(tally, t, stats);
-            pmlp__store(&t->no_query, 0);
-            go_on = t->desc.progress(stats, t->desc.progress_user);
-            while (pmlp__exchange(&t->no_query, 1)) pmlp__pause(); /* a query of another thread */
-            if (!go_on)
-                return pmlp__fail(&t->error, PMLP_ERROR_CANCELLED,
-                                  "the progress callback stopped the epoch after %.0f of %.0f rows",
-                                  (double)tally->rows, (double)tally->total_rows);
-        }
+        result = pmlp__report(t, tally, stats);
+        if (result != PMLP_OK) return result;
     }
     t->epoch++;
     return PMLP_OK;
@@ -9495,6 +10874,7 @@ PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *t, const pmlp_data *data, 
     result = pmlp__validate_data(t->model, data, &t->error);
     if (result == PMLP_OK) tally = pmlp__tally_begin(t, data);
     if (result == PMLP_OK) result = pmlp__epoch_order(t, data->rows);
+    result = pmlp__agree_on_call(t, "epoch", data, result);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     result = pmlp__epoch_batches(t, data, &tally, stats);
     if (result == PMLP_OK || result == PMLP_ERROR_CANCELLED) pmlp__tally_stats(&tally, t, stats);
@@ -9508,11 +10888,12 @@ PMLP_API pmlp_result pmlp_trainer_eval(pmlp_trainer *t, const pmlp_data *data, p
     pmlp_result result = pmlp__enter(t);
     if (result != PMLP_OK) return result;
     result = pmlp__validate_data(t->model, data, &t->error);
+    result = pmlp__agree_on_call(t, "eval", data, result);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     tally = pmlp__tally_begin(t, data);
     for (first = 0; result == PMLP_OK && first < data->rows; first += rows) {
         rows = data->rows - first < t->desc.batch ? data->rows - first : t->desc.batch;
-        result = pmlp__pass(t, data, NULL, first, rows, false);
+        result = pmlp__pass(t, data, NULL, first, rows, false, tally.begun);
         if (result == PMLP_OK) pmlp__tally_add(&tally, t);
     }
     if (result == PMLP_OK) {
@@ -9534,6 +10915,11 @@ static pmlp_result pmlp__leave_query(pmlp__atomic *entered, pmlp_result result) 
     return result;
 }
 
+static pmlp_result pmlp__read_failed(pmlp_trainer *t, const char *what, pmlp_result result) {
+    return pmlp__fail(&t->error, result, "reading %s: %.400s", what,
+                      pmlp__load(&t->failed) ? t->failure.text : pmlp_result_text(result));
+}
+
 PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *t) {
     pmlp_result result;
     pmlp__atomic *const entered = pmlp__enter_query(t);
@@ -9543,9 +10929,11 @@ PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *t) {
                             t->failure.text);
         return pmlp__leave_query(entered, result);
     }
+    result = pmlp__agree_on_reading(t, "sync", -1, true, true, PMLP_OK);
+    if (result != PMLP_OK) return pmlp__leave_query(entered, result);
     result = pmlp__read_weights(t);
     if (result == PMLP_OK) t->model->stale = false;
-    else pmlp__fail(&t->error, result, "reading the weights back: %s", pmlp_result_text(result));
+    else pmlp__read_failed(t, "the weights back", result);
     return pmlp__leave_query(entered, result);
 }
 
@@ -9560,24 +10948,29 @@ PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *t, float learn
     return pmlp__leave_query(entered, result);
 }
 
+/* Whether there is a gradient to be had. */
+static pmlp_result pmlp__check_gradient(pmlp_trainer *t, int layer) {
+    if (layer < 0 || layer >= t->model->desc.layers)
+        return pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "layer: %d is not in 0 .. %d", layer,
+                          t->model->desc.layers - 1);
+    if (t->step == 0 || pmlp__load(&t->failed))
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient %s",
+                          t->step == 0 ? "before the first step" : "of a step that failed");
+    if (!t->desc.keep_gradients)
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE,
+                          "gradients are not kept: set desc.keep_gradients");
+    return PMLP_OK;
+}
+
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *t, int layer, float *dw, float *db) {
     pmlp_result result;
     pmlp__atomic *const entered = pmlp__enter_query(t);
     if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
-    if (layer < 0 || layer >= t->model->desc.layers) {
-        result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "layer: %d is not in 0 .. %d", layer,
-                            t->model->desc.layers - 1);
-    } else if (t->step == 0 || pmlp__load(&t->failed)) {
-        result = pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient %s",
-                            t->step == 0 ? "before the first step" : "of a step that failed");
-    } else if (!t->desc.keep_gradients) {
-        result = pmlp__fail(&t->error, PMLP_ERROR_STATE,
-                            "gradients are not kept: set desc.keep_gradients");
-    } else {
-        result = pmlp__read_layer(t, layer, PMLP_TENSOR_GRADIENTS, dw, db);
-        if (result != PMLP_OK)
-            pmlp__fail(&t->error, result, "reading the gradient: %s", pmlp_result_text(result));
-    }
+    result = pmlp__agree_on_reading(t, "gradient", layer, dw != NULL, db != NULL,
+                                    pmlp__check_gradient(t, layer));
+    if (result != PMLP_OK) return pmlp__leave_query(entered, result);
+    result = pmlp__read_layer(t, layer, PMLP_TENSOR_GRADIENTS, dw, db);
+    if (result != PMLP_OK) pmlp__read_failed(t, "the gradient", result);
     return pmlp__leave_query(entered, result);
 }
 
@@ -9626,8 +11019,8 @@ PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *t, int stage, pmlp_s
 static const pmlp_span *pmlp__traced(const pmlp_trainer *t, int worker, int back, int *count) {
     const pmlp__trace *trace = &t->workers[worker].trace;
     const int at = (trace->at - back + t->desc.trace) % t->desc.trace;
-    *count = trace->counts[at];
-    return trace->spans + (size_t)at * (size_t)trace->capacity;
+    *count = trace->counts ? trace->counts[at] : 0;
+    return *count == 0 ? NULL : trace->spans + (size_t)at * (size_t)trace->capacity;
 }
 
 static double pmlp__step_begin(const pmlp_trainer *t, int back, double *end) {
@@ -9657,10 +11050,10 @@ static int pmlp__median_step(const pmlp_trainer *t, double *lengths) {
 
 /* What a stage keeps of a micro-batch: its share of x and dz, in bytes. */
 static double pmlp__stage_bytes(const pmlp_trainer *t, const pmlp__stage *s) {
-    const double rows = (double)t->desc.batch / (double)t->schedule->microbatches;
+    const double rows = (double)t->share / (double)t->schedule->microbatches;
     double floats = 0.0;
     int l;
-    for (l = 0; l <= s->layers; l++)
+    for (l = 0; s->is_here && l <= s->layers; l++)
         floats += (double)s->row[l] * (l == 0 && pmlp__reads_input(s) ? 1.0 : 2.0);
     return rows * floats * (double)sizeof(float);
 }
@@ -9776,10 +11169,11 @@ static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *
                              pmlp_costs *costs) {
     static const pmlp_op ops[] = {PMLP_OP_F, PMLP_OP_I, PMLP_OP_W, PMLP_OP_U};
     const int stages = t->schedule->stages;
-    const double rows = (double)t->desc.batch / (double)t->schedule->microbatches;
+    const double rows = (double)t->share / (double)t->schedule->microbatches;
     int i, n;
     for (i = 0; i < stages; i++) {
         const pmlp__stage *s = &t->stages[i];
+        if (!s->is_here) continue;
         for (n = 0; n < 4; n++)
             t->costs[n * stages + i] = pmlp__median_cost(all, s->worker, i, ops[n], false, values);
         t->costs[6 * stages + i] = pmlp__median_cost(all, s->worker, i, PMLP_OP_F, true, values);
@@ -9787,15 +11181,8 @@ static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *
         t->costs[4 * stages + i] = rows * (double)s->row[s->layers] * (double)sizeof(float);
         t->costs[5 * stages + i] = pmlp__stage_bytes(t, s);
     }
-    costs->stages = stages;
-    costs->f = t->costs;
-    costs->i = t->costs + stages;
-    costs->w = t->costs + 2 * stages;
-    costs->u = t->costs + 3 * stages;
-    costs->message_bytes = t->costs + 4 * stages;
-    costs->held = t->costs + 5 * stages;
-    costs->ahead = t->costs + 6 * stages;
-    costs->latency = pmlp__median_latency(all, values);
+    t->costs[7 * stages] = pmlp__median_latency(all, values);
+    *costs = pmlp__costs_in(t->costs, stages);
 }
 
 PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *t, pmlp_costs *costs) {
@@ -9974,6 +11361,8 @@ PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_des
     d.edges = NULL;
     d.slots = 0;
     d.no_threads = true;
+    d.group = NULL;
+    d.replicas = 1;
     if (result == PMLP_OK) result = pmlp__run_begin(&serial, model, &d, error);
     report->identical = result == PMLP_OK;
     while (result == PMLP_OK && report->steps < steps &&
