@@ -656,6 +656,7 @@ typedef struct pmlp__cuda {
     char why[256];
 
     struct pmlp__team *team; /* with whom it fails; NULL: it has no links, see >>links */
+    bool given_up;           /* its team has failed, and it waits for nobody any more */
     struct pmlp__sum *sum;   /* of its gradients over replicas, or NULL */
 } pmlp__cuda;
 
@@ -1013,7 +1014,8 @@ static cublasStatus_t pmlp__plan_choose(pmlp__cuda *c, pmlp__plan *plan) {
         plan->offered =
             answer == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
         if (plan->offered) plan->algorithm = found.algo;
-        if (answer == CUBLAS_STATUS_ALLOC_FAILED || answer == CUBLAS_STATUS_NOT_INITIALIZED)
+        if (answer == CUBLAS_STATUS_ALLOC_FAILED || answer == CUBLAS_STATUS_NOT_INITIALIZED ||
+            answer == CUBLAS_STATUS_INTERNAL_ERROR)
             status = answer;
     }
     cublasLtMatmulPreferenceDestroy(wish);
@@ -1885,6 +1887,7 @@ static pmlp_result pmlp__give_up(pmlp__cuda *c, pmlp_result result) {
     result = pmlp__team_fail(c->team, result, c->why);
     pmlp__team_abort(c->team);
     snprintf(c->why, sizeof c->why, "%s", c->team->why);
+    c->given_up = true;
     const double begun = pmlp__seconds();
     for (int round = 0; cudaStreamQuery(c->stream) == cudaErrorNotReady; round++) {
         if (pmlp__seconds() - begun > PMLP__PATIENCE) break;
@@ -2178,6 +2181,13 @@ static pmlp_result pmlp__cuda_layer_create(void *context, const pmlp_layer_desc 
     return result;
 }
 
+/* Before weights are read or written. They can be had even if the team has failed. */
+static pmlp_result pmlp__at_rest(pmlp__cuda *c) {
+    const bool given_up = c->given_up;
+    const pmlp_result result = pmlp__cuda_synchronize(c);
+    return c->given_up && !given_up ? pmlp__cuda_synchronize(c) : result;
+}
+
 /* The tensor's device memory, or NULL if the layer has none of that kind. */
 static float *pmlp__tensor_of(const pmlp__cuda_layer *layer, pmlp_tensor tensor) {
     switch (tensor) {
@@ -2196,7 +2206,7 @@ static pmlp_result pmlp__cuda_write(void *context, void *layer_, pmlp_tensor ten
     float *const to = pmlp__tensor_of(layer, tensor);
     const size_t row = layer->desc.n_in * sizeof *w;
     if (!to) return PMLP_OK;
-    PMLP__TRY(pmlp__cuda_synchronize(c));
+    PMLP__TRY(pmlp__at_rest(c));
     if (w)
         PMLP__CUDA(c, "copying weights",
                    cudaMemcpy2DAsync(to, layer->pitch * sizeof *to, w, row, row, layer->desc.n_out,
@@ -2209,7 +2219,7 @@ static pmlp_result pmlp__cuda_write(void *context, void *layer_, pmlp_tensor ten
         PMLP__CUDA(
             c, "rounding weights",
             pmlp__launch_round(c->stream, layer->count, to, pmlp__rounded(layer, layer->latest)));
-    return pmlp__cuda_synchronize(c);
+    return pmlp__at_rest(c);
 }
 
 static pmlp_result pmlp__cuda_read(void *context, void *layer_, pmlp_tensor tensor, float *w,
@@ -2223,7 +2233,7 @@ static pmlp_result pmlp__cuda_read(void *context, void *layer_, pmlp_tensor tens
         if (b) memset(b, 0, n_out * sizeof *b);
         return PMLP_OK;
     }
-    PMLP__TRY(pmlp__cuda_synchronize(c));
+    PMLP__TRY(pmlp__at_rest(c));
     if (w)
         PMLP__CUDA(c, "copying weights",
                    cudaMemcpy2DAsync(w, row, from, layer->pitch * sizeof *from, row, n_out,
@@ -2232,7 +2242,7 @@ static pmlp_result pmlp__cuda_read(void *context, void *layer_, pmlp_tensor tens
         PMLP__CUDA(c, "copying biases",
                    cudaMemcpyAsync(b, from + layer->weights, n_out * sizeof *b,
                                    cudaMemcpyDeviceToHost, c->stream));
-    return pmlp__cuda_synchronize(c);
+    return pmlp__at_rest(c);
 }
 
 /* --- operations, noted ------------------------------------------------------------------------ */
@@ -2388,7 +2398,7 @@ static pmlp_result pmlp__cuda_update(void *context, void *layer_, const pmlp_upd
 /* The moment that times are counted from, anew in each pass: the device counts in floats. */
 static pmlp_result pmlp__set_origin(pmlp__cuda *c) {
     PMLP__CUDA(c, "timing", cudaEventRecord(c->origin, c->stream));
-    if (c->team)
+    if (c->team && !c->given_up)
         PMLP__TRY(pmlp__wait_for_all(c, PMLP_OK));
     else
         PMLP__CUDA(c, "timing", cudaEventSynchronize(c->origin));
@@ -2431,7 +2441,7 @@ static pmlp_result pmlp__read_stamps(pmlp__cuda *c) {
 static pmlp_result pmlp__wait(pmlp__cuda *c) {
     pmlp_result flushed = pmlp__flush(c);
     if (flushed == PMLP_OK) flushed = pmlp__sum_join(c);
-    if (c->team) return pmlp__wait_for_all(c, flushed);
+    if (c->team && !c->given_up) return pmlp__wait_for_all(c, flushed);
     const cudaError_t waited = cudaStreamSynchronize(c->stream);
     if (flushed != PMLP_OK) return flushed;
     PMLP__CUDA(c, "the work of a step", waited);

@@ -13,7 +13,13 @@
 
    With pipemlp_cuda.cu in the program, which PMLP_CUDA tells, it can compute on a GPU as well:
 
-       nvcc -O3 -DPMLP_CUDA train.c ../pipemlp_cuda.cu -I.. -o train -lcublas -lcublasLt          */
+       nvcc -O3 -DPMLP_CUDA train.c ../pipemlp_cuda.cu -I.. -o train -lcublas -lcublasLt -lnccl
+
+   and over several processes, one for each GPU, on one machine or more; rank 0 alone speaks:
+
+       mpirun -n 4 train --backend cuda --workers 4
+       torchrun --no-python --nproc-per-node 4 train --backend cuda --workers 4
+       srun -n 4 train --backend cuda --workers 4                                                 */
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 
@@ -69,7 +75,7 @@ typedef struct options {
     unsigned long long seed;
     double lr, momentum, weight_decay, clip, memory; /* 0: the library's default */
     int loss, optimizer, lr_decay, cut, backend;     /* places in their lists of names, from 1 */
-    int math, gemm;                                  /* likewise; 0: not given */
+    int math, gemm, handoff;                         /* likewise; 0: not given */
     bool compare, no_threads, no_stashing, quiet, help;
 } options;
 
@@ -139,7 +145,10 @@ static const option option_table[] = {
      "cuda: products by cuBLASLt with bias and ReLU, by cuBLAS, or by the kernel that is\n"
      "        there to be read"},
     {"devices", TEXT, AT(devices), "N,N,...", 0, 0, NULL, "all",
-     "cuda: which GPUs, in the order of the stages"},
+     "cuda: which GPUs, in the order of the stages; with several processes, of the workers of\n"
+     "        this machine"},
+    {"handoff", CHOICE, AT(handoff), "copies|nccl", 0, 0, NULL, "copies",
+     "cuda: how GPUs of one process hand over; several processes always use NCCL"},
     {"no-threads", FLAG, AT(no_threads), "", 0, 0, NULL, NULL, "run all workers on one thread"},
     {"compare", FLAG, AT(compare), "", 0, 0, NULL, NULL,
      "train serially and pipelined, print both times and whether the weights agree"},
@@ -397,6 +406,7 @@ typedef struct job {
     pmlp_backend backend;
     pmlp_cuda_options cuda; /* --backend cuda */
     int devices[MOST_DEVICES];
+    pmlp_group group; /* of the processes, if there are several */
     run serial, pipeline;
     run same; /* a serial run with the pipeline's micro-batches, if the back end is not exact */
 } job;
@@ -478,7 +488,8 @@ static int prepare_backend(job *j) {
     const options *opt = &j->opt;
     const char *only_cuda = opt->math > 0           ? "math"
                             : opt->gemm > 0         ? "gemm"
-                            : opt->devices != NULL ? "devices"
+                            : opt->devices != NULL  ? "devices"
+                            : opt->handoff > 0      ? "handoff"
                                                     : NULL;
     j->backend = *pmlp_cpu_backend();
     if (opt->backend == ON_CPU && only_cuda != NULL)
@@ -487,6 +498,7 @@ static int prepare_backend(job *j) {
 
     if (opt->math > 0) j->cuda.math = (pmlp_cuda_math)(opt->math - 1);
     if (opt->gemm > 0) j->cuda.gemm = (pmlp_cuda_gemm)(opt->gemm - 1);
+    if (opt->handoff > 0) j->cuda.handoff = (pmlp_cuda_handoff)(opt->handoff - 1);
     if (opt->devices != NULL) {
         j->cuda.devices = j->devices;
         j->cuda.device_count = read_list(opt->devices, MOST_DEVICES, 0, 65535, j->devices);
@@ -497,6 +509,46 @@ static int prepare_backend(job *j) {
     if (make_cuda_backend(&j->cuda, &j->backend)) return OK;
     return fail(FAILED, "--backend cuda: this program was built without CUDA; `make cuda` builds "
                 "build/cuda/train, which has it");
+}
+
+#ifdef PMLP_CUDA
+/* --devices lists those of all workers of this machine: each process takes as many as it has
+   workers. */
+static void take_devices(job *j, const pmlp_launch *launch) {
+    const int count = j->cuda.device_count;
+    const int each = (int)j->opt.workers > launch->ranks ? (int)j->opt.workers / launch->ranks : 1;
+    int mine[MOST_DEVICES];
+
+    if (count == 0) return;
+    for (int i = 0; i < each && i < MOST_DEVICES; i++)
+        mine[i] = j->devices[(launch->local_rank * each + i) % count];
+    memcpy(j->devices, mine, sizeof mine);
+    j->cuda.device_count = each < MOST_DEVICES ? each : MOST_DEVICES;
+}
+#endif
+
+/* Joins the other processes, if mpirun, torchrun or srun has started several. */
+static int prepare_group(job *j) {
+#ifdef PMLP_CUDA
+    pmlp_launch launch;
+    pmlp_error error = {0};
+
+    if (j->opt.backend != ON_CUDA) return OK;
+    if (pmlp_launch_from_environment(&launch, &error) != PMLP_OK)
+        return fail(FAILED, "%s", error.text);
+    if (launch.ranks == 1) return OK;
+    take_devices(j, &launch);
+    if (pmlp_nccl_group_create(&launch, &j->cuda, NULL, &j->group, &j->backend, &error) != PMLP_OK)
+        return fail(FAILED, "%s", error.text);
+    if (launch.rank == 0) return OK;
+    j->opt.quiet = true; /* rank 0 alone speaks and writes files */
+    j->opt.svg = j->opt.trace = NULL;
+    if (freopen("/dev/null", "w", stdout) == NULL)
+        return fail(FAILED, "/dev/null cannot be written");
+#else
+    (void)j;
+#endif
+    return OK;
 }
 
 /* The whole file, in memory of its own; NULL if it cannot be read. */
@@ -670,7 +722,7 @@ static int prepare(job *j) {
         if (j->test.labels[r] >= classes) classes = j->test.labels[r] + 1;
     j->sizes[0] = (int)(j->train.height * j->train.width);
     j->sizes[j->layers] = classes;
-    return OK;
+    return prepare_group(j);
 }
 
 /*--- training -------------------------------------------------------------------------------*/
@@ -730,6 +782,7 @@ static pmlp_trainer_desc trainer_desc(const job *j) {
         .measure_layers = true,
         .no_threads = opt->no_threads,
         .trace = steps_to_trace(j),
+        .group = j->group.ranks > 1 ? (pmlp_group *)&j->group : NULL,
         .backend = &j->backend,
     };
 }
@@ -743,6 +796,7 @@ static pmlp_trainer_desc serial_desc(const job *j) {
     desc.memory = 0;
     desc.no_stashing = false;
     desc.trace = 0;
+    desc.group = NULL;
     return desc;
 }
 
@@ -1250,6 +1304,9 @@ int main(int argc, char **argv) {
     end_run(&j.serial);
     end_run(&j.pipeline);
     end_run(&j.same);
+#ifdef PMLP_CUDA
+    pmlp_nccl_group_destroy(&j.group);
+#endif
     pmlp_schedule_destroy(j.custom);
     pmlp_images_free(&j.train);
     pmlp_images_free(&j.test);
