@@ -656,6 +656,7 @@ typedef struct pmlp__cuda {
     char why[256];
 
     struct pmlp__team *team; /* with whom it fails; NULL: it has no links, see >>links */
+    double patience;         /* seconds that it waits for another rank; 0: there is none */
     bool given_up;           /* its team has failed, and it waits for nobody any more */
     struct pmlp__sum *sum;   /* of its gradients over replicas, or NULL */
 } pmlp__cuda;
@@ -1574,7 +1575,7 @@ typedef struct pmlp__team {
     pmlp__link *links;
     std::atomic<int> failed; /* a pmlp_result; other than OK, it and why stay as they are */
     char why[256];
-    double seconds; /* that another rank is waited for; 0: within one process, until it is done */
+    double seconds; /* that another rank is waited for at most; 0: there is none */
     struct pmlp__watch *watch; /* NULL: no other ranks, or no connection to them */
     std::atomic<int> users;
 } pmlp__team;
@@ -1637,6 +1638,11 @@ static pmlp_result pmlp__team_fail(pmlp__team *team, pmlp_result result, const c
         team->failed.store(result);
     }
     return (pmlp_result)team->failed.load();
+}
+
+/* Why it has failed; "" if it has not. */
+static const char *pmlp__team_reason(const pmlp__team *team) {
+    return team && team->failed.load() != PMLP_OK ? team->why : "";
 }
 
 /* Not to be called by whoever has a turn. */
@@ -1716,18 +1722,20 @@ static pmlp_result pmlp__link_settle(pmlp__link *l, const char *doing, double se
     }
 }
 
-static double pmlp__link_seconds(const pmlp__link *l) {
-    return l->team->seconds > 0.0 ? l->team->seconds : PMLP__PATIENCE;
+/* The shorter of what the team has and what is asked for, each if there is one. */
+static double pmlp__seconds_of(const pmlp__team *team, double asked) {
+    const double most = team->seconds > 0.0 ? team->seconds : PMLP__PATIENCE;
+    return asked > 0.0 && asked < most ? asked : most;
 }
 
 /* An operation for the link's stream; `call` issues it. */
 template <class Call>
-static pmlp_result pmlp__link_do(pmlp__link *l, const char *doing, Call call) {
+static pmlp_result pmlp__link_do(pmlp__link *l, const char *doing, double seconds, Call call) {
     pmlp__turn mine(pmlp__turn_of(l->device));
     if (l->team->failed.load() != PMLP_OK) return (pmlp_result)l->team->failed.load();
     const ncclResult_t result = call();
     if (pmlp__bad(result)) return pmlp__link_failed(l, doing, result);
-    return pmlp__link_settle(l, doing, pmlp__link_seconds(l));
+    return pmlp__link_settle(l, doing, pmlp__seconds_of(l->team, seconds));
 }
 
 /* How many of the marks the device has reached. */
@@ -1798,7 +1806,7 @@ static pmlp_result pmlp__links_connect(pmlp__link *const *links, int count, int 
 
 /* The end of communicators with which all is well: what they still have to send is sent first. */
 static void pmlp__links_finish(pmlp__link *const *links, int count) {
-    const double seconds = pmlp__link_seconds(links[0]);
+    const double seconds = pmlp__seconds_of(links[0]->team, 0.0);
     const pmlp_result result =
         pmlp__links_do(links, count, "ending", seconds,
                        [&](int i) { return ncclCommFinalize(links[i]->comm); });
@@ -1902,7 +1910,7 @@ static pmlp_result pmlp__wait_for_all(pmlp__cuda *c, pmlp_result flushed) {
     pmlp_result result = flushed == PMLP_OK && c->why[0] ? PMLP_ERROR_BACKEND : flushed;
     cudaError_t status = cudaSuccess;
     if (result == PMLP_OK)
-        result = pmlp__await(c->team, c, c->device, c->stream, c->team->seconds, &status);
+        result = pmlp__await(c->team, c, c->device, c->stream, c->patience, &status);
     if (result == PMLP_OK && status != cudaSuccess)
         result = pmlp__cuda_failed(c, "the work of a step", status);
     return result == PMLP_OK ? result : pmlp__give_up(c, result);
@@ -1951,6 +1959,7 @@ static void pmlp__sum_close(pmlp__cuda *c) {
 static pmlp_result pmlp__wait_for_all(pmlp__cuda *, pmlp_result flushed) { return flushed; }
 static pmlp_result pmlp__sum_join(pmlp__cuda *) { return PMLP_OK; }
 static pmlp_result pmlp__sum_wanted(pmlp__cuda *, const pmlp__cuda_layer *) { return PMLP_OK; }
+static const char *pmlp__team_reason(const struct pmlp__team *) { return ""; }
 static void pmlp__team_leave(struct pmlp__team *) {}
 static void pmlp__sum_close(pmlp__cuda *) {}
 #endif /* PMLP__NCCL */
@@ -2091,7 +2100,8 @@ static pmlp_result pmlp__cuda_open(const pmlp_backend *self, const pmlp_backend_
 }
 
 static const char *pmlp__cuda_explain(void *context) {
-    return ((pmlp__cuda *)context)->why;
+    const pmlp__cuda *const c = (const pmlp__cuda *)context;
+    return c->why[0] ? c->why : pmlp__team_reason(c->team);
 }
 
 /* --- memory ----------------------------------------------------------------------------------- */
@@ -2568,13 +2578,14 @@ static pmlp_result pmlp__edge_first_use(pmlp__cuda_edge *e, double seconds) {
 }
 
 static pmlp_result pmlp__edge_join(pmlp__cuda_edge *e, const void *group) {
-    const double seconds = e->desc.seconds > 0.0 ? e->desc.seconds : PMLP__PATIENCE;
+    const double seconds = pmlp__seconds_of(pmlp__edge_end(e)->team, e->desc.seconds);
     pmlp__link *links[2];
     const int count = pmlp__edge_links(e, links);
     ncclUniqueId id;
     pmlp__edge_texts(e);
     for (int i = 0; i < count; i++) {
         pmlp__cuda *const c = links[i] == &e->ends[0] ? e->from : e->to;
+        if (count < 2) c->patience = seconds;
         PMLP__TRY(pmlp__enter_device(c));
         pmlp__link_join(links[i], c->team, c, c->device);
         PMLP__CUDA(c, "making a stream", pmlp__link_make(links[i]));
@@ -2616,7 +2627,7 @@ static pmlp_result pmlp__edge_nccl_send(pmlp__cuda_edge *e, const pmlp__cuda_slo
                                         const void *data, size_t bytes) {
     pmlp__link *const l = &e->ends[0];
     PMLP__CUDA(e->from, "a hand-off", cudaStreamWaitEvent(l->stream, slot->full, 0));
-    PMLP__TRY(pmlp__link_do(l, "sending", [&] {
+    PMLP__TRY(pmlp__link_do(l, "sending", e->from->patience, [&] {
         return ncclSend(data, bytes, ncclInt8, 1, l->comm, l->stream);
     }));
     PMLP__CUDA(e->from, "a hand-off", pmlp__link_mark(l));
@@ -2627,7 +2638,7 @@ static pmlp_result pmlp__edge_nccl_receive(pmlp__cuda_edge *e, const pmlp__cuda_
                                            bool used, size_t bytes) {
     pmlp__link *const l = &e->ends[1];
     if (used) PMLP__CUDA(e->to, "a hand-off", cudaStreamWaitEvent(l->stream, slot->taken, 0));
-    PMLP__TRY(pmlp__link_do(l, "receiving", [&] {
+    PMLP__TRY(pmlp__link_do(l, "receiving", e->to->patience, [&] {
         return ncclRecv(slot->memory, bytes, ncclInt8, 0, l->comm, l->stream);
     }));
     PMLP__CUDA(e->to, "a hand-off", cudaEventRecord(slot->arrived, l->stream));
@@ -2641,7 +2652,8 @@ static pmlp_result pmlp__edge_settle(pmlp__cuda_edge *e) {
     cudaError_t status = cudaSuccess;
     if (!e->from || e->handoff != PMLP__BY_NCCL) return PMLP_OK;
     PMLP__TRY(pmlp__enter_device(e->from));
-    PMLP__TRY(pmlp__await(l->team, l->owner, l->device, l->stream, l->team->seconds, &status));
+    PMLP__TRY(
+        pmlp__await(l->team, l->owner, l->device, l->stream, e->from->patience, &status));
     PMLP__CUDA(e->from, "a hand-off", status);
     return PMLP_OK;
 }
@@ -3566,11 +3578,11 @@ static pmlp_result pmlp__world_try(pmlp__nccl_group *g, const char *doing, doubl
 template <class Call>
 static pmlp_result pmlp__world_do(pmlp__nccl_group *g, const char *doing, double seconds,
                                   size_t from, size_t in, size_t back, size_t out, Call call) {
-    if (seconds <= 0.0) seconds = g->team->seconds;
     const pmlp_result result =
         g->team->failed.load() != PMLP_OK
             ? (pmlp_result)g->team->failed.load()
-            : pmlp__world_try(g, doing, seconds, from, in, back, out, call);
+            : pmlp__world_try(g, doing, pmlp__seconds_of(g->team, seconds), from, in, back, out,
+                              call);
     if (result != PMLP_OK) pmlp__team_abort(g->team);
     return result;
 }
@@ -3719,7 +3731,7 @@ static pmlp_result pmlp__sum_begin(pmlp__cuda *c, float *data, size_t floats) {
         return pmlp__no_host_memory(c);
     PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->ready, c->stream));
     PMLP__CUDA(c, "a sum over replicas", cudaStreamWaitEvent(s->link.stream, s->ready, 0));
-    PMLP__TRY(pmlp__link_do(&s->link, "adding up",
+    PMLP__TRY(pmlp__link_do(&s->link, "adding up", c->patience,
                             [&] { return pmlp__sum_call(s, data, floats); }));
     PMLP__CUDA(c, "a sum over replicas", pmlp__link_mark(&s->link));
     PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->done, s->link.stream));
@@ -3733,8 +3745,8 @@ static pmlp_result pmlp__group_sum(void *context, int worker, int replicas, void
     pmlp__cuda *const c = (pmlp__cuda *)backend_context;
     pmlp_result result = PMLP_OK;
     if (replicas == 1) return PMLP_OK;
-    if (seconds <= 0.0) seconds = g->team->seconds;
-    if (!c->sum) result = pmlp__sum_connect(g, c, worker, replicas, seconds);
+    c->patience = pmlp__seconds_of(g->team, seconds);
+    if (!c->sum) result = pmlp__sum_connect(g, c, worker, replicas, c->patience);
     if (result == PMLP_OK && floats > 0) result = pmlp__sum_begin(c, data, floats);
     return result == PMLP_OK ? PMLP_OK : pmlp__give_up(c, result);
 }
@@ -3754,8 +3766,7 @@ static void pmlp__group_abort(void *context, const char *why) {
 }
 
 static const char *pmlp__group_explain(void *context) {
-    const pmlp__nccl_group *const g = (const pmlp__nccl_group *)context;
-    return g->team->failed.load() == PMLP_OK ? "" : g->team->why;
+    return pmlp__team_reason(((const pmlp__nccl_group *)context)->team);
 }
 
 static pmlp_result pmlp__group_open(const pmlp_backend *self, const pmlp_backend_desc *desc,
@@ -3764,6 +3775,7 @@ static pmlp_result pmlp__group_open(const pmlp_backend *self, const pmlp_backend
     const pmlp_result result = pmlp__cuda_open(self, desc, context, error);
     if (result != PMLP_OK) return result;
     ((pmlp__cuda *)*context)->team = g->team;
+    ((pmlp__cuda *)*context)->patience = g->team->seconds;
     g->team->users.fetch_add(1);
     return PMLP_OK;
 }
