@@ -1385,6 +1385,8 @@ struct pmlp_group {
                        size_t floats, double seconds);
     void (*abort)(void *context, const char *why);
     const char *(*explain)(void *context);
+    int per_machine; /* ranks that share the cores of this machine, this one included; 0: unknown.
+                        With fewer cores than workers nobody spins while waiting */
 };
 
 /* Ranks that are threads of one process, for pipelines side by side in it, and to try things out.
@@ -7177,6 +7179,7 @@ typedef struct pmlp__box {
 /* One end of a box. */
 typedef struct pmlp__box_end {
     pmlp__box *box;
+    bool sends;
     int rank; /* whose it is */
 } pmlp__box_end;
 
@@ -7436,37 +7439,38 @@ static pmlp__box *pmlp__box_find(pmlp__party *party, const pmlp_edge_desc *desc)
     return box;
 }
 
-static pmlp_result pmlp__box_connect(const pmlp_edges *self, const pmlp_edge_desc *desc,
-                                     void **edge, pmlp_error *error) {
-    pmlp__seat *seats = (pmlp__seat *)(uintptr_t)self->user;
-    const bool sends = desc->from_wake != NULL;
-    pmlp__party *party = seats->party;
-    pmlp__box_end *end = (pmlp__box_end *)pmlp__new(&party->allocator, 1, sizeof *end);
-    pmlp__box *box = NULL;
-    bool taken;
-    pmlp__mutex_lock(&party->mutex);
-    if (end) box = pmlp__box_find(party, desc);
-    pmlp__mutex_unlock(&party->mutex);
-    if (!box) {
-        pmlp__delete(&party->allocator, end);
-        return pmlp__no_memory(error, "an edge between ranks");
-    }
+/* Makes an end of the channel's box that one; false if it has one. With the party's mutex. */
+static bool pmlp__box_take(pmlp__box *box, const pmlp_edge_desc *desc, bool sends) {
+    bool *const has = sends ? &box->has_from : &box->has_to;
+    bool free;
     pmlp__mutex_lock(&box->mutex);
-    taken = sends ? box->has_from : box->has_to;
-    if (sends && !taken) {
-        box->from = *desc;
-        box->has_from = box->had_from = true;
-    } else if (!taken) {
-        box->to = *desc;
-        box->has_to = box->had_to = true;
+    free = !*has;
+    if (free) {
+        *(sends ? &box->from : &box->to) = *desc;
+        *(sends ? &box->had_from : &box->had_to) = *has = true;
     }
     pmlp__mutex_unlock(&box->mutex);
-    if (taken) {
+    return free;
+}
+
+static pmlp_result pmlp__box_connect(const pmlp_edges *self, const pmlp_edge_desc *desc,
+                                     void **edge, pmlp_error *error) {
+    pmlp__party *party = ((const pmlp__seat *)self->user)->party;
+    pmlp__box_end *end = (pmlp__box_end *)pmlp__new(&party->allocator, 1, sizeof *end);
+    pmlp__box *box = NULL;
+    bool taken = false;
+    pmlp__mutex_lock(&party->mutex);
+    if (end) box = pmlp__box_find(party, desc);
+    if (box) taken = !pmlp__box_take(box, desc, desc->from_wake != NULL);
+    pmlp__mutex_unlock(&party->mutex);
+    if (!box || taken) {
         pmlp__delete(&party->allocator, end);
-        return pmlp__fail(error, PMLP_ERROR_STATE, "the group has a trainer already");
+        return taken ? pmlp__fail(error, PMLP_ERROR_STATE, "the group has a trainer already")
+                     : pmlp__no_memory(error, "an edge between ranks");
     }
     end->box = box;
-    end->rank = sends ? desc->from_rank : desc->to_rank;
+    end->sends = desc->from_wake != NULL;
+    end->rank = end->sends ? desc->from_rank : desc->to_rank;
     *edge = end;
     return PMLP_OK;
 }
@@ -7479,8 +7483,7 @@ static void pmlp__box_disconnect(void *edge) {
     bool unused;
     pmlp__mutex_lock(&party->mutex);
     pmlp__mutex_lock(&box->mutex);
-    if (end->rank == box->from.from_rank) box->has_from = false;
-    else box->has_to = false;
+    *(end->sends ? &box->has_from : &box->has_to) = false;
     unused = !box->has_from && !box->has_to;
     pmlp__mutex_unlock(&box->mutex);
     if (unused) {
@@ -7599,6 +7602,7 @@ static void pmlp__party_table(pmlp__party *party, int rank, pmlp_group *group) {
     group->sum = pmlp__party_sum;
     group->abort = pmlp__party_abort;
     group->explain = pmlp__party_explain;
+    group->per_machine = party->ranks;
 }
 
 PMLP_API pmlp_result pmlp_thread_groups_create(int ranks, const pmlp_allocator *allocator,
@@ -7793,7 +7797,7 @@ static pmlp_result pmlp__model_readable(const pmlp_model *model, pmlp_error *err
     return pmlp__fail(error, PMLP_ERROR_STATE,
                       model->trainer
                           ? "the model's weights are with its trainer: call pmlp_trainer_sync()"
-                          : "the model's weights are lost: its trainer failed amid an update");
+                          : "the model's weights are lost: its trainer failed");
 }
 
 PMLP_API pmlp_result pmlp_model_params(pmlp_model *model, int layer, pmlp_params *params,
@@ -8281,7 +8285,7 @@ typedef struct pmlp__stage {
     int below;                    /* what the stage below hands over: x[below], for dz[below] */
     bool is_last;
     bool is_here;                 /* its worker is this rank's; if not, there is nothing below */
-    bool shares_below;            /* x[below] is one piece of memory with the stage below */
+    bool shares_below;            /* nobody copies over x[below], which the stage below has, too */
     void **handles;    /* [layers]: the back end's layers */
     float **x, **dz;   /* [layers + 1] */
     bool *owns_x, *owns_dz;
@@ -9828,7 +9832,7 @@ static pmlp_result pmlp__worker_bind(pmlp_trainer *t, int index, pmlp_error *err
 }
 
 static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
-    int i;
+    int threads = t->end_worker - t->first_worker, i;
     for (i = t->first_worker; i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->trainer = t;
@@ -9840,7 +9844,8 @@ static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     }
     /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
        from the very worker that is waited for. */
-    t->pauses = t->end_worker - t->first_worker <= pmlp__cores() ? 2000 : 20;
+    if (t->group && t->group->per_machine > 1) threads *= t->group->per_machine;
+    t->pauses = threads <= pmlp__cores() ? 2000 : 20;
     t->spins = t->pauses + 1000;
     t->polled = t->edges != pmlp_thread_edges() || t->group;
     for (i = t->first_worker + 1; !t->desc.no_threads && i < t->end_worker; i++) {
@@ -9978,7 +9983,7 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
     if (result == PMLP_OK && shared) {
         above->x[above->below] = s->x[n];
         above->dz[above->below] = s->dz[n];
-        above->shares_below = true;
+        above->shares_below = s->below == 0 || s->shares_below;
     }
     if (result != PMLP_OK)
         pmlp__fail(error, result, "the batch of stage %d: %s", index,
@@ -10081,7 +10086,9 @@ static pmlp_result pmlp__connect_replicas(pmlp_trainer *t, pmlp__stage *s, int r
     d.slots = 2;
     d.max_rows = 1;
     result = pmlp__largest_gradient(t, s, &d.row_bytes);
-    if (result != PMLP_OK) return result;
+    if (result != PMLP_OK)
+        return pmlp__fail(error, result, "the gradients of stage %d: %s", s->index,
+                          pmlp__reason(&t->workers[s->worker], result));
     d.from_rank = pmlp__rank_of(t, replica, s->worker);
     d.to_rank = pmlp__rank_of(t, replica + 1, s->worker);
     result = pmlp__connect_edge(t, &d, replica, PMLP__TO_NEXT,

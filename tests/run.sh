@@ -25,7 +25,7 @@ strict=${PMLP_STRICT:-0}
 limit=${PMLP_TEST_TIMEOUT:-600}
 flags=(-std=c99 -Wall -Wextra -I.)
 libs=(-pthread -lm)
-threaded=(test_parity test_errors test_async) # what the thread sanitizer looks at
+threaded=(test_parity test_errors test_async test_ranks) # what the thread sanitizer looks at
 smallest=test_images               # what valgrind looks at, beside a training
 passed=0 failed=0 skipped=0
 
