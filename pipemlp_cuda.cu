@@ -1834,9 +1834,10 @@ static void pmlp__links_close(pmlp__link *const *links, int count) {
     for (int i = 0; i < count; i++) {
         pmlp__link *const l = links[i];
         cudaSetDevice(l->device);
+        if (l->stream) cudaStreamSynchronize(l->stream);
+        if (l->stream) cudaStreamDestroy(l->stream);
         for (int m = 0; m < PMLP__MARKS; m++)
             if (l->marks[m]) cudaEventDestroy(l->marks[m]);
-        if (l->stream) cudaStreamDestroy(l->stream);
         pmlp__link_leave(l);
     }
 }
@@ -3266,7 +3267,8 @@ static int pmlp__knock(const struct addrinfo *found, const pmlp__hello *hello, d
     return fd;
 }
 
-/* Another rank: until rank 0 has answered. It may not be there yet, or start anew. */
+/* Another rank: until rank 0 has answered. It may not be there yet, or start anew; and when its time
+   is over, a moment after ours, it says who is missing. */
 static pmlp_result pmlp__attend_meeting(pmlp__meeting *m, const struct addrinfo *found,
                                         pmlp__welcome *welcome, pmlp_error *error) {
     const pmlp_launch *const launch = m->launch;
@@ -3277,7 +3279,7 @@ static pmlp_result pmlp__attend_meeting(pmlp__meeting *m, const struct addrinfo 
         size_t got = 0;
         int fd = pmlp__knock(found, &hello, m->until);
         if (fd < 0) why = strerror(errno);
-        while (fd >= 0 && got < sizeof *welcome && pmlp__wait_for(fd, POLLIN, m->until)) {
+        while (fd >= 0 && got < sizeof *welcome && pmlp__wait_for(fd, POLLIN, m->until + 1.0)) {
             if (pmlp__read_some(fd, welcome, sizeof *welcome, &got)) continue;
             why = "it ended the connection";
             pmlp__shut(&fd);

@@ -72,9 +72,14 @@ static int next_port(void) {
 static void train(rank_of *r, pmlp_group *group, const pmlp_backend *backend) {
     pmlp_trainer *trainer = NULL;
     pmlp_stats stats = {0};
-    pmlp_model *model = make_model(&net, 5);
+    pmlp_model *model = NULL;
+    pmlp_model_desc of = {0};
+    of.layers = net.layers, of.sizes = net.sizes, of.activations = net.act;
+    of.loss = net.loss, of.seed = 5;
     r->desc.group = group, r->desc.backend = backend;
-    r->result = pmlp_trainer_create(model, &r->desc, &trainer, &r->error);
+    r->result = pmlp_model_create(&of, &model, &r->error);
+    if (r->result == PMLP_OK)
+        r->result = pmlp_trainer_create(model, &r->desc, &trainer, &r->error);
     for (int i = 0; r->result == PMLP_OK && i < r->steps; i++) {
         pmlp_data batch = rows_of(&net, &data, (size_t)(3 * i % 20), i % 3 ? BATCH : BATCH - 4);
         r->result = pmlp_trainer_step(trainer, &batch, &stats);
@@ -118,9 +123,12 @@ static void prepare(int count) {
 
 static void run_ranks(int count) {
     pthread_t threads[MOST];
-    for (int i = 0; i < count; i++)
-        if (!CHECK(pthread_create(&threads[i], NULL, be_rank, &ranks[i]) == 0, "no thread")) return;
-    for (int i = 0; i < count; i++) pthread_join(threads[i], NULL);
+    int started = 0;
+    while (started < count &&
+           pthread_create(&threads[started], NULL, be_rank, &ranks[started]) == 0)
+        started++;
+    for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
+    CHECK(started == count, "only %d threads", started);
 }
 
 static bool all_fine(int count, const char *what) {
@@ -476,6 +484,7 @@ static long fault(const char *api, long nth, int replicas) {
     for (int i = 0; i < 2; i++) {
         ranks[i].desc.workers = ranks[i].desc.microbatches = 2, ranks[i].steps = 2;
         ranks[i].desc.replicas = replicas, ranks[i].desc.allreduce = replicas > 1;
+        ranks[i].launch.seconds = 1.5;
     }
     cudahost_fail(api, nth);
     run_ranks(2);
@@ -485,7 +494,7 @@ static long fault(const char *api, long nth, int replicas) {
         failed += ranks[i].result != PMLP_OK;
         CHECK(ranks[i].result == PMLP_OK || strlen(ranks[i].error.text) > 20, "%s %ld: '%s'", api,
               nth, ranks[i].error.text);
-        CHECK(ranks[i].seconds < 15, "%s %ld: rank %d: %g s", api, nth, i, ranks[i].seconds);
+        CHECK(ranks[i].seconds < 9, "%s %ld: rank %d: %g s", api, nth, i, ranks[i].seconds);
     }
     CHECK(failed != 0 || ranks[0].hash == ranks[1].hash, "%s %ld: other bits", api, nth);
     CHECK(cudahost_live() == 0, "%s %ld: %ld things are left", api, nth, cudahost_live());
@@ -504,10 +513,10 @@ TEST(faults) {
             got = fault(apis[a], nth, 1 + (int)(nth % 2));
             if (got < 0) break;
             tried++, failed += got > 0;
-            if (test_quick() && nth > 3) step = 4;
+            if (test_quick() && nth > 1) step = 5;
         }
     }
-    CHECK(failed > tried / 2 && tried > 20, "%ld of %ld", failed, tried);
+    CHECK(failed > tried / 2 && tried > 15, "%ld of %ld", failed, tried);
     SAY("each call of NCCL fails in turn, %ld of them: %ld trainings fail on all sides, none hangs",
         tried, failed);
 }
