@@ -81,9 +81,10 @@
       >>trainer        runs a schedule                 >>check           proves schedules
       >>images         IDX files                       >>simulate        times them
       >>backend        how to plug in other hardware   >>auto            searches for one
-      >>cuda           pipemlp_cuda.cu, for GPUs       >>pictures        text, SVG, traces
-                                                       >>edges >>partition >>validation >>stage
-                                                       >>worker >>verify >>ceiling >>io
+      >>group          several ranks, one training     >>pictures        text, SVG, traces
+      >>cuda           pipemlp_cuda.cu, for GPUs       >>edges >>thread-groups >>partition
+                                                       >>validation >>stage >>ranks >>worker
+                                                       >>verify >>ceiling >>io
 
    STEP BY STEP
 
@@ -98,6 +99,8 @@
       5. pmlp_trainer_sync() when you want to look at the weights in between; then
          pmlp_model_predict(), pmlp_model_params(), pmlp_model_hash().
       6. pmlp_trainer_destroy(), which writes the weights back, then pmlp_model_destroy().
+
+      With several processes, each does all this, with its own desc.group: see ON RANKS.
 
    ON PIPELINES
 
@@ -252,12 +255,53 @@
 
    ON THREADS
 
-      A trainer with p workers starts p - 1 threads; the thread that calls is worker 0. Idle
+      A trainer with p workers starts p - 1 threads; the thread that calls is worker 0 (of those
+      that the rank has, if there are several). Idle
       workers spin for about a millisecond, then sleep; with more workers than cores they sleep at
       once. One call at a time per trainer; different trainers and models are independent.
       desc.no_threads runs the same lists on the calling thread alone, with the same bits. Each
       worker makes its layers and buffers on its own thread, so that memory lies near the core that
       uses it; desc.bind_threads keeps it there.
+
+   ON RANKS
+
+      A pipeline may be spread over processes, on one machine or several, and several pipelines may
+      stand side by side. A rank is one trainer that has some of the workers; desc.group tells it
+      which it is and how it reaches the others. With 4 ranks, desc.workers = 4 and desc.replicas =
+      2, each rank has two workers:
+
+         replica 0, rows  0 .. 63    rank 0: workers 0, 1    rank 1: workers 2, 3
+         replica 1, rows 64 .. 127   rank 2: workers 0, 1    rank 3: workers 2, 3
+
+      Every rank runs the same program: it creates the same model, sets up the same desc, makes the
+      same calls with the same data, in the same order. Each gets the same losses, and all weights
+      at every pmlp_trainer_sync(). Before a call begins the ranks compare what they are about to
+      do, and what differs is named with both values. Within a step they talk over edges alone, as
+      workers of one process do; then they wait for each other once, at the gate in front of the
+      updates, and once at the end. How processes are started, and how they find each other, is the
+      group's affair: pipemlp_cuda.cu has one for NCCL, the examples have one for MPI, and
+      pmlp_thread_groups_create() makes ranks of threads, which need nothing:
+
+         pmlp_group groups[2];
+         pmlp_thread_groups_create(2, NULL, groups, &error);
+         desc.group = &groups[i];                  // on thread i, with a model of its own
+         desc.replicas = 2;
+
+      Where the gradients of replicas meet there is a choice. The chain, which is the default, gives
+      the bits of one worker: a layer's sum goes from replica to replica, each adding its rows to
+      it, in the order of the rows, and what it has become goes back the same way. While replica 1
+      has one layer, replica 0 has the next; but the largest layer is waited for R times, and each
+      gradient is sent twice. desc.allreduce lets each replica sum its own rows, and adds the sums
+      up: nobody waits for a turn, and W costs an R-th; the bits are those of no other R, though
+      always the same for this one. Updates are made on each replica in either case.
+
+      No rank updates before all have all gradients. Where a rank fails, the others hear of it, and
+      their calls return PMLP_ERROR_RANK with its number and its reason; where it says nothing any
+      more, they wait desc.deadline seconds and name it, with what they waited for. Nothing hangs.
+      If that was before the gate, each rank still has the weights of the last complete step; but a
+      rank has only those of its own stages, so that what pmlp_trainer_sync() wrote last is what
+      there is to go on from, unless each rank has a whole pipeline. Such a group cannot be used
+      any more, and pmlp_trainer_destroy() asks nobody then.
 
    ON ERRORS
 
@@ -265,8 +309,8 @@
       pmlp_error of yours or in pmlp_trainer_error(). When a worker fails inside a step, the first
       failure is kept, all workers stop, and the call returns it with stage, micro-batch and
       operation; nobody hangs. No update of a synchronous schedule begins before every micro-batch
-      has been through all stages and back, so that a step which fails earlier leaves the weights
-      as they were.
+      has been through all stages and back, on all ranks, so that a step which fails earlier leaves
+      the weights as they were.
 
    ON OTHER HARDWARE
 
@@ -871,14 +915,16 @@ typedef struct pmlp_stats {
     double gradient_norm;      /* of the last step, before clipping; 0 if nobody asked for it */
     int workers;
     const double *idle;        /* [workers], share of `seconds` that each one's thread spent waiting
-                                  for others (a device may be idle meanwhile or not); until the next
-                                  call with this trainer */
+                                  for others (a device may be idle meanwhile or not); of several
+                                  replicas, those of the first; until the next call with this
+                                  trainer */
 } pmlp_stats;
 
 /* Called by pmlp_trainer_epoch() after each step, on the thread that called it. Returning false
    ends the epoch with PMLP_ERROR_CANCELLED; the trainer stays usable. It may call
    pmlp_trainer_sync(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
-   trainer. */
+   trainer. With ranks, those that have one are asked, and all end if one says so; what all must do
+   alike, such as a sync, wants one on each. */
 typedef bool (*pmlp_progress_fn)(const pmlp_stats *stats, void *user);
 
 /* A boundary between two stages lies before `column` of `layer`. Column 0: between whole layers.
@@ -966,11 +1012,17 @@ typedef struct pmlp_trainer_desc {
 
 /* Creates a trainer with p - 1 threads (the calling thread of each step is worker 0) or none. The
    trainer owns the model's weights until it is destroyed; the model must outlive it. *trainer is
-   NULL on failure. Errors: ARGUMENT, SHAPE (more stages than places to cut), STATE (the model has a
-   trainer), SCHEDULE or DEADLOCK (the checker's), MEMORY, THREAD, BACKEND. */
+   NULL on failure. With a group all ranks call this, and get a trainer or an error, all of them;
+   what is measured (measure_layers, auto) is measured on rank 0. Errors: ARGUMENT, SHAPE (more
+   stages than places to cut), STATE (the model has a trainer), SCHEDULE or DEADLOCK (the
+   checker's), MEMORY, THREAD, BACKEND, RANK. */
 PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_desc *desc,
                                          pmlp_trainer **trainer, pmlp_error *error);
-/* Joins the threads, writes the weights back to the model, frees everything. NULL is allowed. */
+/* Joins the threads, writes the weights back to the model, frees everything. NULL is allowed. If
+   other ranks have stages that this one lacks, and a step has been done since the last sync, all
+   ranks have to call this, for then each gets all weights. If something has failed, or a rank does
+   not come within the deadline, the model says that its weights are lost; nobody is waited for
+   longer. */
 PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
 
 /* The calls below may come from any thread, one at a time: a second call while one runs returns
@@ -979,7 +1031,12 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
    stays usable, as if the call had not been made. A failure inside the pipeline (back end, edge,
    memory) makes the trainer refuse further work with PMLP_ERROR_STATE; if it happened before the
    updates began, the weights are those of the last complete step, which sync and destroy still
-   read; later, they are lost, and the model says so. stats may be NULL everywhere. */
+   read; later, they are lost, and the model says so. stats may be NULL everywhere.
+
+   With a group, step, epoch, eval, sync and gradient are calls that all ranks make, each with the
+   same arguments. A bad argument of one, or arguments that differ, fail on all with
+   PMLP_ERROR_RANK, and all trainers stay usable; every other failure of one ends all. What a rank
+   cannot read of the others after a failure is PMLP_ERROR_STATE. */
 
 /* One optimizer step on the mean loss of one batch, 1 <= batch->rows <= desc.batch. */
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *trainer, const pmlp_data *batch,
@@ -1013,15 +1070,15 @@ PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *trainer)
 /* What ran when, measured on the workers' clocks; needs desc.trace > 0. steps > 0: the last so many
    of the steps that are kept, one behind the other; 0: the one whose length is the median of those
    kept. Of an asynchronous epoch, whose steps overlap, the first 4 batches since the pipeline was
-   empty count as one step. Destroy it with pmlp_timeline_destroy(); it may outlive the trainer.
-   Errors: ARGUMENT; STATE if nothing was traced; MEMORY. */
+   empty count as one step. Destroy it with pmlp_timeline_destroy(); it may outlive the trainer. Of
+   workers of other ranks it has nothing. Errors: ARGUMENT; STATE if nothing was traced; MEMORY. */
 PMLP_API pmlp_result pmlp_trainer_timeline(pmlp_trainer *trainer, int steps,
                                            pmlp_timeline **timeline);
 /* What actions cost in the steps that are kept, in seconds and bytes: medians of each stage's F, I,
    W and U per micro-batch (a U that was done along with a W counts there), of what was done ahead,
    of the time from the end of a producer to the begin of a consumer that waited for it, and the
-   sizes of messages and activations. The arrays live in the trainer until the next call. Errors: as
-   above. */
+   sizes of messages and activations; 0 for stages of other ranks. The arrays live in the trainer
+   until the next call. Errors: as above. */
 PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *trainer, pmlp_costs *costs);
 
 typedef struct pmlp_stage_info {
@@ -1081,7 +1138,8 @@ typedef struct pmlp_verify_report {
    order from data, beginning again at its end. The model itself is not changed. Stops at the first
    difference; with an asynchronous schedule, which is bound to differ, it goes on to the last step,
    to measure the staleness. Returns PMLP_OK when the comparison was made: see report->identical.
-   Errors: those of the trainer. */
+   With a group all ranks call this, and each trains serially by itself. Errors: those of the
+   trainer. */
 PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                  const pmlp_data *data, int steps, pmlp_verify_report *report,
                                  pmlp_error *error);
@@ -1390,8 +1448,9 @@ struct pmlp_group {
 };
 
 /* Ranks that are threads of one process, for pipelines side by side in it, and to try things out.
-   groups [ranks] become tables, one for each rank; destroy them together, behind all trainers.
-   Errors: ARGUMENT, MEMORY, THREAD. */
+   groups [ranks] become tables, one for each rank, to be used by one thread each; destroy them
+   together, behind all trainers: pass the first. allocator may be NULL. They are for back ends that
+   work in the host's memory and are done when a call returns. Errors: ARGUMENT, MEMORY. */
 PMLP_API pmlp_result pmlp_thread_groups_create(int ranks, const pmlp_allocator *allocator,
                                                pmlp_group *groups, pmlp_error *error);
 PMLP_API void pmlp_thread_groups_destroy(pmlp_group *groups);

@@ -6,8 +6,8 @@
 
    The exit status is 0, or 2 for options that make no sense, or 1 for everything else that goes
    wrong, a difference found by --compare or --verify included; the reason is one sentence on
-   standard error. (--compare does not hold a difference against an asynchronous schedule, which
-   promises none.)
+   standard error. (--compare does not hold a difference against an asynchronous schedule or
+   --allreduce, which promise none.)
 
        cc -O3 -std=c99 train.c -o train -pthread -lm
 
@@ -26,6 +26,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,6 +60,7 @@ static int fail_with(const pmlp_error *error, const char *what) {
         {"workers", "workers", ""}, {"virtual_stages", "virtual", ""},
         {"batch", "batch", ""},     {"microbatches", "microbatches", ""},
         {"clip_norm", "clip", ""},  {"memory", "memory", " (in bytes)"},
+        {"replicas", "replicas", ""},
     };
     const size_t length = strcspn(error->text, ":");
     for (size_t n = 0; n < sizeof names / sizeof names[0]; n++)
@@ -71,12 +73,12 @@ static int fail_with(const pmlp_error *error, const char *what) {
 
 typedef struct options {
     const char *data, *layers, *schedule, *devices, *svg, *trace, *later;
-    long batch, epochs, workers, virtual_stages, microbatches, limit, verify;
+    long batch, epochs, workers, virtual_stages, microbatches, replicas, limit, verify;
     unsigned long long seed;
     double lr, momentum, weight_decay, clip, memory; /* 0: the library's default */
     int loss, optimizer, lr_decay, cut, backend;     /* places in their lists of names, from 1 */
     int math, gemm, handoff;                         /* likewise; 0: not given */
-    bool compare, no_threads, no_stashing, quiet, help;
+    bool compare, no_threads, no_stashing, allreduce, quiet, help;
 } options;
 
 enum { MOMENTUM = 2, NESTEROV, LINEAR_DECAY = 1, INSIDE_LAYERS = 1, ON_CPU = 1, ON_CUDA };
@@ -124,6 +126,11 @@ static const option option_table[] = {
      "stages per worker"},
     {"microbatches", COUNT, AT(microbatches), "M", 1, 65536, NULL,
      "2 per worker; 1 for one worker with one stage", "parts that a batch is cut into"},
+    {"replicas", COUNT, AT(replicas), "R", 1, 256, NULL, "1",
+     "pipelines of so many workers side by side, each with its share of a batch's rows"},
+    {"allreduce", FLAG, AT(allreduce), "", 0, 0, NULL, NULL,
+     "add the replicas' gradients up, instead of continuing one sum from replica to replica:\n"
+     "        nobody waits for a turn, but the weights are not those of serial training"},
     {"schedule", TEXT, AT(schedule), "NAME|FILE", 0, 0, "1f1b", NULL,
      "sequential, gpipe, 1f1b, eager-1f1b, interleaved, looped-bfs, zb-h1, zb-h2, zb-v,\n"
      "        dualpipe-v; auto: the shortest of them for costs measured here; pipedream,\n"
@@ -379,11 +386,23 @@ static int draw_digits(pmlp_images *images, size_t rows, uint64_t seed) {
 
 /*--- what is to be done: data, network, schedule --------------------------------------------*/
 
+/* A model in training as one more rank of the run's group. */
+typedef struct replica {
+    pmlp_model *model;
+    pmlp_trainer *trainer;
+    struct run *of;
+    pthread_t thread;
+    bool has_thread;
+} replica;
+
 /* One model in training, with what has been measured so far. */
 typedef struct run {
     const char *name;
     pmlp_model *model;
     pmlp_trainer *trainer;
+    int replicas;                      /* this one and those: */
+    replica *others;                   /* [replicas - 1], which do what this one does */
+    pmlp_group *groups;                /* [replicas]; NULL if there are no others */
     int workers;
     float learning_rate;               /* of the first epoch */
     size_t rows;                       /* trained so far */
@@ -393,7 +412,17 @@ typedef struct run {
     double train_loss, train_accuracy; /* of the last epoch */
     double test_loss, test_accuracy;
     unsigned long long weights;
+    const struct call *call;           /* what the replicas are doing */
 } run;
+
+/* Something that all replicas do at once. */
+typedef struct call {
+    enum { CREATE, VERIFY, TRAIN, TEST, SYNC } what;
+    pmlp_trainer_desc desc; /* CREATE, VERIFY */
+    const pmlp_data *data;  /* all but CREATE and SYNC */
+    float learning_rate;    /* TRAIN */
+    int steps;              /* VERIFY */
+} call;
 
 typedef struct job {
     options opt;
@@ -492,6 +521,8 @@ static int prepare_backend(job *j) {
                             : opt->handoff > 0      ? "handoff"
                                                     : NULL;
     j->backend = *pmlp_cpu_backend();
+    if (opt->allreduce && opt->replicas < 2)
+        return fail(USAGE, "--allreduce has a meaning only with --replicas 2 or more");
     if (opt->backend == ON_CPU && only_cuda != NULL)
         return fail(USAGE, "--%s has a meaning only with --backend cuda", only_cuda);
     if (opt->backend == ON_CPU) return OK;
@@ -516,7 +547,9 @@ static int prepare_backend(job *j) {
    workers. */
 static void take_devices(job *j, const pmlp_launch *launch) {
     const int count = j->cuda.device_count;
-    const int each = (int)j->opt.workers > launch->ranks ? (int)j->opt.workers / launch->ranks : 1;
+    const int replicas = j->opt.replicas > 1 ? (int)j->opt.replicas : 1;
+    const int workers = (int)j->opt.workers * replicas;
+    const int each = workers > launch->ranks ? workers / launch->ranks : 1;
     int mine[MOST_DEVICES];
 
     if (count == 0) return;
@@ -536,6 +569,9 @@ static int prepare_group(job *j) {
     if (j->opt.backend != ON_CUDA) return OK;
     if (pmlp_launch_from_environment(&launch, &error) != PMLP_OK)
         return fail(FAILED, "%s", error.text);
+    if (launch.ranks == 1 && j->opt.replicas > 1)
+        return fail(USAGE, "--replicas %ld: replicas in one program want --backend cpu; with cuda "
+                    "start as many with mpirun, torchrun or srun", j->opt.replicas);
     if (launch.ranks == 1) return OK;
     take_devices(j, &launch);
     if (pmlp_nccl_group_create(&launch, &j->cuda, NULL, &j->group, &j->backend, &error) != PMLP_OK)
@@ -657,6 +693,9 @@ static int prepare_schedule(job *j) {
     if (opt->no_stashing && !j->asynchronous)
         return fail(USAGE, "--no-stashing has a meaning only with --schedule pipedream or "
                     "pipedream-2bw: %s updates all weights at once", opt->schedule);
+    if (opt->replicas > 1 && j->asynchronous)
+        return fail(USAGE, "--replicas %ld wants a synchronous schedule, which %s is not",
+                    opt->replicas, opt->schedule);
     if (opt->memory > 0 && j->kind != PMLP_SCHEDULE_AUTO)
         return fail(USAGE, "--memory has a meaning only with --schedule auto");
     return OK;
@@ -781,6 +820,8 @@ static pmlp_trainer_desc trainer_desc(const job *j) {
         .whole_layers = opt->cut != INSIDE_LAYERS,
         .measure_layers = true,
         .no_threads = opt->no_threads,
+        .replicas = (int)opt->replicas,
+        .allreduce = opt->allreduce,
         .trace = steps_to_trace(j),
         .group = j->group.ranks > 1 ? (pmlp_group *)&j->group : NULL,
         .backend = &j->backend,
@@ -795,6 +836,8 @@ static pmlp_trainer_desc serial_desc(const job *j) {
     desc.custom = NULL;
     desc.memory = 0;
     desc.no_stashing = false;
+    desc.replicas = 1;
+    desc.allreduce = false;
     desc.trace = 0;
     desc.group = NULL;
     return desc;
@@ -819,16 +862,82 @@ static int create_model(const job *j, pmlp_model **model) {
     return fail(FAILED, "the network cannot be created: %s", error.text);
 }
 
+/* A call on one replica: rank 0 fills in stats or report, and says what went wrong. */
+static pmlp_result call_one(const call *c, pmlp_model *model, pmlp_trainer **trainer,
+                            pmlp_group *group, pmlp_stats *stats, pmlp_verify_report *report,
+                            pmlp_error *error) {
+    pmlp_trainer_desc desc = c->desc;
+    pmlp_result result = PMLP_OK;
+
+    if (group != NULL) desc.group = group;
+    if (desc.group != NULL && desc.group->rank > 0) desc.progress = NULL;
+    if (c->what == CREATE) return pmlp_trainer_create(model, &desc, trainer, error);
+    if (c->what == VERIFY) return pmlp_verify(model, &desc, c->data, c->steps, report, error);
+    if (c->what == TRAIN) result = pmlp_trainer_set_learning_rate(*trainer, c->learning_rate);
+    if (result == PMLP_OK && c->what == TRAIN)
+        result = pmlp_trainer_epoch(*trainer, c->data, stats);
+    if (c->what == TEST) result = pmlp_trainer_eval(*trainer, c->data, stats);
+    if (c->what == SYNC) result = pmlp_trainer_sync(*trainer);
+    if (result != PMLP_OK) *error = *pmlp_trainer_error(*trainer);
+    return result;
+}
+
+static void *call_replica(void *argument) {
+    replica *one = argument;
+    run *r = one->of;
+    pmlp_verify_report report;
+    pmlp_error error = {0};
+    call_one(r->call, one->model, &one->trainer, &r->groups[one - r->others + 1], NULL, &report,
+             &error); /* rank 0 hears of a failure, too */
+    return NULL;
+}
+
+/* A call on all replicas at once: the others on threads of their own. */
+static pmlp_result call_all(run *r, const call *c, pmlp_stats *stats, pmlp_verify_report *report,
+                            pmlp_error *error) {
+    pmlp_result result;
+    r->call = c;
+    for (int i = 0; i < r->replicas - 1; i++) {
+        replica *one = &r->others[i];
+        one->has_thread = pthread_create(&one->thread, NULL, call_replica, one) == 0;
+        if (!one->has_thread) r->groups[i + 1].abort(r->groups[i + 1].context, "it has no thread");
+    }
+    result = call_one(c, r->model, &r->trainer, r->groups, stats, report, error);
+    for (int i = 0; i < r->replicas - 1; i++)
+        if (r->others[i].has_thread) pthread_join(r->others[i].thread, NULL);
+    return result;
+}
+
+/* The models of all replicas, and the group that they are, unless they are processes. */
+static int create_replicas(const job *j, int replicas, run *r) {
+    pmlp_error error = {0};
+    int status = create_model(j, &r->model);
+
+    if (status != OK || replicas < 2 || j->group.ranks > 1) return status;
+    r->others = calloc((size_t)replicas - 1, sizeof *r->others);
+    r->groups = calloc((size_t)replicas, sizeof *r->groups);
+    if (r->others == NULL || r->groups == NULL) return fail(FAILED, "out of memory");
+    if (pmlp_thread_groups_create(replicas, NULL, r->groups, &error) != PMLP_OK)
+        return fail(FAILED, "the replicas cannot be created: %s", error.text);
+    r->replicas = replicas;
+    for (int i = 0; status == OK && i < replicas - 1; i++) {
+        r->others[i].of = r;
+        status = create_model(j, &r->others[i].model);
+    }
+    return status;
+}
+
 static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run *r) {
+    call create = {.what = CREATE, .desc = desc};
     pmlp_error error = {0};
     int status;
 
     if (!j->opt.quiet && isatty(STDERR_FILENO)) {
-        desc.progress = draw_progress;
-        desc.progress_user = shown;
+        create.desc.progress = draw_progress;
+        create.desc.progress_user = shown;
     }
-    if ((status = create_model(j, &r->model)) != OK) return status;
-    if (pmlp_trainer_create(r->model, &desc, &r->trainer, &error) != PMLP_OK)
+    if ((status = create_replicas(j, desc.replicas, r)) != OK) return status;
+    if (call_all(r, &create, NULL, NULL, &error) != PMLP_OK)
         return fail_with(&error, "the trainer cannot be created");
     r->workers = pmlp_schedule_workers(pmlp_trainer_schedule(r->trainer));
     r->learning_rate = pmlp_trainer_query_desc(r->trainer).learning_rate;
@@ -846,6 +955,13 @@ static void announce(const job *j) {
 static void end_run(run *r) {
     pmlp_trainer_destroy(r->trainer);
     pmlp_model_destroy(r->model);
+    for (int i = 0; i < r->replicas - 1; i++) {
+        pmlp_trainer_destroy(r->others[i].trainer);
+        pmlp_model_destroy(r->others[i].model);
+    }
+    pmlp_thread_groups_destroy(r->groups);
+    free(r->others);
+    free(r->groups);
     free(r->waited);
     free(r->epochs);
 }
@@ -860,16 +976,17 @@ static int train_epoch(const job *j, run *r, progress *shown) {
     const pmlp_data data = data_of(&j->train);
     const float left = (float)(shown->epochs - shown->epoch + 1) / (float)shown->epochs;
     const float decay = j->opt.lr_decay == LINEAR_DECAY ? left : 1;
+    const call train = {
+        .what = TRAIN, .data = &data, .learning_rate = decay * r->learning_rate};
     pmlp_stats stats = {0};
+    pmlp_error error = {0};
     pmlp_result result;
 
     shown->who = r;
     shown->drawn = 0;
-    result = pmlp_trainer_set_learning_rate(r->trainer, decay * r->learning_rate);
-    if (result == PMLP_OK) result = pmlp_trainer_epoch(r->trainer, &data, &stats);
+    result = call_all(r, &train, &stats, NULL, &error);
     if (shown->drawn > 0) fprintf(stderr, "\r%79s\r", "");
-    if (result != PMLP_OK)
-        return fail(FAILED, "training stopped: %s", pmlp_trainer_error(r->trainer)->text);
+    if (result != PMLP_OK) return fail(FAILED, "training stopped: %s", error.text);
     if (!isfinite(stats.loss))
         return fail(FAILED, "training diverged in epoch %ld: --lr must be smaller", shown->epoch);
 
@@ -887,9 +1004,11 @@ static int train_epoch(const job *j, run *r, progress *shown) {
 
 static int test_run(const job *j, run *r) {
     const pmlp_data data = data_of(&j->test);
+    const call test = {.what = TEST, .data = &data};
     pmlp_stats stats = {0};
-    if (pmlp_trainer_eval(r->trainer, &data, &stats) != PMLP_OK)
-        return fail(FAILED, "testing stopped: %s", pmlp_trainer_error(r->trainer)->text);
+    pmlp_error error = {0};
+    if (call_all(r, &test, &stats, NULL, &error) != PMLP_OK)
+        return fail(FAILED, "testing stopped: %s", error.text);
     r->test_loss = stats.loss;
     r->test_accuracy = stats.accuracy;
     return OK;
@@ -897,13 +1016,13 @@ static int test_run(const job *j, run *r) {
 
 /* Test results and the weights word of a run that has trained all its epochs. */
 static int finish_run(const job *j, run *r) {
+    const call sync = {.what = SYNC};
     pmlp_error error = {0};
     uint64_t hash = 0;
     const int status = test_run(j, r);
     if (status != OK) return status;
-    if (pmlp_trainer_sync(r->trainer) != PMLP_OK)
-        return fail(FAILED, "the weights cannot be read: %s", pmlp_trainer_error(r->trainer)->text);
-    if (pmlp_model_hash(r->model, &hash, &error) != PMLP_OK)
+    if (call_all(r, &sync, NULL, NULL, &error) != PMLP_OK ||
+        pmlp_model_hash(r->model, &hash, &error) != PMLP_OK)
         return fail(FAILED, "the weights cannot be read: %s", error.text);
     r->weights = hash;
     return OK;
@@ -941,6 +1060,7 @@ static void end_result(const job *j) {
     static const char *const gemm[] = {"fused", "plain", "teaching"};
     if (j->opt.backend == ON_CUDA)
         printf(" math=%s gemm=%s", math[j->cuda.math], gemm[j->cuda.gemm]);
+    if (j->opt.replicas != 0) printf(" replicas=%ld", j->opt.replicas);
     printf("\n");
 }
 
@@ -971,9 +1091,14 @@ static double median_epoch(const job *j, run *r) {
     return (r->epochs[(n - 1) / 2] + r->epochs[n / 2]) / 2;
 }
 
+/* Training that does not promise the bits of serial training. */
+static bool may_differ(const job *j) {
+    return j->asynchronous || j->opt.allreduce;
+}
+
 static void print_table(const job *j, double serial_epoch, double parallel_epoch, bool identical) {
     const run *serial = &j->serial, *parallel = &j->pipeline;
-    const char *verdict = identical ? "identical" : j->asynchronous ? "different" : "DIFFERENT";
+    const char *verdict = identical ? "identical" : may_differ(j) ? "different" : "DIFFERENT";
     const bool against_serial = j->same.trainer == NULL;
 
     printf("                    regular           parallel\n"
@@ -988,10 +1113,11 @@ static void print_table(const job *j, double serial_epoch, double parallel_epoch
     if (!against_serial)
         printf("  one worker, the same micro-batches  %016llx  %s\n", j->same.weights, verdict);
     printf("\n");
-    if (j->asynchronous)
-        printf("  accuracy %+.4f, loss %+.4f: an asynchronous schedule need not agree\n\n",
+    if (may_differ(j))
+        printf("  accuracy %+.4f, loss %+.4f: %s need not agree\n\n",
                parallel->test_accuracy - serial->test_accuracy,
-               parallel->train_loss - serial->train_loss);
+               parallel->train_loss - serial->train_loss,
+               j->asynchronous ? "an asynchronous schedule" : "a sum of replicas");
     printf("  speedup           %.2fx, by the median epochs\n"
            "  improvement       %.1f %% of the regular time saved\n\n",
            serial_epoch / parallel_epoch, 100 * (1 - parallel_epoch / serial_epoch));
@@ -1043,6 +1169,7 @@ static int find_ceiling(const job *j, const run *r, const pmlp_costs *costs,
     pmlp_trainer_desc desc = trainer_desc(j);
     pmlp_error error = {0};
     desc.cuts = pmlp_trainer_query_desc(r->trainer).cuts; /* not to be measured again */
+    desc.replicas = 1; /* a pipeline's own */
     if (j->kind == PMLP_SCHEDULE_AUTO) desc.custom = pmlp_trainer_schedule(r->trainer);
     if (pmlp_ceiling(r->model, &desc, costs, ceiling, &error) == PMLP_OK) return OK;
     return fail(FAILED, "the ceiling cannot be found: %s", error.text);
@@ -1050,9 +1177,10 @@ static int find_ceiling(const job *j, const run *r, const pmlp_costs *costs,
 
 /* Counted, and what share of it was reached; or measured in the last steps, which do not tell what
    all of them could reach: share is 0. */
-static void print_ceiling(const pmlp_ceiling_report *ceiling, double share) {
+static void print_ceiling(const job *j, const pmlp_ceiling_report *ceiling, double share) {
     const bool counted = share > 0;
-    printf("  ceiling of %d worker%s, %s:\n", ceiling->workers, ceiling->workers == 1 ? "" : "s",
+    printf("  ceiling of %d worker%s%s, %s:\n", ceiling->workers, ceiling->workers == 1 ? "" : "s",
+           j->opt.replicas > 1 ? " of one replica" : "",
            counted ? "counted in multiply-adds" : "with the costs of its last steps, measured");
     printf("    balance of the cut      %6.3fx", ceiling->balance);
     if (counted && ceiling->whole_layers > 0)
@@ -1060,6 +1188,9 @@ static void print_ceiling(const pmlp_ceiling_report *ceiling, double share) {
     printf("\n    fill and drain          %6.3fx  (of equal stages)\n"
            "    both together           %6.3fx\n",
            ceiling->fill, ceiling->schedule);
+    if (counted && j->opt.replicas > 1)
+        printf("    times %-3ld replicas      %6.3fx\n", j->opt.replicas,
+               (double)j->opt.replicas * ceiling->schedule);
     if (counted) printf("    %.0f %% of that was reached\n", 100 * share);
     else printf("    with hand-offs          %6.3fx\n", ceiling->speedup);
     printf("    what binds: %s; %s\n\n", ceiling->binds, ceiling->advice);
@@ -1167,7 +1298,7 @@ static int show_traced(const job *j, const run *r, FILE *out) {
 
     if (j->opt.svg == NULL && j->opt.trace == NULL) return OK;
     status = collect_traced(j, r, &seen);
-    if (status == OK && j->opt.compare) print_ceiling(&seen.ceiling, 0);
+    if (status == OK && j->opt.compare) print_ceiling(j, &seen.ceiling, 0);
     if (status == OK) status = write_traced(j, r, &seen, out);
     free_traced(&seen);
     return status;
@@ -1261,25 +1392,25 @@ static int compare(job *j) {
     print_table(j, serial_epoch, epoch, identical);
     print_stages(j, pipeline);
     print_staleness(stdout, j, pipeline);
-    print_ceiling(&ceiling, speedup / ceiling.speedup);
+    print_ceiling(j, &ceiling, speedup / ceiling.speedup / fmax(1, (double)j->opt.replicas));
     status = show_traced(j, pipeline, stdout);
     print_result(j, pipeline);
     printf(" speedup=%.2f identical=%s", speedup, identical ? "yes" : "no");
     end_result(j);
-    return identical || j->asynchronous ? status : FAILED;
+    return identical || may_differ(j) ? status : FAILED;
 }
 
-static int verify(job *j) {
+static int verify_bits(job *j) {
     const pmlp_data data = data_of(&j->train);
-    pmlp_trainer_desc desc = trainer_desc(j);
+    call verify = {
+        .what = VERIFY, .desc = trainer_desc(j), .data = &data, .steps = (int)j->opt.verify};
     pmlp_verify_report report = {0};
     pmlp_error error = {0};
-    pmlp_model **model = &j->pipeline.model;
-    int status = create_model(j, model);
+    const int status = create_replicas(j, verify.desc.replicas, &j->pipeline);
 
     if (status != OK) return status;
-    desc.gradient_norm = true;
-    if (pmlp_verify(*model, &desc, &data, (int)j->opt.verify, &report, &error) != PMLP_OK)
+    verify.desc.gradient_norm = true;
+    if (call_all(&j->pipeline, &verify, NULL, &report, &error) != PMLP_OK)
         return fail_with(&error, "--verify");
     if (!report.identical) return fail(FAILED, "--verify: %s", report.text);
     printf("verify steps=%d identical=yes weights=%016llx\n", report.steps,
@@ -1297,7 +1428,7 @@ int main(int argc, char **argv) {
         print_help();
     } else if (status == OK && (status = prepare(&j)) == OK) {
         if (j.opt.verify != 0)
-            status = verify(&j);
+            status = verify_bits(&j);
         else
             status = j.opt.compare ? compare(&j) : train_one(&j);
     }

@@ -398,11 +398,30 @@ else
     ok "train --compare: the table, speedup=$(field "$work/compare" speedup), identical=yes"
 fi
 
+for options in '--replicas 2' '--replicas 3 --workers 2' '--replicas 2 --no-threads' '--replicas 2 --allreduce'; do
+    want=yes
+    [ "${options%--allreduce}" = "$options" ] || want=no
+    # shellcheck disable=SC2086
+    if timeout 120 $train "${drawn[@]}" $options --compare --quiet > "$work/compare" 2> "$work/compare.err" \
+            < /dev/null && [ "$(field "$work/compare" identical)" = $want ] &&
+            [ ! -s "$work/compare.err" ] &&
+            tail -n 1 "$work/compare" | grep -q " identical=$want replicas=[23]\$"; then
+        ok "train $options --compare: identical=$want"
+    else
+        bad "train $options --compare: $(tail -n 1 "$work/compare") $(head -n 1 "$work/compare.err")"
+    fi
+done
+if timeout 60 $train "${drawn[@]}" --replicas 2 --workers 2 --verify 5 --quiet > "$work/verify" 2>&1 < /dev/null &&
+        grep -q "^verify steps=5 identical=yes weights=$word\$" "$work/verify"
+then ok "train --replicas 2 --verify 5: $(tail -n 1 "$work/verify")"
+else bad "train --replicas 2 --verify 5: $(tail -n 1 "$work/verify")"
+fi
+
 if $train --help > "$work/help" 2> "$work/help.err" < /dev/null && [ ! -s "$work/help.err" ]; then
     lost=""
     for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
             backend math gemm devices limit save save-every load resume trace svg compare verify quiet \
-            help memory \
+            help memory replicas allreduce \
             no-stashing no-threads "${synchronous[@]}" "${asynchronous[@]}"; do
         grep -q -e "--$option\b" -e " ${option}[,;:]" "$work/help" || lost="$lost --$option"
     done
@@ -443,7 +462,7 @@ refuse 2 --layer --layer 3
 refuse 2 -x -x
 refuse 2 word word
 for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
-        backend math gemm devices limit svg trace memory; do
+        backend math gemm devices limit svg trace memory replicas; do
     refuse 2 "--$option" --quiet "--$option"
     refuse 2 "--$option" "--$option" ''
 done
@@ -451,7 +470,7 @@ refuse 2 --quiet --quiet=yes
 refuse 2 --compare --compare=1
 refusals "unknown options, missing values"
 
-for option in workers microbatches batch epochs limit virtual; do
+for option in workers microbatches batch epochs limit virtual replicas; do
     for value in 0 -1 x 1x 1.5 99999999999999999999 ' 3' '+3'; do
         refuse 2 "--$option" "--$option" "$value"
     done
@@ -472,6 +491,9 @@ refuse 1 'make cuda' --backend cuda --math bf16 --gemm plain --devices 1,0 --wor
 for option in save save-every load resume; do refuse 2 "--$option" "--$option" 7; done
 refusals "what is not there yet, or in another program"
 
+refuse 2 --allreduce --allreduce
+refuse 2 --allreduce --allreduce --replicas 1
+refuse 2 --replicas --replicas 2 --schedule pipedream --workers 2
 refuse 2 --math --math tf32
 refuse 2 --math --backend cpu --math fp32
 refuse 2 --gemm --gemm fused

@@ -445,7 +445,8 @@ static void call_wrongly(rank *r) {
     else if (wrong_call == 0) result = pmlp_trainer_eval(t, &batch, NULL);
     else if (wrong_call == 1) result = pmlp_trainer_epoch(t, &data, NULL);
     else if (wrong_call == 2) batch.rows = 20, result = pmlp_trainer_step(t, &batch, NULL);
-    else if (wrong_call == 3) batch.labels = bad_labels, result = pmlp_trainer_step(t, &batch, NULL);
+    else if (wrong_call == 3)
+        batch.labels = bad_labels, result = pmlp_trainer_step(t, &batch, NULL);
     else if (wrong_call == 4) result = pmlp_trainer_sync(t);
     else {
         pmlp_trainer_set_learning_rate(t, 0.5f);
@@ -565,8 +566,8 @@ TEST(bad_groups) {
     REFUSED("replicas: want a synchronous", d.schedule = PMLP_SCHEDULE_PIPEDREAM, d.replicas = 2);
     REFUSED("allreduce: wants a group that can sum",
             g.sum = NULL, d.replicas = 2, d.allreduce = true);
-    REFUSED("allreduce: wants a group that can sum", g.sum = NULL, d.replicas = 2, device.edges = NULL,
-            device.exact = false, d.backend = &device);
+    REFUSED("allreduce: wants a group that can sum", g.sum = NULL, d.replicas = 2,
+            device.edges = NULL, device.exact = false, d.backend = &device);
     REFUSED("replicas: want a group", d.group = NULL, d.replicas = 2);
     REFUSED("deadline: is not", d.deadline = -1.0);
     REFUSED("deadline: is not", d.deadline = (double)NAN);
@@ -652,7 +653,8 @@ static pmlp_result shim_call(void) {
     const long call = __atomic_add_fetch(&shim_calls, 1, __ATOMIC_SEQ_CST);
     if (call != shim_fails_at) return PMLP_OK;
     if (shim_naps == 0.0) return PMLP_ERROR_BACKEND;
-    for (const double until = test_seconds() + shim_naps; test_seconds() < until;) nanosleep(&nap, NULL);
+    for (const double until = test_seconds() + shim_naps; test_seconds() < until;)
+        nanosleep(&nap, NULL);
     return PMLP_OK;
 }
 
@@ -782,7 +784,7 @@ static bool all_well(const rank *ranks, int count) {
 
 static void fault_desc(pmlp_trainer_desc *d, int variant) {
     *d = desc_of(&shapes[variant % 2 ? 9 : 2]);
-    d->no_threads = variant / 2 % 2, d->clip_norm = 0.5f;
+    d->no_threads = variant / 2 % 2, d->clip_norm = variant % 2 ? 0.5f : 0.0f;
     d->replicas = variant >= 4 ? 2 : 1, d->allreduce = variant >= 6;
     d->no_shuffle = true;
 }
@@ -806,6 +808,51 @@ TEST(back_end_fails) {
         }
     }
     SAY("the back end of one rank fails at its k-th call: all return, %s cases", test_count(cases));
+}
+
+/* Rank 0 fails in a W, before the gate: rank 1, which has had its gradients for long, has not
+   updated. Both count the updates that they began. */
+static long updates[2], weight_calls, weight_fails_at;
+
+static pmlp_result gate_weight(void *c, void *l, size_t rows, const float *x, const float *dz,
+                               bool accumulate) {
+    if (__atomic_add_fetch(&weight_calls, 1, __ATOMIC_SEQ_CST) == weight_fails_at)
+        return PMLP_ERROR_BACKEND;
+    return pmlp_cpu_backend()->backward_weight(c, l, rows, x, dz, accumulate);
+}
+static pmlp_result gate_update_0(void *c, void *l, const pmlp_update_args *args) {
+    __atomic_add_fetch(&updates[0], 1, __ATOMIC_SEQ_CST);
+    return pmlp_cpu_backend()->update(c, l, args);
+}
+static pmlp_result gate_update_1(void *c, void *l, const pmlp_update_args *args) {
+    __atomic_add_fetch(&updates[1], 1, __ATOMIC_SEQ_CST);
+    return pmlp_cpu_backend()->update(c, l, args);
+}
+
+static void use_gate(rank *r) {
+    static pmlp_backend tables[2];
+    pmlp_backend *const table = &tables[r->number];
+    *table = *pmlp_cpu_backend(), r->desc.backend = table;
+    table->update = r->number ? gate_update_1 : gate_update_0;
+    if (r->number == 0) table->backward_weight = gate_weight;
+}
+
+TEST(gate) {
+    static const pmlp_cut cuts[] = {{2, 0}}; /* two layers each */
+    static const shape two = {PMLP_SCHEDULE_1F1B, 2, 1, 4, 1};
+    long cases = 0;
+    for (weight_fails_at = 1;; weight_fails_at++, cases++) {
+        pmlp_trainer_desc d = desc_of(&two);
+        rank ranks[RANKS];
+        d.cuts = cuts, d.keep_gradients = true;
+        updates[0] = updates[1] = weight_calls = 0;
+        run_ranks(ranks, 2, &nets[0], &d, train_and_end, use_gate);
+        if (weight_calls < weight_fails_at) break;
+        CHECK(ranks[1].out.result == PMLP_ERROR_RANK, "%s", ranks[1].out.text);
+        CHECK(updates[0] % 2 == 0 && updates[1] == updates[0], "%ld: %ld and %ld updates",
+              weight_fails_at, updates[0], updates[1]);
+    }
+    SAY("no rank updates before all ranks have all gradients, %ld cases", cases);
 }
 
 /* A group whose so manieth call fails. */
@@ -919,6 +966,7 @@ int main(void) {
     RUN(absent_ranks);
     RUN(slow_ranks);
     RUN(back_end_fails);
+    RUN(gate);
     RUN(group_fails);
     RUN(memory_fails);
     return test_end();
