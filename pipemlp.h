@@ -1582,13 +1582,37 @@ PMLP_API void pmlp_thread_groups_destroy(pmlp_group *groups);
 /*============================================================================================*/
 /* >>cuda: the back end of pipemlp_cuda.cu, if that file is in the build                      */
 /*                                                                                            */
-/*      nvcc main.c pipemlp_cuda.cu -lcublas -lcublasLt                                       */
+/*      nvcc main.c pipemlp_cuda.cu -lcublas -lcublasLt -lnccl                                */
 /*                                                                                            */
 /* and `desc.backend = pmlp_cuda_backend();`. Several stages may share a GPU; with several    */
 /* GPUs, neighbouring workers share one or sit on neighbouring ones. Work is queued and the   */
 /* host waits for it only at the end of a step. What is promised: the bits of one GPU with    */
 /* the same micro-batches, on the same model of GPU and the same versions of the libraries;   */
 /* with the teaching product also those of whole batches.                                     */
+/*                                                                                            */
+/* NCCL (2.18 or newer) is in the build if nccl.h is found and PMLP_NO_NCCL is not defined;   */
+/* without it leave out -lnccl: everything within one process works as before. With it, GPUs  */
+/* of one process may hand over by NCCL, see `handoff`, and processes, one for each GPU or    */
+/* for some, on this machine or several, train together:                                      */
+/*                                                                                            */
+/*      pmlp_launch launch;                                                                   */
+/*      pmlp_cuda_options options = {0};                                                      */
+/*      pmlp_group group;                                                                     */
+/*      pmlp_backend backend;                                                                 */
+/*      if (pmlp_launch_from_environment(&launch, &error) != PMLP_OK ||                       */
+/*          pmlp_nccl_group_create(&launch, &options, NULL, &group, &backend, &error))        */
+/*          return puts(error.text), 1;                                                       */
+/*      desc.group = &group;                                                                  */
+/*      desc.backend = &backend;                                                              */
+/*      ... create, train and destroy the trainer ...                                         */
+/*      pmlp_nccl_group_destroy(&group);                                                      */
+/*                                                                                            */
+/* Rank 0 listens on a TCP port, and the others come to it. Over these connections, which     */
+/* stay, a rank that fails tells the others why, and one that dies is noticed at once; one    */
+/* that only stands still is noticed by whoever waits for it, when `seconds` are over. Then   */
+/* all communicators are aborted, each call of the trainer fails with PMLP_ERROR_RANK and a   */
+/* sentence that names the rank, and trainer and group can be destroyed. The connections are  */
+/* neither encrypted nor authenticated: they belong into a network that one trusts.           */
 /*============================================================================================*/
 
 typedef enum pmlp_cuda_math {
@@ -1607,13 +1631,22 @@ typedef enum pmlp_cuda_gemm {
     PMLP_CUDA_GEMM_COUNT
 } pmlp_cuda_gemm;
 
+/* How workers of one process on different GPUs hand over. Workers on one GPU need only an event, and
+   processes always use NCCL. */
+typedef enum pmlp_cuda_handoff {
+    PMLP_CUDA_COPIES, /* copies from GPU to GPU; default */
+    PMLP_CUDA_NCCL,   /* NCCL: a communicator and a stream for each boundary and direction */
+    PMLP_CUDA_HANDOFF_COUNT
+} pmlp_cuda_handoff;
+
 typedef struct pmlp_cuda_options {
     pmlp_cuda_math math;
     pmlp_cuda_gemm gemm;
     const int *devices;  /* [device_count]: which GPUs, in the order of the stages; NULL: all that
-                            there are, from 0 */
+                            there are, from 0; in a group: one for each rank of a machine */
     int device_count;
     bool no_graphs;      /* issue each kernel by itself, not what was recorded of earlier steps */
+    pmlp_cuda_handoff handoff;
 } pmlp_cuda_options;
 
 /* With options that are all zero. Static storage. A machine without a GPU or a driver is told so by
@@ -1622,6 +1655,46 @@ typedef struct pmlp_cuda_options {
 extern const pmlp_backend *pmlp_cuda_backend(void);
 /* Makes a table with these options, which must outlive it, as must the table the trainer. */
 extern void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backend *table);
+
+/* What a process must know to find the others. */
+typedef struct pmlp_launch {
+    int rank, ranks;   /* this one, from 0, of so many; 0 ranks means 1 */
+    int local_rank;    /* among the ranks of this machine, from 0: chooses its GPU */
+    char address[256]; /* of rank 0, a name or number; default 127.0.0.1 */
+    int port;          /* on which rank 0 listens; default 29517 */
+    double seconds;    /* longest wait for another rank: to meet, for an edge, for a message;
+                          default 60 */
+    const void *id;    /* an ncclUniqueId that all ranks have been given otherwise, by MPI_Bcast
+                          say: then no port is used, and a rank that dies is noticed only by NCCL
+                          or when `seconds` are over; default NULL */
+} pmlp_launch;
+
+/* Fills in a launch from the environment, or {0 of 1} if nobody has launched several processes. The
+   first of these that is there tells rank, ranks and local_rank:
+        PMLP_RANK, PMLP_RANKS, PMLP_LOCAL_RANK              set by yourself
+        RANK, WORLD_SIZE, LOCAL_RANK                        torchrun
+        OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK            mpirun of Open MPI
+        PMI_RANK, PMI_SIZE, MPI_LOCALRANKID                 mpirun of MPICH and Intel MPI
+        SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID           srun
+   The address is PMLP_ADDRESS, MASTER_ADDR, or the first of srun's machines; on one machine none is
+   needed. The port is PMLP_PORT, or MASTER_PORT + 1, as torchrun's own store holds MASTER_PORT.
+   PMLP_SECONDS, if there, becomes `seconds`. Call it before threads change the environment.
+   Errors: ARGUMENT, with the variable's name and what is wrong with it. */
+extern pmlp_result pmlp_launch_from_environment(pmlp_launch *launch, pmlp_error *error);
+
+/* Meets the other ranks, which call it, too, and makes a group and the back end for its trainers,
+   whose workers are on the GPUs of options->devices, all of them this rank's, or on GPU local_rank,
+   modulo how many there are. options may be NULL, all zero, and is copied; its devices are not.
+   NULL for the allocator: malloc. The group has one trainer at a time; both tables must outlive it.
+   Sets CUDA_DEVICE_MAX_CONNECTIONS if it is not set.
+   Errors: ARGUMENT, MEMORY, THREAD, BACKEND; RANK: another rank did not come within launch->seconds,
+   came twice, or counts other ranks; UNSUPPORTED: no NCCL in this build, or no GPU. */
+extern pmlp_result pmlp_nccl_group_create(const pmlp_launch *launch,
+                                          const pmlp_cuda_options *options,
+                                          const pmlp_allocator *allocator, pmlp_group *group,
+                                          pmlp_backend *backend, pmlp_error *error);
+/* Behind the trainer. A group that was not created, all zero, is left alone. */
+extern void pmlp_nccl_group_destroy(pmlp_group *group);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -14,7 +14,13 @@
 
    With pipemlp_cuda.cu in the program, which PMLP_CUDA tells, it can compute on a GPU as well:
 
-       nvcc -O3 -DPMLP_CUDA train.c ../pipemlp_cuda.cu -I.. -o train -lcublas -lcublasLt          */
+       nvcc -O3 -DPMLP_CUDA train.c ../pipemlp_cuda.cu -I.. -o train -lcublas -lcublasLt -lnccl
+
+   and over several processes, one for each GPU, on one machine or more; rank 0 alone speaks:
+
+       mpirun -n 4 train --backend cuda --workers 4
+       torchrun --no-python --nproc-per-node 4 train --backend cuda --workers 4
+       srun -n 4 train --backend cuda --workers 4                                                 */
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 
@@ -75,7 +81,7 @@ typedef struct options {
     unsigned long long seed;
     double lr, momentum, weight_decay, clip, memory; /* 0: the library's default */
     int loss, optimizer, lr_decay, cut, backend;     /* places in their lists of names, from 1 */
-    int math, gemm;                                  /* likewise; 0: not given */
+    int math, gemm, handoff;                         /* likewise; 0: not given */
     bool compare, no_threads, no_stashing, allreduce, quiet, help;
 } options;
 
@@ -150,7 +156,10 @@ static const option option_table[] = {
      "cuda: products by cuBLASLt with bias and ReLU, by cuBLAS, or by the kernel that is\n"
      "        there to be read"},
     {"devices", TEXT, AT(devices), "N,N,...", 0, 0, NULL, "all",
-     "cuda: which GPUs, in the order of the stages"},
+     "cuda: which GPUs, in the order of the stages; with several processes, of the workers of\n"
+     "        this machine"},
+    {"handoff", CHOICE, AT(handoff), "copies|nccl", 0, 0, NULL, "copies",
+     "cuda: how GPUs of one process hand over; several processes always use NCCL"},
     {"no-threads", FLAG, AT(no_threads), "", 0, 0, NULL, NULL, "run all workers on one thread"},
     {"compare", FLAG, AT(compare), "", 0, 0, NULL, NULL,
      "train serially and pipelined, print both times and whether the weights agree"},
@@ -439,6 +448,7 @@ typedef struct job {
     pmlp_backend backend;
     pmlp_cuda_options cuda; /* --backend cuda */
     int devices[MOST_DEVICES];
+    pmlp_group group; /* of the processes, if there are several */
     run serial, pipeline;
     run same; /* a serial run with the pipeline's micro-batches, if the back end is not exact */
 } job;
@@ -520,20 +530,19 @@ static int prepare_backend(job *j) {
     const options *opt = &j->opt;
     const char *only_cuda = opt->math > 0           ? "math"
                             : opt->gemm > 0         ? "gemm"
-                            : opt->devices != NULL ? "devices"
+                            : opt->devices != NULL  ? "devices"
+                            : opt->handoff > 0      ? "handoff"
                                                     : NULL;
     j->backend = *pmlp_cpu_backend();
     if (opt->allreduce && opt->replicas < 2)
         return fail(USAGE, "--allreduce has a meaning only with --replicas 2 or more");
-    if (opt->replicas > 1 && opt->backend != ON_CPU)
-        return fail(USAGE, "--replicas %ld: replicas in one program want --backend cpu",
-                    opt->replicas);
     if (opt->backend == ON_CPU && only_cuda != NULL)
         return fail(USAGE, "--%s has a meaning only with --backend cuda", only_cuda);
     if (opt->backend == ON_CPU) return OK;
 
     if (opt->math > 0) j->cuda.math = (pmlp_cuda_math)(opt->math - 1);
     if (opt->gemm > 0) j->cuda.gemm = (pmlp_cuda_gemm)(opt->gemm - 1);
+    if (opt->handoff > 0) j->cuda.handoff = (pmlp_cuda_handoff)(opt->handoff - 1);
     if (opt->devices != NULL) {
         j->cuda.devices = j->devices;
         j->cuda.device_count = read_list(opt->devices, MOST_DEVICES, 0, 65535, j->devices);
@@ -544,6 +553,51 @@ static int prepare_backend(job *j) {
     if (make_cuda_backend(&j->cuda, &j->backend)) return OK;
     return fail(FAILED, "--backend cuda: this program was built without CUDA; `make cuda` builds "
                 "build/cuda/train, which has it");
+}
+
+#ifdef PMLP_CUDA
+/* --devices lists those of all workers of this machine: each process takes as many as it has
+   workers. */
+static void take_devices(job *j, const pmlp_launch *launch) {
+    const int count = j->cuda.device_count;
+    const int replicas = j->opt.replicas > 1 ? (int)j->opt.replicas : 1;
+    const int workers = (int)j->opt.workers * replicas;
+    const int each = workers > launch->ranks ? workers / launch->ranks : 1;
+    int mine[MOST_DEVICES];
+
+    if (count == 0) return;
+    for (int i = 0; i < each && i < MOST_DEVICES; i++)
+        mine[i] = j->devices[(launch->local_rank * each + i) % count];
+    memcpy(j->devices, mine, sizeof mine);
+    j->cuda.device_count = each < MOST_DEVICES ? each : MOST_DEVICES;
+}
+#endif
+
+/* Joins the other processes, if mpirun, torchrun or srun has started several. */
+static int prepare_group(job *j) {
+#ifdef PMLP_CUDA
+    pmlp_launch launch;
+    pmlp_error error = {0};
+
+    if (j->opt.backend != ON_CUDA) return OK;
+    if (pmlp_launch_from_environment(&launch, &error) != PMLP_OK)
+        return fail(FAILED, "%s", error.text);
+    if (launch.ranks == 1 && j->opt.replicas > 1)
+        return fail(USAGE, "--replicas %ld: replicas in one program want --backend cpu; with cuda "
+                    "start as many with mpirun, torchrun or srun", j->opt.replicas);
+    if (launch.ranks == 1) return OK;
+    take_devices(j, &launch);
+    if (pmlp_nccl_group_create(&launch, &j->cuda, NULL, &j->group, &j->backend, &error) != PMLP_OK)
+        return fail(FAILED, "%s", error.text);
+    if (launch.rank == 0) return OK;
+    j->opt.quiet = true; /* rank 0 alone speaks and writes files */
+    j->opt.svg = j->opt.trace = NULL;
+    if (freopen("/dev/null", "w", stdout) == NULL)
+        return fail(FAILED, "/dev/null cannot be written");
+#else
+    (void)j;
+#endif
+    return OK;
 }
 
 /* The whole file, in memory of its own; NULL if it cannot be read. */
@@ -739,7 +793,7 @@ static int prepare(job *j) {
         if (j->test.labels[r] >= classes) classes = j->test.labels[r] + 1;
     j->sizes[0] = (int)(j->train.height * j->train.width);
     j->sizes[j->layers] = classes;
-    return OK;
+    return prepare_group(j);
 }
 
 /*--- training -------------------------------------------------------------------------------*/
@@ -847,6 +901,7 @@ static pmlp_trainer_desc trainer_desc(const job *j) {
         .replicas = (int)opt->replicas,
         .allreduce = opt->allreduce,
         .trace = steps_to_trace(j),
+        .group = j->group.ranks > 1 ? (pmlp_group *)&j->group : NULL,
         .backend = &j->backend,
     };
 }
@@ -862,6 +917,7 @@ static pmlp_trainer_desc serial_desc(const job *j) {
     desc.replicas = 1;
     desc.allreduce = false;
     desc.trace = 0;
+    desc.group = NULL;
     return desc;
 }
 
@@ -894,7 +950,7 @@ static pmlp_result call_one(const call *c, pmlp_model *model, pmlp_trainer **tra
     pmlp_trainer_desc desc = c->desc;
     pmlp_result result = PMLP_OK;
 
-    desc.group = group;
+    if (group != NULL) desc.group = group;
     if (c->what == CREATE) return pmlp_trainer_create(model, &desc, trainer, error);
     if (c->what == VERIFY) return pmlp_verify(model, &desc, c->data, c->steps, report, error);
     if (c->what == TRAIN) result = pmlp_trainer_set_learning_rate(*trainer, c->learning_rate);
@@ -937,12 +993,12 @@ static pmlp_result call_all(run *r, const call *c, pmlp_stats *stats, pmlp_verif
     return result;
 }
 
-/* The models of all replicas, and the group that they are. */
+/* The models of all replicas, and the group that they are, unless they are processes. */
 static int create_replicas(const job *j, int replicas, run *r) {
     pmlp_error error = {0};
     int status = create_model(j, &r->model);
 
-    if (status != OK || replicas < 2) return status;
+    if (status != OK || replicas < 2 || j->group.ranks > 1) return status;
     r->others = calloc((size_t)replicas - 1, sizeof *r->others);
     r->groups = calloc((size_t)replicas, sizeof *r->groups);
     if (r->others == NULL || r->groups == NULL) return fail(FAILED, "out of memory");
@@ -1514,6 +1570,9 @@ int main(int argc, char **argv) {
     end_run(&j.serial);
     end_run(&j.pipeline);
     end_run(&j.same);
+#ifdef PMLP_CUDA
+    pmlp_nccl_group_destroy(&j.group);
+#endif
     pmlp_schedule_destroy(j.custom);
     pmlp_images_free(&j.train);
     pmlp_images_free(&j.test);

@@ -48,6 +48,12 @@ static pmlp_data make_data(const network *net) {
     return data;
 }
 
+/* PMLP_TEST_HANDOFF=nccl: workers on several GPUs hand over by NCCL. */
+static pmlp_cuda_handoff handoff(void) {
+    const char *const name = getenv("PMLP_TEST_HANDOFF");
+    return name && strcmp(name, "nccl") == 0 ? PMLP_CUDA_NCCL : PMLP_CUDA_COPIES;
+}
+
 /* A table with options that live as long as the next call but seven. */
 static const pmlp_backend *with(pmlp_cuda_gemm gemm, pmlp_cuda_math math, bool no_graphs) {
     static pmlp_cuda_options options[8];
@@ -56,8 +62,14 @@ static const pmlp_backend *with(pmlp_cuda_gemm gemm, pmlp_cuda_math math, bool n
     const unsigned at = next++ % 8;
     memset(&options[at], 0, sizeof options[at]);
     options[at].gemm = gemm, options[at].math = math, options[at].no_graphs = no_graphs;
+    options[at].handoff = handoff();
     pmlp_cuda_backend_with(&options[at], &tables[at]);
     return &tables[at];
+}
+
+/* All options at their defaults, but for that. */
+static const pmlp_backend *usual(void) {
+    return with(PMLP_CUDA_GEMM_FUSED, PMLP_CUDA_FP32, false);
 }
 
 /* --- what a training leaves ------------------------------------------------------------------- */
@@ -214,7 +226,7 @@ TEST(gradients) {
                     pmlp_trainer *t = NULL;
                     pmlp_model *model = make_model(&nets[n], 5);
                     desc.batch = BATCH, desc.microbatches = m, desc.keep_gradients = true;
-                    if (gpu) desc.backend = pmlp_cuda_backend();
+                    if (gpu) desc.backend = usual();
                     describe(&nets[n], &desc, "gradient");
                     if (CHECK(pmlp_trainer_create(model, &desc, &t, &error) == PMLP_OK, "%s: %s",
                               label, error.text)) {
@@ -309,7 +321,7 @@ TEST(slots) {
         for (int workers = 2; workers <= 3; workers++) {
             pmlp_trainer_desc desc = {0};
             desc.schedule = kinds[k], desc.workers = workers, desc.microbatches = 6;
-            desc.slots = 1, desc.batch = 12, desc.backend = pmlp_cuda_backend();
+            desc.slots = 1, desc.batch = 12, desc.backend = usual();
             describe(&nets[0], &desc, "one slot");
             verify(&nets[0], &desc, &runs);
         }
@@ -350,7 +362,7 @@ TEST(asynchronous) {
             desc.microbatches = 4, desc.learning_rate = 0.02f;
             describe(net, &desc, "cpu");
             train(net, desc, false, &cpu);
-            desc.backend = pmlp_cuda_backend();
+            desc.backend = usual();
             describe(net, &desc, "cuda");
             train(net, desc, workers % 2, &gpu);
             const double d = distance(net, &gpu, &cpu);
@@ -379,7 +391,7 @@ TEST(ties) {
             memcpy(p.b, biases[b], sizeof biases[b]);
             for (size_t r = 0; r < ROWS; r++) data_labels[r] %= 3;
             desc.batch = ROWS;
-            if (gpu) desc.backend = pmlp_cuda_backend();
+            if (gpu) desc.backend = usual();
             if (CHECK(pmlp_trainer_create(model, &desc, &t, &error) == PMLP_OK, "%s", error.text))
                 fine(t, pmlp_trainer_eval(t, &data, &stats));
             pmlp_trainer_destroy(t);
@@ -413,7 +425,7 @@ TEST(large) {
         pmlp_data data = {0};
         data.rows = rows, data.x = x, data.labels = labels;
         desc.batch = rows, desc.gradient_norm = true, desc.learning_rate = 0.01f;
-        if (gpu) desc.backend = pmlp_cuda_backend();
+        if (gpu) desc.backend = usual();
         if (CHECK(pmlp_trainer_create(model, &desc, &t, &error) == PMLP_OK, "%s", error.text))
             for (int i = 0; i < 3; i++) fine(t, pmlp_trainer_step(t, &data, &stats));
         loss[gpu] = stats.loss, norm[gpu] = stats.gradient_norm;
@@ -432,7 +444,7 @@ TEST(measured) {
     pmlp_trainer_desc desc = {0};
     long runs = 0;
     desc.workers = 2, desc.batch = BATCH, desc.measure_layers = true;
-    desc.backend = pmlp_cuda_backend();
+    desc.backend = usual();
     describe(&long_net, &desc, "measured");
     verify(&long_net, &desc, &runs);
     desc.schedule = PMLP_SCHEDULE_AUTO;
@@ -514,7 +526,7 @@ TEST(timeline) {
     pmlp_model *model = make_model(&long_net, 5);
     long spans = 0;
     desc.workers = 2, desc.microbatches = 4, desc.batch = BATCH, desc.trace = 3;
-    desc.backend = pmlp_cuda_backend();
+    desc.backend = usual();
     data.rows = BATCH;
     describe(&long_net, &desc, "traced");
     CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
@@ -589,7 +601,7 @@ TEST(nan) {
         pmlp_trainer *trainer = NULL;
         pmlp_data data = make_data(&nets[0]);
         pmlp_model *model = make_model(&nets[0], 5);
-        desc.workers = 2, desc.backend = pmlp_cuda_backend(), desc.batch = BATCH;
+        desc.workers = 2, desc.backend = usual(), desc.batch = BATCH;
         desc.gradient_norm = how == 1;
         desc.bad_numbers = how == 2 ? PMLP_BAD_NUMBERS_SKIP : PMLP_BAD_NUMBERS_STOP;
         data.rows = BATCH, data_x[5] = NAN, out.count = 0;
@@ -655,7 +667,7 @@ TEST(steady) {
         pmlp_model *model = make_model(&long_net, 5);
         desc.batch = BATCH, desc.workers = 2, desc.microbatches = way ? 4 : 16;
         desc.schedule = way ? PMLP_SCHEDULE_PIPEDREAM : PMLP_SCHEDULE_1F1B;
-        desc.backend = pmlp_cuda_backend();
+        desc.backend = usual();
         data.rows = 48, data.constant = true;
         CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
         for (int i = 0; trainer && i < 8; i++) {

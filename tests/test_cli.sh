@@ -522,7 +522,6 @@ refusals "files that cannot be written, read or gone on with"
 refuse 2 --allreduce --allreduce
 refuse 2 --allreduce --allreduce --replicas 1
 refuse 2 --replicas --replicas 2 --schedule pipedream --workers 2
-refuse 2 --replicas --replicas 2 --backend cuda
 refuse 2 --math --math tf32
 refuse 2 --math --backend cpu --math fp32
 refuse 2 --gemm --gemm fused
