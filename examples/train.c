@@ -449,6 +449,7 @@ typedef struct job {
     pmlp_cuda_options cuda; /* --backend cuda */
     int devices[MOST_DEVICES];
     pmlp_group group; /* of the processes, if there are several */
+    FILE *talk;       /* where progress goes: rank 0 alone speaks */
     run serial, pipeline;
     run same; /* a serial run with the pipeline's micro-batches, if the back end is not exact */
 } job;
@@ -590,9 +591,9 @@ static int prepare_group(job *j) {
     if (pmlp_nccl_group_create(&launch, &j->cuda, NULL, &j->group, &j->backend, &error) != PMLP_OK)
         return fail(FAILED, "%s", error.text);
     if (launch.rank == 0) return OK;
-    j->opt.quiet = true; /* rank 0 alone speaks and writes files */
     j->opt.svg = j->opt.trace = NULL;
-    if (freopen("/dev/null", "w", stdout) == NULL)
+    j->talk = fopen("/dev/null", "w");
+    if (j->talk == NULL || freopen("/dev/null", "w", stdout) == NULL)
         return fail(FAILED, "/dev/null cannot be written");
 #else
     (void)j;
@@ -1017,7 +1018,7 @@ static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run 
     pmlp_error error = {0};
     int status;
 
-    shown->drawing = !j->opt.quiet && isatty(STDERR_FILENO);
+    shown->drawing = !j->opt.quiet && isatty(fileno(j->talk));
     create.desc.progress = after_step;
     create.desc.progress_user = shown;
     r->save = shown->save;
@@ -1034,7 +1035,7 @@ static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run 
 
 static void announce(const job *j) {
     if (j->opt.data == NULL && !j->opt.quiet)
-        fprintf(stderr, "no --data: training on %lu digits drawn by this program\n",
+        fprintf(j->talk, "no --data: training on %lu digits drawn by this program\n",
                 (unsigned long)j->train.rows);
 }
 
@@ -1079,7 +1080,7 @@ static int resume_run(const job *j, run *r, pmlp_position *at) {
         return fail(USAGE, "--epochs %ld: the training in %s has done %lu", j->opt.epochs, path,
                     (unsigned long)at->epoch);
     if (!j->opt.quiet)
-        fprintf(stderr, "resuming %s: %lu steps, %lu epochs and %lu images are done\n", path,
+        fprintf(j->talk, "resuming %s: %lu steps, %lu epochs and %lu images are done\n", path,
                 (unsigned long)at->step, (unsigned long)at->epoch, (unsigned long)at->rows);
     return OK;
 }
@@ -1450,14 +1451,14 @@ static int train_one(job *j) {
     for (; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
         status = train_epoch(j, r, &shown);
         if (status != OK || j->opt.quiet || (status = test_run(j, r)) != OK) continue;
-        fprintf(stderr, "epoch %ld/%ld  loss %.4f  accuracy %.4f  test accuracy %.4f  %.2f s\n",
+        fprintf(j->talk, "epoch %ld/%ld  loss %.4f  accuracy %.4f  test accuracy %.4f  %.2f s\n",
                 shown.epoch, shown.epochs, r->train_loss, r->train_accuracy, r->test_accuracy,
                 r->seconds);
     }
     if (status != OK || (status = save_run(j, r)) != OK || (status = finish_run(j, r)) != OK)
         return status;
-    if (!j->opt.quiet) print_staleness(stderr, j, r);
-    status = show_traced(j, r, j->opt.quiet ? NULL : stderr);
+    if (!j->opt.quiet) print_staleness(j->talk, j, r);
+    status = show_traced(j, r, j->opt.quiet ? NULL : j->talk);
     print_result(j, r);
     end_result(j);
     return status;
@@ -1478,7 +1479,7 @@ static int train_both(job *j) {
         status = train_epoch(j, first, &shown);
         if (status == OK) status = train_epoch(j, second, &shown);
         if (status != OK || j->opt.quiet) continue;
-        fprintf(stderr, "epoch %ld/%ld  loss %.4f  accuracy %.4f  serial %.2f s, pipelined %.2f s "
+        fprintf(j->talk, "epoch %ld/%ld  loss %.4f  accuracy %.4f  serial %.2f s, pipelined %.2f s "
                 "so far\n", shown.epoch, shown.epochs, j->pipeline.train_loss,
                 j->pipeline.train_accuracy, j->serial.seconds, j->pipeline.seconds);
     }
@@ -1553,7 +1554,8 @@ static int verify_bits(job *j) {
 }
 
 int main(int argc, char **argv) {
-    job j = {.serial = {.name = "serial"},
+    job j = {.talk = stderr,
+             .serial = {.name = "serial"},
              .pipeline = {.name = "pipelined"},
              .same = {.name = "the same micro-batches, serial"}};
     int status = read_options(&j.opt, argc, argv);
@@ -1576,6 +1578,7 @@ int main(int argc, char **argv) {
     pmlp_schedule_destroy(j.custom);
     pmlp_images_free(&j.train);
     pmlp_images_free(&j.test);
+    if (j.talk != NULL && j.talk != stderr) fclose(j.talk);
     if (fflush(stdout) != 0 || ferror(stdout))
         status = fail(FAILED, "standard output cannot be written");
     return status;
