@@ -354,6 +354,32 @@
       has been through all stages and back, on all ranks, so that a step which fails earlier leaves
       the weights as they were.
 
+      What is wrong with a desc or with data is found before anything is computed or changed, and
+      all fields that are wrong are named at once. Mistakes, what they return, and how the sentence
+      goes on or begins:
+
+         NULL for an object, or a desc        ARGUMENT   model: is NULL
+         a field out of its range             ARGUMENT   microbatches: is not in 1 .. 1048576
+         a layer of no outputs                ARGUMENT   sizes[1]: 0 is less than 1
+         a network too large for memory       MEMORY     out of memory for a model's weights
+         more stages than places to cut       SHAPE      workers: more stages than the layers can ...
+         no rows, or more than fit            ARGUMENT   data: 0 rows are not in 1 .. 2147483647
+         a step of more rows than a batch     SHAPE      data: 200 rows are more than a batch of 128
+         no labels, targets of the wrong kind ARGUMENT   data: cross-entropy needs labels
+         a label that is no class             DATA       data: the label 10 of row 7 is not in 0 .. 9
+         infinity or NaN in data or weights,  NUMBER     step 7: row 3 of the data: input 5 is nan; ...
+           a loss or gradient out of range    NUMBER     step 7: ...: output 1 of layer 2 is inf; ...
+         a second trainer for one model       STATE      model: has a trainer already
+         reading weights that a trainer has   STATE      the model's weights are with its trainer: ...
+         a call while another one runs        STATE      (the text stays that of the running call)
+         a call after a failure in a step     STATE      the trainer has failed before and does no ...
+         a schedule that breaks a rule        SCHEDULE   what is missing, and where
+         one that cannot finish               DEADLOCK   the circle of who waits for whom
+         ranks that differ in a setting       RANK       the ranks do not agree: batch: 128 on rank 0, ...
+         a rank that is gone, or silent       RANK       worker 1 waited 60 s for rank 2 in RECV_F ...
+         a file that is none, or damaged      PARSE      the file's name, and what is wrong in it
+         one that cannot be read or written   FILE       the path, and the system's reason
+
    ON OTHER HARDWARE
 
       A back end is a table of functions, a layer's operations (see >>backend); edges, which carry
