@@ -362,21 +362,21 @@
          a field out of its range             ARGUMENT   microbatches: is not in 1 .. 1048576
          a layer of no outputs                ARGUMENT   sizes[1]: 0 is less than 1
          a network too large for memory       MEMORY     out of memory for a model's weights
-         more stages than places to cut       SHAPE      workers: more stages than the layers can ...
+         more stages than places to cut       SHAPE      workers: more stages than the layers ...
          no rows, or more than fit            ARGUMENT   data: 0 rows are not in 1 .. 2147483647
          a step of more rows than a batch     SHAPE      data: 200 rows are more than a batch of 128
          no labels, targets of the wrong kind ARGUMENT   data: cross-entropy needs labels
-         a label that is no class             DATA       data: the label 10 of row 7 is not in 0 .. 9
-         infinity or NaN in data or weights,  NUMBER     step 7: row 3 of the data: input 5 is nan; ...
-           a loss or gradient out of range    NUMBER     step 7: ...: output 1 of layer 2 is inf; ...
+         a label that is no class             DATA       data: the label 10 of row 7 is not in ...
+         infinity or NaN in data or weights,  NUMBER     step 7: row 3 of the data: input 5 is nan
+           a loss or gradient out of range    NUMBER     step 7: ...: output 1 of layer 2 is inf
          a second trainer for one model       STATE      model: has a trainer already
-         reading weights that a trainer has   STATE      the model's weights are with its trainer: ...
+         reading weights that a trainer has   STATE      the model's weights are with its trainer
          a call while another one runs        STATE      (the text stays that of the running call)
-         a call after a failure in a step     STATE      the trainer has failed before and does no ...
+         a call after a failure in a step     STATE      the trainer has failed before and ...
          a schedule that breaks a rule        SCHEDULE   what is missing, and where
          one that cannot finish               DEADLOCK   the circle of who waits for whom
-         ranks that differ in a setting       RANK       the ranks do not agree: batch: 128 on rank 0, ...
-         a rank that is gone, or silent       RANK       worker 1 waited 60 s for rank 2 in RECV_F ...
+         ranks that differ in a setting       RANK       the ranks do not agree: batch: 128 on ...
+         a rank that is gone, or silent       RANK       worker 1 waited 60 s for rank 2 in ...
          a file that is none, or damaged      PARSE      the file's name, and what is wrong in it
          one that cannot be read or written   FILE       the path, and the system's reason
 
@@ -992,8 +992,9 @@ typedef struct pmlp_stats {
                                   trainer */
 } pmlp_stats;
 
-/* What becomes of a step whose loss is infinite or not a number, or whose gradient is, if its norm is
-   computed (clip_norm, gradient_norm). A synchronous step is judged before it updates anything. */
+/* What becomes of a step whose loss is infinite or not a number, or whose gradient is, if its norm
+   is computed (clip_norm, gradient_norm). A synchronous step is judged before it updates
+   anything. */
 typedef enum pmlp_bad_numbers {
     PMLP_BAD_NUMBERS_DEFAULT, /* stop */
     PMLP_BAD_NUMBERS_STOP,    /* the call fails with PMLP_ERROR_NUMBER and says in which step and
@@ -1336,8 +1337,8 @@ PMLP_API pmlp_result pmlp_trainer_save(pmlp_trainer *trainer, const char *path);
    trainer keeps its own workers, stages, micro-batches, schedule, back end and callbacks. Sizes,
    activations, loss, batch, optimizer, its numbers, clip_norm, seed and no_shuffle must be those of
    the training that was saved; what differs is refused with both values. The learning rate becomes
-   the file's. All ranks of a group call it; rank 0 reads. Not from the progress callback. If the back end fails amid writing, the trainer
-   refuses further work. Errors: ARGUMENT; FILE, PARSE, SHAPE, UNSUPPORTED as for pmlp_model_load();
+   the file's. All ranks of a group call it; rank 0 reads. Not from the progress callback. If the
+   back end fails amid writing, the trainer refuses further work. Errors: ARGUMENT; FILE, PARSE, SHAPE, UNSUPPORTED as for pmlp_model_load();
    ARGUMENT or SHAPE for what differs; PARSE if the file holds a model only; MEMORY; the back
    end's. */
 PMLP_API pmlp_result pmlp_trainer_load(pmlp_trainer *trainer, const char *path);
