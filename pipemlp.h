@@ -1338,9 +1338,9 @@ PMLP_API pmlp_result pmlp_trainer_save(pmlp_trainer *trainer, const char *path);
    activations, loss, batch, optimizer, its numbers, clip_norm, seed and no_shuffle must be those of
    the training that was saved; what differs is refused with both values. The learning rate becomes
    the file's. All ranks of a group call it; rank 0 reads. Not from the progress callback. If the
-   back end fails amid writing, the trainer refuses further work. Errors: ARGUMENT; FILE, PARSE, SHAPE, UNSUPPORTED as for pmlp_model_load();
-   ARGUMENT or SHAPE for what differs; PARSE if the file holds a model only; MEMORY; the back
-   end's. */
+   back end fails amid writing, the trainer refuses further work. Errors: ARGUMENT; FILE, PARSE,
+   SHAPE, UNSUPPORTED as for pmlp_model_load(); ARGUMENT or SHAPE for what differs; PARSE if the
+   file holds a model only; MEMORY; the back end's. */
 PMLP_API pmlp_result pmlp_trainer_load(pmlp_trainer *trainer, const char *path);
 
 /*============================================================================================*/
