@@ -921,7 +921,7 @@ typedef struct pmlp_stats {
    interrupts the epoch: PMLP_ERROR_CANCELLED; the trainer stays usable, and the next
    pmlp_trainer_epoch() goes on where this one stopped. It may call pmlp_trainer_sync(),
    pmlp_trainer_save(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
-   trainer. */
+   trainer; why one of these failed must be read here, before the epoch has an error of its own. */
 typedef bool (*pmlp_progress_fn)(const pmlp_stats *stats, void *user);
 
 /* A boundary between two stages lies before `column` of `layer`. Column 0: between whole layers.

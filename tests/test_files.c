@@ -740,7 +740,11 @@ TEST(every_bit) {
         for (size_t size = 0; size < b.size; size++, cuts++) {
             unsigned char *cut = malloc(size ? size : 1);
             memcpy(cut, b.data, size);
-            refused("cut", parse((bytes){cut, size}, &error), PMLP_ERROR_PARSE, &error, "file");
+            const size_t data_at = 8 + b.data[0] + ((size_t)b.data[1] << 8);
+            refused("cut", parse((bytes){cut, size}, &error), PMLP_ERROR_PARSE, &error,
+                    size < 8         ? "too few"
+                    : size < data_at ? "promises a header"
+                                     : "bytes of data");
             free(cut);
         }
         unsigned char *longer = calloc(b.size + 1, 1);
