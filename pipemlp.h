@@ -1009,8 +1009,9 @@ typedef enum pmlp_bad_numbers {
    interrupts the epoch: PMLP_ERROR_CANCELLED; the trainer stays usable, and the next
    pmlp_trainer_epoch() goes on where this one stopped. It may call pmlp_trainer_sync(),
    pmlp_trainer_save(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
-   trainer. With ranks, those that have one are asked, and all end if one says so; what all must do
-   alike, such as a sync, wants one on each. */
+   trainer; why one of these failed must be read here, before the epoch has an error of its own. With
+   ranks, those that have one are asked, and all end if one says so; what all must do alike, such as
+   a sync, wants one on each. */
 typedef bool (*pmlp_progress_fn)(const pmlp_stats *stats, void *user);
 
 /* A boundary between two stages lies before `column` of `layer`. Column 0: between whole layers.

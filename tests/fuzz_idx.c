@@ -12,13 +12,13 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
-#define MUST(condition)                                                                           \
-    do                                                                                             \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);                    \
-            abort();                                                                               \
-        }                                                                                          \
-    while (0)
+#define MUST(condition)                                                                            \
+  do                                                                                               \
+    if (!(condition)) {                                                                            \
+      fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);                          \
+      abort();                                                                                     \
+    }                                                                                              \
+  while (0)
 
 static uint8_t *copy_of(const uint8_t *bytes, size_t size) {
     uint8_t *copy = (uint8_t *)malloc(size ? size : 1);

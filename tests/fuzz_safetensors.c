@@ -13,13 +13,13 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
-#define MUST(condition)                                                                           \
-    do                                                                                             \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);                    \
-            abort();                                                                               \
-        }                                                                                          \
-    while (0)
+#define MUST(condition)                                                                            \
+  do                                                                                               \
+    if (!(condition)) {                                                                            \
+      fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);                          \
+      abort();                                                                                     \
+    }                                                                                              \
+  while (0)
 
 static const pmlp_allocator standard = {NULL, NULL, NULL};
 
@@ -50,8 +50,8 @@ static bool seal(uint8_t *bytes, size_t size) {
     const pmlp__slice place = good ? pmlp__metadata(&f, PMLP__CHECKSUM) : (pmlp__slice){NULL, 0};
     good = good && place.at && place.length == 16;
     if (good)
-        memcpy(bytes + (place.at - (const char *)bytes),
-               pmlp__word_of(pmlp__tensors_hash(&f)).text, 16);
+        memcpy(bytes + (place.at - (const char *)bytes), pmlp__word_of(pmlp__tensors_hash(&f)).text,
+               16);
     pmlp__tensors_close(&f);
     return good;
 }

@@ -11,13 +11,13 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
-#define MUST(condition)                                                                           \
-    do                                                                                             \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);                    \
-            abort();                                                                               \
-        }                                                                                          \
-    while (0)
+#define MUST(condition)                                                                            \
+  do                                                                                               \
+    if (!(condition)) {                                                                            \
+      fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);                          \
+      abort();                                                                                     \
+    }                                                                                              \
+  while (0)
 
 static char *printed(const pmlp_schedule *s, size_t *length) {
     char *text;
@@ -55,8 +55,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     MUST(pmlp_schedule_parse(text, length, NULL, &again, &error) == PMLP_OK);
     text_again = printed(again, &length_again);
     MUST(length == length_again && memcmp(text, text_again, length) == 0);
-    if (pmlp_schedule_check(s, 0, NULL, &error) == PMLP_OK) run(s);
-    else MUST(error.result != PMLP_OK && strlen(error.text) > 8);
+    if (pmlp_schedule_check(s, 0, NULL, &error) == PMLP_OK)
+        run(s);
+    else
+        MUST(error.result != PMLP_OK && strlen(error.text) > 8);
     free(text);
     free(text_again);
     pmlp_schedule_destroy(s);

@@ -46,7 +46,7 @@ static pmlp_data some_data(const network *net, size_t rows) {
     return data;
 }
 
-/* --- files ---------------------------------------------------------------------------------------- */
+/* --- files ------------------------------------------------------------------------------------ */
 
 typedef struct bytes {
     unsigned char *data;
@@ -113,7 +113,7 @@ static uint64_t word_of(const pmlp_model *model) {
     return word;
 }
 
-/* --- trainers ------------------------------------------------------------------------------------- */
+/* --- trainers --------------------------------------------------------------------------------- */
 
 typedef struct way {
     int workers, virtual_stages, microbatches;
@@ -173,7 +173,7 @@ static bool stop_at(const pmlp_stats *stats, void *user) {
     return false;
 }
 
-/* --- models --------------------------------------------------------------------------------------- */
+/* --- models ----------------------------------------------------------------------------------- */
 
 static void same_model(const char *what, const pmlp_model *a, const pmlp_model *b) {
     const pmlp_model_desc x = pmlp_model_query_desc(a), y = pmlp_model_query_desc(b);
@@ -192,7 +192,8 @@ TEST(round_trips) {
         pmlp_error error = {0};
         for (int again = 0; again < 2; again++)
             CHECK(pmlp_model_save(model, path_of("m"), &error) == PMLP_OK, "%s", error.text);
-        if (CHECK(pmlp_model_load(path_of("m"), NULL, &loaded, &error) == PMLP_OK, "%s", error.text))
+        if (CHECK(pmlp_model_load(path_of("m"), NULL, &loaded, &error) == PMLP_OK, "%s",
+                  error.text))
             same_model("loaded", model, loaded);
         CHECK(pmlp_model_load_weights(taken, path_of("m"), &error) == PMLP_OK, "%s", error.text);
         same_model("weights", model, taken);
@@ -218,7 +219,7 @@ TEST(round_trips) {
     SAY("models: saved, loaded, parsed, saved again: the same bits, the same files");
 }
 
-/* --- resuming ------------------------------------------------------------------------------------- */
+/* --- resuming --------------------------------------------------------------------------------- */
 
 /* Trains EPOCHS epochs, or what is left of them, and saves. */
 static double train(run *r, const pmlp_data *data, const char *name) {
@@ -262,8 +263,8 @@ static void stop_and_resume(const pmlp_data *data, pmlp_optimizer optimizer, con
     run second = begin(&small_net, 2, &how); /* other weights, other threads, other cuts */
     fine(&second, pmlp_trainer_load(second.trainer, path_of("stopped")));
     CHECK(pmlp_trainer_position(second.trainer, &at) == PMLP_OK && at.step == steps &&
-              at.epoch * STEPS + (at.rows + BATCH - 1) / BATCH == steps, "step %d, epoch %d, row %d",
-          (int)at.step, (int)at.epoch, (int)at.rows);
+              at.epoch * STEPS + (at.rows + BATCH - 1) / BATCH == steps,
+          "step %d, epoch %d, row %d", (int)at.step, (int)at.epoch, (int)at.rows);
     fine(&second, pmlp_trainer_save(second.trainer, path_of("behind")));
     CHECK(same_files("stopped", "behind"), "loaded and saved: another file");
     const double resumed = train(&second, data, "resumed");
@@ -287,8 +288,9 @@ TEST(resuming) {
         end(&whole);
     }
     empty_folder();
-    SAY("stopped after every step of %d, resumed with other workers, parts, schedules: %s times the "
-        "same file", STEPS * EPOCHS, test_count(count));
+    SAY("stopped after every step of %d, resumed with other workers and schedules: %s times the "
+        "same file",
+        STEPS * EPOCHS, test_count(count));
 }
 
 /* The same trainer goes on, with steps of its owner in between. */
@@ -305,8 +307,9 @@ TEST(interrupting) {
     stop.trainer = r.trainer;
     for (stop.at = 1; stop.at <= STEPS; stop.at++) {
         CHECK(pmlp_trainer_epoch(r.trainer, &data, &stats) == PMLP_ERROR_CANCELLED, "not stopped");
-        CHECK(stats.rows == (stop.at < STEPS ? stop.at * BATCH : ROWS) && stats.total_rows == ROWS &&
-                  stats.steps == stop.at, "%d rows at step %d", (int)stats.rows, (int)stop.at);
+        CHECK(stats.rows == (stop.at < STEPS ? stop.at * BATCH : ROWS) &&
+                  stats.total_rows == ROWS && stats.steps == stop.at,
+              "%d rows at step %d", (int)stats.rows, (int)stop.at);
         CHECK(pmlp_trainer_eval(r.trainer, &data, NULL) == PMLP_OK, "no evaluation in between");
     }
     pmlp_data fewer = data;
@@ -323,16 +326,19 @@ TEST(interrupting) {
     stop.at = 2 * STEPS + 2;
     CHECK(pmlp_trainer_epoch(r.trainer, &data, NULL) == PMLP_ERROR_CANCELLED, "not stopped");
     CHECK(pmlp_trainer_position(r.trainer, &at) == PMLP_OK && at.rows == 2 * BATCH &&
-              at.total_rows == ROWS && at.epoch == 2 && at.step == 12, "row %d", (int)at.rows);
+              at.total_rows == ROWS && at.epoch == 2 && at.step == 12,
+          "row %d", (int)at.rows);
     fine(&r, pmlp_trainer_restart_epoch(r.trainer));
     CHECK(pmlp_trainer_position(r.trainer, &at) == PMLP_OK && at.rows == 0 && at.total_rows == 0 &&
-              at.step == 12, "after a restart row %d", (int)at.rows);
+              at.step == 12,
+          "after a restart row %d", (int)at.rows);
     fine(&r, pmlp_trainer_epoch(r.trainer, &data, &stats));
     CHECK(stats.rows == ROWS && stats.step == 3 * STEPS + 2 && stats.epoch == 3, "step %d",
           (int)stats.step);
     CHECK(pmlp_trainer_position(NULL, &at) == PMLP_ERROR_ARGUMENT &&
               pmlp_trainer_position(r.trainer, NULL) == PMLP_ERROR_ARGUMENT &&
-              pmlp_trainer_restart_epoch(NULL) == PMLP_ERROR_ARGUMENT, "NULL");
+              pmlp_trainer_restart_epoch(NULL) == PMLP_ERROR_ARGUMENT,
+          "NULL");
     end(&whole), end(&r);
     empty_folder();
     SAY("an epoch in parts is the whole epoch, its stats too; restarted; refused other data");
@@ -377,7 +383,7 @@ TEST(asynchronous) {
         fine(both[i], pmlp_trainer_save(both[i]->trainer, path_of(i ? "used" : "resumed")));
     }
     CHECK(same_files("resumed", "used"), "2bw: what the trainer had done before shows");
-    /* its first batch reads what was loaded: a synchronous step from there gives the same weights */
+    /* its first batch reads what was loaded: so does a synchronous step, and the weights agree */
     fine(&used, pmlp_trainer_load(used.trainer, path_of("stopped")));
     how = how_of(&ways[0], PMLP_MOMENTUM);
     how.no_shuffle = true;
@@ -405,11 +411,11 @@ TEST(mismatches) {
     for (int i = 0; i < 4; i++) nets[i] = small_net;
     nets[0].sizes[1] = 41, nets[1].layers = 3, nets[2].act[1] = PMLP_RELU;
     nets[3].loss = PMLP_LOSS_MSE;
-    const char *const nets_say[][2] = {{"[40][5]", "[41][5]"}, {"4 layers", "has 3"},
-                                       {"gelu", "relu"}, {"xent", "mse"}};
-    const char *const says[][2] = {{"16", "17"}, {"adam", "adamw"}, {"5", "6"}, {"yes", "no"},
-                                   {"0.01", "0.02"}, {"0", "2.5"}, {"0.9", "0.8"}, {"0.999", "0.99"},
-                                   {"1e-08", "1e-07"}, {"adam", "sgd"}};
+    const char *const nets_say[][2] = {
+        {"[40][5]", "[41][5]"}, {"4 layers", "has 3"}, {"gelu", "relu"}, {"xent", "mse"}};
+    const char *const says[][2] = {
+        {"16", "17"}, {"adam", "adamw"}, {"5", "6"},        {"yes", "no"},      {"0.01", "0.02"},
+        {"0", "2.5"}, {"0.9", "0.8"},    {"0.999", "0.99"}, {"1e-08", "1e-07"}, {"adam", "sgd"}};
     for (int i = 0; i < 14; i++) {
         const char *const *say = i < 4 ? nets_say[i] : says[i - 4];
         how = how_of(&ways[0], PMLP_ADAM);
@@ -426,7 +432,8 @@ TEST(mismatches) {
         run r = begin(i < 4 ? &nets[i] : &small_net, 7, &how);
         fine(&r, pmlp_trainer_save(r.trainer, path_of("before")));
         refused(say[1], pmlp_trainer_load(r.trainer, path_of("it")),
-                i < 2 ? PMLP_ERROR_SHAPE : PMLP_ERROR_ARGUMENT, pmlp_trainer_error(r.trainer), say[0]);
+                i < 2 ? PMLP_ERROR_SHAPE : PMLP_ERROR_ARGUMENT, pmlp_trainer_error(r.trainer),
+                say[0]);
         CHECK(strstr(pmlp_trainer_error(r.trainer)->text, say[1]) != NULL, "\"%s\" lacks %s",
               pmlp_trainer_error(r.trainer)->text, say[1]);
         fine(&r, pmlp_trainer_save(r.trainer, path_of("after")));
@@ -443,13 +450,14 @@ TEST(mismatches) {
     CHECK(pmlp_model_save(saved.model, path_of("m"), &error) == PMLP_OK, "%s", error.text);
     refused("a model alone", pmlp_trainer_load(t, path_of("m")), PMLP_ERROR_PARSE,
             pmlp_trainer_error(t), "no training");
-    refused("no file", pmlp_trainer_load(t, path_of("none")), PMLP_ERROR_FILE, pmlp_trainer_error(t),
-            "No such file");
+    refused("no file", pmlp_trainer_load(t, path_of("none")), PMLP_ERROR_FILE,
+            pmlp_trainer_error(t), "No such file");
     refused("NULL", pmlp_trainer_load(t, NULL), PMLP_ERROR_ARGUMENT, pmlp_trainer_error(t), "path");
     refused("NULL", pmlp_trainer_save(t, NULL), PMLP_ERROR_ARGUMENT, pmlp_trainer_error(t), "path");
     refused("\"\"", pmlp_trainer_save(t, ""), PMLP_ERROR_ARGUMENT, pmlp_trainer_error(t), "empty");
     CHECK(pmlp_trainer_save(NULL, "x") == PMLP_ERROR_ARGUMENT &&
-              pmlp_trainer_load(NULL, "x") == PMLP_ERROR_ARGUMENT, "no trainer");
+              pmlp_trainer_load(NULL, "x") == PMLP_ERROR_ARGUMENT,
+          "no trainer");
     pmlp_model *model = NULL;
     CHECK(pmlp_model_load(path_of("it"), NULL, &model, &error) == PMLP_OK, "%s", error.text);
     same_model("the model of a training", saved.model, model);
@@ -460,7 +468,8 @@ TEST(mismatches) {
               pmlp_model_parse("x", 1, NULL, NULL, NULL) == PMLP_ERROR_ARGUMENT &&
               pmlp_model_load_weights(NULL, "x", NULL) == PMLP_ERROR_ARGUMENT &&
               pmlp_model_save(NULL, "x", NULL) == PMLP_ERROR_ARGUMENT &&
-              pmlp_model_save(saved.model, NULL, NULL) == PMLP_ERROR_ARGUMENT, "NULL");
+              pmlp_model_save(saved.model, NULL, NULL) == PMLP_ERROR_ARGUMENT,
+          "NULL");
     end(&saved);
     empty_folder();
     SAY("14 settings that differ are refused with both values, and wrong calls; nothing changes");
@@ -491,7 +500,7 @@ TEST(over_another) {
     SAY("loaded into a trainer that had trained something else: nothing of that is left");
 }
 
-/* --- files that are not what they should be ------------------------------------------------------- */
+/* --- files that are not what they should be --------------------------------------------------- */
 
 /* A header and so many bytes of data, 0, 1, 2, ..., as one file in a block of exactly its size. */
 static bytes make_file(const char *header, size_t data) {
@@ -509,16 +518,18 @@ static pmlp_result parse(bytes b, pmlp_error *error) {
     pmlp_model *model = (pmlp_model *)&memory;
     test_memory_init(&memory, 0);
     memset(error, 0, sizeof *error);
-    const pmlp_result result =
-        pmlp_model_parse(b.data, b.size, &memory.allocator, &model, error);
-    CHECK((model != NULL) == (result == PMLP_OK), "a model in spite of %s", pmlp_result_name(result));
+    const pmlp_result result = pmlp_model_parse(b.data, b.size, &memory.allocator, &model, error);
+    CHECK((model != NULL) == (result == PMLP_OK), "a model in spite of %s",
+          pmlp_result_name(result));
     pmlp_model_destroy(model);
     CHECK(memory.blocks == 0, "%ld blocks are lost", memory.blocks);
     CHECK(memory.peak < 1 << 16 || b.size > 1 << 12, "%ld bytes asked for", (long)memory.peak);
     return result;
 }
 
-#define W(name, shape, at) "\"" name "\":{\"dtype\":\"F32\",\"shape\":" shape ",\"data_offsets\":" at "}"
+/* clang-format off: a line for each case */
+#define W(name, shape, at)                                                                         \
+  "\"" name "\":{\"dtype\":\"F32\",\"shape\":" shape ",\"data_offsets\":" at "}"
 #define GOOD_W W("0.weight", "[1,2]", "[0,8]")
 #define GOOD_B W("0.bias", "[1]", "[8,12]")
 
@@ -532,21 +543,26 @@ TEST(headers) {
         {"{" GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
         {" \t\r\n{ " GOOD_W " ,\n" GOOD_B " }  \n", 12, PMLP_OK, ""},
         {"{" GOOD_B "," GOOD_W ",\"__metadata__\":{}}", 12, PMLP_OK, ""},
-        {"{\"__metadata__\":{\"a\\\"b\":\"\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "escape"},
+        {"{\"__metadata__\":{\"a\\\"b\":\"\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "escape"},
         {"{\"__metadata__\":{\"a\":\"\\u00e9\\n\\\\\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
         {"{\"__metadata__\":{\"a\":\"\\u00g9\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
          "escape"},
-        {"{\"__metadata__\":{\"a\":\"\\x\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "escape"},
-        {"{\"__metadata__\":{\"a\":1}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "expected '\"'"},
+        {"{\"__metadata__\":{\"a\":\"\\x\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "escape"},
+        {"{\"__metadata__\":{\"a\":1}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "expected '\"'"},
         {"{\"__metadata__\":{\"a\":{\"b\":{}}}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
          "expected '\"'"},
         {"{\"__metadata__\":{\"a\":\"1\",\"a\":\"1\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
          "twice"},
         {"{\"__metadata__\":{}," GOOD_W ",\"__metadata__\":{}," GOOD_B "}", 12, PMLP_ERROR_PARSE,
          "twice"},
-        {"{\"__metadata__\":{\"a\":\"\n\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "control"},
+        {"{\"__metadata__\":{\"a\":\"\n\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "control"},
         {"{\"__metadata__\":{\"a\":\"\xc3\xa9\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
-        {"{\"__metadata__\":{\"a\":\"\xc3\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "UTF-8"},
+        {"{\"__metadata__\":{\"a\":\"\xc3\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "UTF-8"},
         {"{\"__metadata__\":{\"a\":\"\xed\xa0\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
          "UTF-8"},
         {"{\"__metadata__\":{\"a\":\"\xc0\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
@@ -579,7 +595,8 @@ TEST(headers) {
         {"{" GOOD_W "," GOOD_B "}", 13, PMLP_ERROR_PARSE, "promises 12 bytes"},
         {"{" GOOD_W "," GOOD_B "}", 11, PMLP_ERROR_PARSE, "promises 12 bytes"},
         {"{" GOOD_W "," W("0.bias", "[1]", "[4,8]") "}", 8, PMLP_ERROR_PARSE, "begins at byte 4"},
-        {"{" GOOD_W "," W("0.bias", "[1]", "[12,16]") "}", 16, PMLP_ERROR_PARSE, "begins at byte 12"},
+        {"{" GOOD_W "," W("0.bias", "[1]", "[12,16]") "}", 16, PMLP_ERROR_PARSE,
+         "begins at byte 12"},
         {"{" GOOD_W "," W("0.bias", "[1]", "[0,4]") "}", 8, PMLP_ERROR_PARSE, "begins at byte 0"},
         {"{" GOOD_W "," W("0.bias", "[1]", "[12,8]") "}", 12, PMLP_ERROR_PARSE, "agree"},
         {"{" GOOD_W "," W("0.bias", "[2]", "[8,12]") "}", 12, PMLP_ERROR_PARSE, "agree"},
@@ -590,25 +607,33 @@ TEST(headers) {
          PMLP_ERROR_PARSE, "large"},
         {"{" W("0.weight", "[1,1]", "[18446744073709551611,18446744073709551615]") "}", 4,
          PMLP_ERROR_PARSE, "begins"},
-        {"{" W("0.weight", "[1,268435456]", "[0,1073741824]") "," W("0.bias", "[1]", "[1073741824,1073741828]") "}",
+        {"{" W("0.weight", "[1,268435456]", "[0,1073741824]") "," W("0.bias", "[1]",
+                                                                    "[1073741824,1073741828]") "}",
          12, PMLP_ERROR_PARSE, "promises"},
         {"{" W("0.weight", "[01,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "whole number"},
         {"{" W("0.weight", "[-1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "whole number"},
-        {"{" W("0.weight", "[1.0,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "expected ']'"},
+        {"{" W("0.weight", "[1.0,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "expected ']'"},
         {"{" W("0.weight", "[1,2,]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "whole number"},
         {"{" W("0.weight", "[[[1]],2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "whole"},
-        {"{" W("0.weight", "[1,2]", "[0,8,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "expected ']'"},
+        {"{" W("0.weight", "[1,2]", "[0,8,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "expected ']'"},
         {"{" W("0.weight", "[1,2]", "[0]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "expected ','"},
-        {"{\"0.weight\":{\"dtype\":\"F32\",\"shape\":[1,2]}," GOOD_B "}", 12, PMLP_ERROR_PARSE, "each"},
+        {"{\"0.weight\":{\"dtype\":\"F32\",\"shape\":[1,2]}," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "each"},
         {"{\"0.weight\":{\"dtype\":\"F32\",\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[0,8]},"
-         GOOD_B "}", 12, PMLP_ERROR_PARSE, "each once"},
-        {"{\"0.weight\":{\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[0,8],\"x\":1}," GOOD_B "}",
+         GOOD_B
+         "}",
+         12, PMLP_ERROR_PARSE, "each once"},
+        {"{\"0.weight\":{\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[0,8],\"x\":1}," GOOD_B
+         "}",
          12, PMLP_ERROR_PARSE, "each once"},
         {"{\"0.weight\":{}," GOOD_B "}", 12, PMLP_ERROR_PARSE, "expected '\"'"},
         {"{\"0.weight\":[]," GOOD_B "}", 12, PMLP_ERROR_PARSE, "expected '{'"},
-        {"{\"0.weight\":{\"dtype\":\"I64\",\"shape\":[1,2],\"data_offsets\":[0,16]}," GOOD_B "}", 20,
-         PMLP_ERROR_UNSUPPORTED, "'I64'"},
-        {"{\"0\\u002eweight\":{\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[0,8]}," GOOD_B "}",
+        {"{\"0.weight\":{\"dtype\":\"I64\",\"shape\":[1,2],\"data_offsets\":[0,16]}," GOOD_B "}",
+         20, PMLP_ERROR_UNSUPPORTED, "'I64'"},
+        {"{\"0\\u002eweight\":{\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[0,8]}," GOOD_B
+         "}",
          12, PMLP_ERROR_PARSE, "escape"},
         {"{" GOOD_W "}", 8, PMLP_ERROR_PARSE, "'0.bias' is missing"},
         {"{" W("7.bias", "[1]", "[0,4]") "}", 4, PMLP_ERROR_PARSE, "'7.weight' is missing"},
@@ -621,10 +646,12 @@ TEST(headers) {
         {"{" W("00.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "00.weight"},
         {"{" W("weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "'weight'"},
         {"{" W("x.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "x.weight"},
-        {"{" W("1234567890.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "12345"},
+        {"{" W("1234567890.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "12345"},
         {"{" W("0.running_mean", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "running"},
         {"{" W("a.0.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "'0.bias'"},
-        {"{" W("fc1.weight", "[1,2]", "[0,8]") "," W("fc1.bias", "[1]", "[8,12]") "}", 12, PMLP_OK, ""},
+        {"{" W("fc1.weight", "[1,2]", "[0,8]") "," W("fc1.bias", "[1]", "[8,12]") "}", 12, PMLP_OK,
+         ""},
         {"{" W("0.weight", "[2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_SHAPE, "is [2];"},
         {"{" W("0.weight", "[]", "[0,4]") "," W("0.bias", "[1]", "[4,8]") "}", 8, PMLP_ERROR_SHAPE,
          "single number"},
@@ -633,13 +660,15 @@ TEST(headers) {
          PMLP_ERROR_SHAPE, "[0][2]"},
         {"{" W("0.weight", "[1,0]", "[0,0]") "," W("0.bias", "[1]", "[0,4]") "}", 4,
          PMLP_ERROR_SHAPE, "[1][0]"},
-        {"{" W("0.weight", "[0,9223372036854775807]", "[0,0]") "," W("0.bias", "[0]", "[0,0]") "}", 0,
-         PMLP_ERROR_SHAPE, "each in"},
+        {"{" W("0.weight", "[0,9223372036854775807]", "[0,0]") "," W("0.bias", "[0]", "[0,0]") "}",
+         0, PMLP_ERROR_SHAPE, "each in"},
         {"{" W("0.weight", "[2,1]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_SHAPE, "must be [2]"},
         {"{" GOOD_W "," W("0.bias", "[1,1]", "[8,12]") "}", 12, PMLP_ERROR_SHAPE, "must be [1]"},
-        {"{" GOOD_W "," GOOD_B "," W("3.weight", "[1,2]", "[12,20]") "," W("3.bias", "[1]", "[20,24]")
-         "}", 24, PMLP_ERROR_SHAPE, "beside '0.weight' it must be [1][1]"},
+        {"{" GOOD_W "," GOOD_B
+         "," W("3.weight", "[1,2]", "[12,20]") "," W("3.bias", "[1]", "[20,24]") "}",
+         24, PMLP_ERROR_SHAPE, "beside '0.weight' it must be [1][1]"},
     };
+    /* clang-format on */
     const int count = (int)(sizeof cases / sizeof cases[0]);
     pmlp_error error;
     for (int i = 0; i < count; i++) {
@@ -647,16 +676,18 @@ TEST(headers) {
         const pmlp_result result = parse(b, &error);
         if (cases[i].result != PMLP_OK)
             refused(cases[i].header, result, cases[i].result, &error, cases[i].says);
-        else CHECK(result == PMLP_OK, "%s: %s", cases[i].header, error.text);
+        else
+            CHECK(result == PMLP_OK, "%s: %s", cases[i].header, error.text);
         free(b.data);
     }
-    static const unsigned char lengths[][9] = {{0}, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
-                                               {2}, {0, 0, 0, 0, 0, 0, 0, 0x80}};
+    static const unsigned char lengths[][9] = {
+        {0}, {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, {2}, {0, 0, 0, 0, 0, 0, 0, 0x80}};
     for (int i = 0; i < 4; i++) {
         unsigned char copy[9];
         memcpy(copy, lengths[i], 9);
         for (size_t size = 0; size <= 9; size++)
-            refused("a length", parse((bytes){copy, size}, &error), PMLP_ERROR_PARSE, &error, "file");
+            refused("a length", parse((bytes){copy, size}, &error), PMLP_ERROR_PARSE, &error,
+                    "file");
     }
     refused("torch.save", parse((bytes){(unsigned char *)"PK\3\4abcdefgh", 12}, &error),
             PMLP_ERROR_PARSE, &error, "save_file");
@@ -702,13 +733,18 @@ TEST(every_bit) {
                   (int)(bit / 8));
             if (file)
                 CHECK(pmlp__trainer_parse(r.trainer, b.data, b.size, "file") != PMLP_OK,
-                      "bit %d of byte %d is not missed by a trainer", (int)(bit % 8), (int)(bit / 8));
+                      "bit %d of byte %d is not missed by a trainer", (int)(bit % 8),
+                      (int)(bit / 8));
             b.data[bit / 8] ^= (unsigned char)(1u << bit % 8);
         }
         for (size_t size = 0; size < b.size; size++, cuts++) {
             unsigned char *cut = malloc(size ? size : 1);
             memcpy(cut, b.data, size);
-            refused("cut", parse((bytes){cut, size}, &error), PMLP_ERROR_PARSE, &error, "file");
+            const size_t data_at = 8 + b.data[0] + ((size_t)b.data[1] << 8);
+            refused("cut", parse((bytes){cut, size}, &error), PMLP_ERROR_PARSE, &error,
+                    size < 8         ? "too few"
+                    : size < data_at ? "promises a header"
+                                     : "bytes of data");
             free(cut);
         }
         unsigned char *longer = calloc(b.size + 1, 1);
@@ -728,11 +764,14 @@ TEST(every_bit) {
 TEST(forged) {
     const pmlp_data data = some_data(&tiny_net, ROWS);
     static const char *const changes[][2] = {
-        {"\"step\":\"5\"", "\"step\":\"x\""}, {"\"epoch\":\"1\"", "\"epoch\":\"-\""},
-        {"\"epoch_rows\":\"0\"", "\"epoch_rows\":\"9\""}, {"\"epoch_hits\":\"0\"", "\"epoch_hits\":\"1\""},
+        {"\"step\":\"5\"", "\"step\":\"x\""},
+        {"\"epoch\":\"1\"", "\"epoch\":\"-\""},
+        {"\"epoch_rows\":\"0\"", "\"epoch_rows\":\"9\""},
+        {"\"epoch_hits\":\"0\"", "\"epoch_hits\":\"1\""},
         {"\"learning_rate\":\"0.001\"", "\"learning_rate\":\"-0.01\""},
         {"\"learning_rate\":\"0.001\"", "\"learning_rate\":\"  nan\""},
-        {"\"epoch_loss\":\"0\"", "\"epoch_loss\":\"z\""}, {"\"updates\":\"5\"", "\"updates\":\".\""},
+        {"\"epoch_loss\":\"0\"", "\"epoch_loss\":\"z\""},
+        {"\"updates\":\"5\"", "\"updates\":\".\""},
         {"\"updates\"", "\"updetas\""}};
     pmlp_trainer_desc how = how_of(&ways[0], PMLP_ADAM);
     run r = begin(&tiny_net, 1, &how);
@@ -755,8 +794,10 @@ TEST(forged) {
         CHECK(pmlp__image_seal(&image, &error) == PMLP_OK, "%s", error.text);
         const pmlp_result result = pmlp__trainer_parse(r.trainer, b.data, b.size, "the file");
         if (i < count)
-            refused(changes[i][1], result, PMLP_ERROR_PARSE, pmlp_trainer_error(r.trainer), "sense");
-        else fine(&r, result);
+            refused(changes[i][1], result, PMLP_ERROR_PARSE, pmlp_trainer_error(r.trainer),
+                    "sense");
+        else
+            fine(&r, result);
         free(b.data);
     }
     end(&r);
@@ -764,7 +805,7 @@ TEST(forged) {
     SAY("%d made-up progresses with a checksum that holds: refused", count);
 }
 
-/* --- other programs' files ------------------------------------------------------------------------ */
+/* --- other programs' files -------------------------------------------------------------------- */
 
 /* The obvious way: sign, a power of two, and a number below 2. */
 static float half_value(unsigned half) {
@@ -787,8 +828,8 @@ TEST(types) {
         pmlp_error error = {0};
         snprintf(header, sizeof header,
                  "{\"0.weight\":{\"dtype\":\"%s\",\"shape\":[1,%d],\"data_offsets\":[0,%d]},"
-                 "\"0.bias\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[%d,%d]}}", name, N,
-                 (int)(N * size), (int)(N * size), (int)(N * size + 4));
+                 "\"0.bias\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[%d,%d]}}",
+                 name, N, (int)(N * size), (int)(N * size), (int)(N * size + 4));
         bytes b = make_file(header, N * size + 4);
         unsigned char *at = b.data + b.size - N * size - 4;
         uint64_t rng = 1;
@@ -796,8 +837,7 @@ TEST(types) {
             uint64_t bits = size == 2 ? i : test_random(&rng);
             const double wide = ldexp((double)test_random(&rng), (int)(i % 300) - 180);
             if (size == 8) memcpy(&bits, &wide, sizeof bits);
-            for (size_t k = 0; k < size; k++)
-                at[i * size + k] = (unsigned char)(bits >> 8 * k);
+            for (size_t k = 0; k < size; k++) at[i * size + k] = (unsigned char)(bits >> 8 * k);
         }
         if (!CHECK(pmlp_model_parse(b.data, b.size, NULL, &model, &error) == PMLP_OK, "%s",
                    error.text))
@@ -849,7 +889,7 @@ TEST(numbers) {
     SAY("%s numbers as text and back: the same bits", test_count(count));
 }
 
-/* --- memory, and disks that fail ------------------------------------------------------------------ */
+/* --- memory, and disks that fail -------------------------------------------------------------- */
 
 /* One of five calls, with an allocator that fails. */
 static pmlp_result one_call(int which, pmlp_model *model, pmlp_trainer *trainer,
@@ -910,7 +950,8 @@ TEST(allocations) {
         CHECK(memory.blocks == 0, "%ld blocks lost", memory.blocks);
         empty_folder();
     }
-    SAY("saving and loading survive %s failed allocations, one after the other", test_count(failures));
+    SAY("saving and loading survive %s failed allocations, one after the other",
+        test_count(failures));
 }
 
 static void save_fails(const run *r, const char *path, const char *thing) {
@@ -1031,14 +1072,16 @@ TEST(killed) {
               (double)number, (double)before);
         amid += remove_temporaries() > 0;
     }
-    CHECK(number > 0 && amid > 0, "number %g, %d of %d kills amid a write", (double)number, amid, k);
+    CHECK(number > 0 && amid > 0, "number %g, %d of %d kills amid a write", (double)number, amid,
+          k);
     CHECK(count_files() == 1, "%d files are left", count_files());
     pmlp_model_destroy(model);
     empty_folder();
-    SAY("kill -9 while saving, %d times, %d of them amid a write: the file is always whole", k, amid);
+    SAY("kill -9 while saving, %d times, %d of them amid a write: the file is always whole", k,
+        amid);
 }
 
-/* --- a back end that fails ------------------------------------------------------------------------ */
+/* --- a back end that fails -------------------------------------------------------------------- */
 
 static int fail_reads, fail_writes, fail_forwards; /* the call, from 1, that fails; 0: none */
 
@@ -1090,13 +1133,16 @@ TEST(back_ends) {
         fail_writes = 0;
         if (result == PMLP_OK) break;
         refused("a write", result, PMLP_ERROR_BACKEND, pmlp_trainer_error(r.trainer), "loaded");
-        CHECK(pmlp_trainer_save(r.trainer, path_of("bad")) == PMLP_ERROR_STATE, "half a load saved");
-        CHECK(pmlp_trainer_epoch(r.trainer, &data, NULL) == PMLP_ERROR_STATE, "half a load trained");
+        CHECK(pmlp_trainer_save(r.trainer, path_of("bad")) == PMLP_ERROR_STATE,
+              "half a load saved");
+        CHECK(pmlp_trainer_epoch(r.trainer, &data, NULL) == PMLP_ERROR_STATE,
+              "half a load trained");
         pmlp_trainer_destroy(r.trainer), r.trainer = NULL;
         uint64_t word;
         CHECK(pmlp_model_hash(r.model, &word, NULL) == PMLP_ERROR_STATE, "lost weights are shown");
         CHECK(pmlp_model_load_weights(r.model, path_of("good"), NULL) == PMLP_OK &&
-                  pmlp_model_hash(r.model, &word, NULL) == PMLP_OK, "and cannot be replaced");
+                  pmlp_model_hash(r.model, &word, NULL) == PMLP_OK,
+              "and cannot be replaced");
         end(&r);
     }
     fine(&r, pmlp_trainer_save(r.trainer, path_of("m")));
@@ -1104,7 +1150,8 @@ TEST(back_ends) {
     end(&r);
     CHECK(saves >= 12 && loads >= 12, "%d reads, %d writes", saves, loads);
     empty_folder();
-    SAY("a back end that fails: %d saves leave no file, %d loads a trainer that says so", saves, loads);
+    SAY("a back end that fails: %d saves leave no file, %d loads a trainer that says so", saves,
+        loads);
 }
 
 int main(void) {

@@ -87,7 +87,7 @@ interrupted momentum 100 "${net[@]}" --lr-decay none --clip 1
 $train --layers 40,20 --epochs 1000 --save "$work/part" > "$work/int" 2> "$work/int.err" < /dev/null &
 pid=$!
 for ((i = 0; i < 300; i++)); do
-    grep -q '^epoch 2/' "$work/int.err" && break
+    grep -q '^epoch 2/' "$work/int.err" 2> /dev/null && break
     sleep 0.1
 done
 kill -s INT $pid
