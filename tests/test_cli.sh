@@ -93,13 +93,15 @@ if example 10_by_hand 'GPipe .*weights'; then
 fi
 for source in examples/*.c; do # each says how it is compiled, and is
     name=$(basename "$source" .c)
-    line=$(sed -n 's/^ *\(cc .*\.c .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1)
+    line=$(sed -n 's/^ *\(\(mpi\)\{0,1\}cc .*\.c .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1)
     read -r line <<< "${line%%[[:space:]]\*/}"
     mkdir -p "$work/alone/examples"
     cp pipemlp.h "$work/alone/"
     cp "$source" "$work/alone/examples/"
     if [ -z "$line" ]; then
         bad "$source does not say how to compile it"
+    elif ! have "${line%% *}"; then
+        missing "${line%% *}" "$name compiles alone"
     elif ! (cd "$work/alone/examples" && bash -c "$line" && [ -x "$name" ]) > "$work/$name.log" 2>&1; then
         head -n 5 "$work/$name.log"
         bad "$source does not compile with its own line: $line"
