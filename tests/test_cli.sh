@@ -98,13 +98,15 @@ fi
 arguments=()
 for source in examples/*.c examples/*.cpp; do # each says how it is compiled, and is
     name=$(basename "${source%.*}")
-    line=$(sed -n 's/^[ /]*\(c[c+]* .*\.c[p]* .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1)
+    line=$(sed -n 's/^[ /]*\(\(mpi\)\{0,1\}c[c+]* .*\.c[p]* .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1)
     read -r line <<< "${line%%[[:space:]]\*/}"
     mkdir -p "$work/alone/examples"
     cp pipemlp.h "$work/alone/"
     cp "$source" "$work/alone/examples/"
     if [ -z "$line" ]; then
         bad "$source does not say how to compile it"
+    elif ! have "${line%% *}"; then
+        missing "${line%% *}" "$name compiles alone"
     elif ! (cd "$work/alone/examples" && bash -c "$line" && [ -x "$name" ]) > "$work/$name.log" 2>&1; then
         head -n 5 "$work/$name.log"
         bad "$source does not compile with its own line: $line"

@@ -186,12 +186,13 @@ blames() { # RANK OTHERS...: these say that there was no word from it, and from 
 }
 
 deadline=1 slack=30 # tenths: for the search for who is gone, 0.5 s, and a machine with much to do
+command=("$program")
 fault() { # SIGNAL VICTIM RANKS OPTIONS...
     local signal=$1 victim=$2 n=$3 others=() rank
     shift 3
     runs=$((runs + 1))
     for rank in $(seq 0 $((n - 1))); do [ "$rank" = "$victim" ] || others+=("$rank"); done
-    if ! begin "${mpirun[@]}" --enable-recovery -n "$n" "$work/rank" "$program" \
+    if ! begin "${mpirun[@]}" --enable-recovery -n "$n" "$work/rank" "${command[@]}" \
             --deadline "$deadline" --epochs 100000000 "$@"; then
         head -n 5 "$work/out"
         wrong+=("$signal $victim: no training;")
@@ -309,5 +310,9 @@ under address 4 --replicas 2 --allreduce 1 --epochs 2
 sanitized thread -fsanitize=thread
 under thread 2 --workers 4 --epochs 2
 under thread 4 --replicas 2 --workers 4 --allreduce 1 --epochs 1
+if [ "$open_mpi" = 1 ]; then # and when a rank fails, which is what most of the locks are for
+    command=("${fixed[@]}" "$work/thread")
+    fault STOP 1 2 --workers 6
+fi
 verdict "$runs times the sanitizers of addresses and of threads: nothing to report"
 end
