@@ -24,9 +24,27 @@ NVCC ?= $(firstword $(wildcard $(CUDA_HOME:%=%/bin/nvcc) $(CUDA_PATH:%=%/bin/nvc
                     $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 NVCCFLAGS ?= -O3 -std=c++17
 
+# Where NCCL is: NCCL_HOME, then the toolkit, the system, and the package of Python's that PyTorch
+# brings with it. NCCL=no builds without it.
+nccl_in   = $(or $(wildcard $(1:%=%/lib/libnccl.so) $(1:%=%/lib64/libnccl.so) \
+                $(1:%=%/lib/*/libnccl.so)),$(wildcard $(1:%=%/lib/libnccl.so.2)))
+nccl_homes = $(patsubst %/include/nccl.h,%,$(wildcard $(addsuffix /include/nccl.h,$(NCCL_HOME) \
+                $(patsubst %/bin/nvcc,%,$(NVCC)) /usr /usr/local $(1))))
+nccl_wheel = $(shell python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null)
+ifeq ($(NCCL),no)
+nccl_lib  =
+else
+nccl_lib := $(if $(NVCC),$(firstword $(foreach home,$(call nccl_homes),$(call nccl_in,$(home)))))
+ifeq ($(nccl_lib),)
+nccl_lib := $(if $(NVCC),$(firstword $(foreach home,$(call nccl_homes,$(nccl_wheel)), \
+                $(call nccl_in,$(home)))))
+endif
+endif
+nccl_home = $(patsubst %/,%,$(dir $(patsubst %/,%,$(dir $(nccl_lib)))))
+
 ifeq ($(MAKELEVEL),0)
 tools = $(firstword $(CC)) clang $(or $(NVCC),nvcc) $(MPICC) valgrind
-$(info found: $(foreach tool,$(tools),$(call found,$(tool))))
+$(info found: $(foreach tool,$(tools),$(call found,$(tool))) $(or $(nccl_lib),no NCCL))
 endif
 
 all: examples
@@ -58,7 +76,10 @@ gencode = $(foreach gpu,$(gpus),-gencode arch=compute_$(gpu),code=sm_$(gpu)) \
 
 # cuBLAS is found when a program starts, too, wherever the toolkit lies.
 cuda_lib  = $(wildcard $(patsubst %/bin/nvcc,%/lib64,$(realpath $(shell command -v $(NVCC)))))
-cuda_libs = -lcublas -lcublasLt -lpthread -lm $(cuda_lib:%=-Xlinker -rpath=%)
+cuda_libs = -lcublas -lcublasLt $(nccl_libs) -lpthread -lm $(cuda_lib:%=-Xlinker -rpath=%)
+# The file itself: a package of Python's has no link to it.
+nccl_libs  = $(if $(nccl_lib),$(nccl_lib) -Xlinker -rpath=$(patsubst %/,%,$(dir $(nccl_lib))))
+nccl_flags = $(if $(nccl_lib),$(patsubst %,-I%,$(wildcard $(nccl_home)/include)),-DPMLP_NO_NCCL)
 
 # What is made by nvcc depends on this file, which changes with the compiler and the list above.
 build/cuda/flags: always
@@ -68,11 +89,11 @@ build/cuda/flags: always
 	    exit 1; \
 	fi
 	@mkdir -p build/cuda
-	@echo '$(NVCC) $(NVCCFLAGS) $(gencode)' | cmp -s - $@ || \
-	    echo '$(NVCC) $(NVCCFLAGS) $(gencode)' > $@
+	@echo '$(NVCC) $(NVCCFLAGS) $(nccl_flags) $(gencode)' | cmp -s - $@ || \
+	    echo '$(NVCC) $(NVCCFLAGS) $(nccl_flags) $(gencode)' > $@
 
 build/cuda/pipemlp_cuda.o: pipemlp_cuda.cu pipemlp.h build/cuda/flags
-	$(NVCC) $(NVCCFLAGS) $(gencode) -I. -c -o $@ $<
+	$(NVCC) $(NVCCFLAGS) $(nccl_flags) $(gencode) -I. -c -o $@ $<
 
 # C stays with the C compiler, so that the CPU's bits are those of the other programs.
 build/cuda/%.o: examples/%.c pipemlp.h build/cuda/flags
@@ -172,7 +193,8 @@ help:
 	    'make bench'            'measures beside PyTorch, NumPy, dlib and others (about 13 min);' \
 	    ''                      'writes tests/bench/RESULTS.md and its pictures' \
 	    'make cuda'             'builds build/cuda/train, which has --backend cuda; wants nvcc;' \
-	    ''                      'CUDA_ARCH=90 for one kind of GPU, CUDA_HOME=DIR or NVCC=PROGRAM' \
+	    ''                      'CUDA_ARCH=90 for one kind of GPU, CUDA_HOME=DIR or NVCC=PROGRAM;' \
+    ''                      'NCCL_HOME=DIR, or NCCL=no to build without it' \
 	    'make test-cuda'        'tests the CUDA back end, if this machine has a GPU' \
 	    'make bench-cuda'       'measures it beside PyTorch, if this machine has a GPU;' \
 	    ''                      'writes tests/bench/RESULTS-gpu.md' \

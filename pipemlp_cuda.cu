@@ -3387,7 +3387,7 @@ static void pmlp__tell_failure(pmlp__watch *w, int rank, const char *text, const
     memset(&message, 0, sizeof message);
     message.kind = PMLP__FAILED;
     message.rank = (uint32_t)rank;
-    snprintf(message.text, sizeof message.text, "%s", text);
+    snprintf(message.text, sizeof message.text, "%.239s", text);
     pmlp__tell(w, &message, but);
 }
 

@@ -200,7 +200,7 @@ TEST(pipelines) {
             if (kind == PMLP_SCHEDULE_AUTO || is_async((pmlp_schedule_kind)kind)) continue;
             if (is_v((pmlp_schedule_kind)kind) || is_looped((pmlp_schedule_kind)kind)) {
                 if (count != 2 && test_quick()) continue; /* 2 workers: the network has 6 layers */
-            } else if (test_quick() && (kind + count) % 3) {
+            } else if (test_quick() && (kind + 2 * count) % 5) {
                 continue;
             }
             prepare(count);
@@ -230,7 +230,7 @@ TEST(pipelines) {
                       "%s: rank %d of %d has other bits than one process", what, i, count);
             runs++;
         }
-    CHECK(runs > 5, "%ld", runs);
+    CHECK(runs > 3, "%ld", runs);
     SAY("all synchronous schedules over 2 to %d ranks: the bits of one process, %ld pipelines",
         MOST, runs);
 }
@@ -508,15 +508,14 @@ TEST(faults) {
         "ncclCommFinalize", "ncclCommDestroy", "ncclCommAbort"};
     long tried = 0, failed = 0;
     for (size_t a = 0; a < sizeof apis / sizeof *apis; a++) {
-        const long most = test_quick() ? 12 : 60;
-        for (long nth = 1, step = 1, got = 0; got >= 0 && nth < most; nth += step) {
-            got = fault(apis[a], nth, 1 + (int)(nth % 2));
+        const long most = test_quick() ? 2 : 60;
+        for (long nth = 1, got = 0; got >= 0 && nth < most; nth++) {
+            got = fault(apis[a], nth, 1 + (int)((nth + (long)a) % 2));
             if (got < 0) break;
             tried++, failed += got > 0;
-            if (test_quick() && nth > 1) step = 5;
         }
     }
-    CHECK(failed > tried / 2 && tried > 15, "%ld of %ld", failed, tried);
+    CHECK(failed > tried / 2 && tried > 8, "%ld of %ld", failed, tried);
     SAY("each call of NCCL fails in turn, %ld of them: %ld trainings fail on all sides, none hangs",
         tried, failed);
 }
