@@ -31,7 +31,7 @@ flags=(-std=c99 -Wall -Wextra -I.)
 libs=(-pthread -lm)
 threaded=(test_parity test_errors test_async test_ranks test_numbers) # what the thread sanitizer looks at
 smallest=test_images               # what valgrind looks at, beside a training
-alone=(test_errors test_laboratory) # these bound how long something takes
+alone=(test_errors test_laboratory test_ranks) # these bound how long something takes
 passed=0 failed=0 skipped=0
 
 have() { command -v "$1" > /dev/null 2>&1; }
