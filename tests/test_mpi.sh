@@ -82,6 +82,7 @@ schedules=(gpipe 1f1b zb-h1 zb-v interleaved)
 [ "$quick" = 0 ] || schedules=(1f1b zb-v)
 for n in 2 3; do same "$n"; done
 for schedule in "${schedules[@]}"; do same 4 --schedule "$schedule"; done
+same 3 --schedule gpipe --slots 1
 verdict "1 to 4 ranks, one worker each, ${#schedules[@]} schedules: the weights of one process, $word"
 
 same 2 --workers 5
@@ -312,7 +313,7 @@ under thread 2 --workers 4 --epochs 2
 under thread 4 --replicas 2 --workers 4 --allreduce 1 --epochs 1
 if [ "$open_mpi" = 1 ]; then # and when a rank fails, which is what most of the locks are for
     command=("${fixed[@]}" "$work/thread")
-    fault STOP 1 2 --workers 6
+    fault STOP 1 3 --workers 6
 fi
 verdict "$runs times the sanitizers of addresses and of threads: nothing to report"
 end
