@@ -191,8 +191,8 @@ static pmlp_result mpi_sum(void *context, int worker, int replicas, void *backen
     return result;
 }
 
-/* Whoever is well hears this alarm and gives one, too; whoever does not is the one that is gone. The
-   rank that was waited for in vain need not be: it may have waited for another. */
+/* Whoever is well hears this alarm and gives one, too; whoever does not is the one that is gone.
+   The rank that was waited for in vain need not be: it may have waited for another. */
 static void mpi_abort(void *context, const char *why) {
     mpi_group *g = context;
     const int ranks = g->table.ranks;
