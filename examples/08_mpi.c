@@ -191,8 +191,8 @@ static pmlp_result mpi_sum(void *context, int worker, int replicas, void *backen
     return result;
 }
 
-/* Whoever is well hears this alarm and gives one, too; whoever does not is the one that is gone. The
-   rank that was waited for in vain need not be: it may have waited for another. */
+/* Whoever is well hears this alarm and gives one, too; whoever does not is the one that is gone.
+   The rank that was waited for in vain need not be: it may have waited for another. */
 static void mpi_abort(void *context, const char *why) {
     mpi_group *g = context;
     const int ranks = g->table.ranks;
@@ -286,7 +286,7 @@ static void mpi_group_open(mpi_group *g) {
     MPI_Comm_rank(g->comm, &table.rank);
     MPI_Comm_size(g->comm, &table.ranks);
     MPI_Comm_split_type(g->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here);
-    MPI_Comm_size(here, &table.per_machine); /* which shares its cores */
+    MPI_Comm_size(here, &table.per_machine); /* they share its cores */
     MPI_Comm_free(&here);
     pthread_mutex_init(&g->mutex, NULL);
     g->sends = malloc((size_t)table.ranks * sizeof *g->sends);
@@ -326,8 +326,8 @@ static bool read_options(int count, char **words, pmlp_trainer_desc *how, int *e
     int batch = 64, deadline = 60, allreduce = 0;
     const struct { const char *name; int *value; } options[] = {
         {"--replicas", &how->replicas}, {"--workers", &how->workers}, {"--batch", &batch},
-        {"--microbatches", &how->microbatches}, {"--allreduce", &allreduce},
-        {"--deadline", &deadline}, {"--epochs", epochs}};
+        {"--microbatches", &how->microbatches}, {"--slots", &how->slots},
+        {"--allreduce", &allreduce}, {"--deadline", &deadline}, {"--epochs", epochs}};
     const int all = (int)(sizeof options / sizeof options[0]);
     for (int i = 1, o; i < count; i += 2) {
         for (o = 0; o < all && strcmp(words[i], options[o].name) != 0;) o++;

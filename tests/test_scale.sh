@@ -12,7 +12,7 @@ topic=scale
 
 rm -rf "$work"
 mkdir -p "$work"
-if ! "${CC:-cc}" -std=c99 -O1 -Wall -Wextra -Wpedantic -Wconversion -Wshadow \
+if ! "${CC:-cc}" -std=c99 -O1 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror \
         tests/bench/scale.c -o "$work/scale" -pthread -lm > "$work/build.log" 2>&1; then
     head -n 20 "$work/build.log"
     bad "tests/bench/scale.c does not build without a warning"
