@@ -310,7 +310,7 @@ planted taken "a slot that is received into before it was taken out" \
     's/if (used) PMLP__CUDA(e->to, /if (0 \&\& used) PMLP__CUDA(e->to, /' \
     tsan cuda slots PMLP_TEST_HANDOFF=nccl PMLP_TEST_TINY=1
 planted ready "a sum that does not wait for the gradient" \
-    's/cudaStreamWaitEvent(s->link.stream, s->ready, 0)/cudaSuccess/' \
+    's/cudaStreamWaitEvent(s->wire.stream, s->ready, 0)/cudaSuccess/' \
     tsan suite replicas PMLP_TEST_TINY=1
 planted twice "a rank that may come twice" 's/m->lines\[h->rank\] >= 0)/0)/' plain suite meeting
 planted told "a failure that is not passed on" \
