@@ -1604,8 +1604,11 @@ static void pmlp__give_turns(uint32_t devices) {
 
 struct pmlp__turn {
     const uint32_t devices;
-    explicit pmlp__turn(uint32_t which) : devices(which) { pmlp__take_turns(devices); }
-    ~pmlp__turn() { pmlp__give_turns(devices); }
+    /* inline in earnest, so that no symbol is left of them */
+    __attribute__((always_inline)) explicit pmlp__turn(uint32_t which) : devices(which) {
+        pmlp__take_turns(devices);
+    }
+    __attribute__((always_inline)) ~pmlp__turn() { pmlp__give_turns(devices); }
 };
 
 /* A little while, and more if it has been long already. */
@@ -3273,8 +3276,8 @@ static int pmlp__knock(const struct addrinfo *found, const pmlp__hello *hello, d
     return fd;
 }
 
-/* Another rank: until rank 0 has answered. It may not be there yet, or start anew; and when its time
-   is over, a moment after ours, it says who is missing. */
+/* Another rank: until rank 0 has answered. It may not be there yet, or start anew; and when its
+   time is over, a moment after ours, it says who is missing. */
 static pmlp_result pmlp__attend_meeting(pmlp__lobby *m, const struct addrinfo *found,
                                         pmlp__welcome *welcome, pmlp_error *error) {
     const pmlp_launch *const launch = m->launch;
@@ -3813,8 +3816,8 @@ static pmlp_result pmlp__group_device(pmlp__nccl_group *g, const pmlp_launch *la
     const cudaError_t counted = cudaGetDeviceCount(&count);
     if (counted != cudaSuccess || count == 0) {
         cudaGetLastError();
-        return pmlp__refuse(error, PMLP_ERROR_UNSUPPORTED, "rank %d: no CUDA device can be used: %s",
-                            launch->rank,
+        return pmlp__refuse(error, PMLP_ERROR_UNSUPPORTED,
+                            "rank %d: no CUDA device can be used: %s", launch->rank,
                             counted == cudaSuccess ? "none is there" : cudaGetErrorString(counted));
     }
     g->device = o->devices && o->device_count > 0 ? o->devices[0] : launch->local_rank % count;

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Several ranks over NCCL, on the stand-in of tests/cudahost: as threads (tests/nccl_suite.c), under
-# the sanitizers, too; as processes of the main program, which must have the bits of one; hand-off by
-# NCCL within one process (tests/cuda_suite.c); processes that are killed or stopped in the middle of
-# a step, each of which all others must notice and name, in time; and planted faults.
+# the sanitizers, too; as processes of the main program, which must have the bits of one; hand-off
+# by NCCL within one process (tests/cuda_suite.c); processes that are killed or stopped amid a step,
+# each of which all others must notice and name, in time; and planted faults.
 # That it runs on a GPU is not shown here; tests/cuda.sh tries on one.
 #
 #     bash tests/test_nccl.sh         PMLP_TEST_QUICK=0 has many more faults and schedules
