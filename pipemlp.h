@@ -7501,15 +7501,15 @@ static pmlp__box *pmlp__box_find(pmlp__party *party, const pmlp_edge_desc *desc)
 /* Makes an end of the channel's box that one; false if it has one. With the party's mutex. */
 static bool pmlp__box_take(pmlp__box *box, const pmlp_edge_desc *desc, bool sends) {
     bool *const has = sends ? &box->has_from : &box->has_to;
-    bool free;
+    bool is_free;
     pmlp__mutex_lock(&box->mutex);
-    free = !*has;
-    if (free) {
+    is_free = !*has;
+    if (is_free) {
         *(sends ? &box->from : &box->to) = *desc;
         *(sends ? &box->had_from : &box->had_to) = *has = true;
     }
     pmlp__mutex_unlock(&box->mutex);
-    return free;
+    return is_free;
 }
 
 static pmlp_result pmlp__box_connect(const pmlp_edges *self, const pmlp_edge_desc *desc,
@@ -8353,6 +8353,7 @@ typedef struct pmlp__stage {
     pmlp__edge *from_before, *to_next; /* between replicas: gradients that are being summed, */
     pmlp__edge *from_next, *to_before; /* and on their way back; NULL at the ends of the chain */
     int w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
+    pmlp_span *adding;  /* where its part in the chain of replicas is noted */
     bool *own;          /* [m]: its columns of layer 0 are there, maybe ahead of the rest of F */
     int ahead;          /* micro-batches from 0 of which that is so */
 
@@ -9189,6 +9190,18 @@ static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pml
 
 /* --- gradients of several replicas ------------------------------------------------------------ */
 
+/* W of one layer. A trace has one span for all layers of the stage, with the waits between. */
+static pmlp_result pmlp__add_to_chain(pmlp__worker *w, pmlp__stage *stage, int l) {
+    const pmlp_action traced = {PMLP_OP_W, stage->index, stage->w_begin};
+    pmlp_result result;
+    if (!pmlp__continues(w->trainer)) return PMLP_OK; /* it has done its own */
+    if (!stage->adding) stage->adding = pmlp__trace_begin(w, traced);
+    if (stage->adding) stage->adding->count = stage->w_end - stage->w_begin;
+    result = pmlp__layer_weight(w->trainer, stage, l, stage->w_begin, stage->w_end);
+    pmlp__trace_end(w, stage->adding);
+    return result;
+}
+
 /* A layer's share in the chain, in parts that may each have to wait: the sum so far comes from the
    replica before, this one's rows continue it, it goes on to the next; and what it has become in
    the last one comes back the same way. */
@@ -9204,10 +9217,7 @@ static pmlp_result pmlp__link(pmlp__worker *w, pmlp__stage *stage, int l, int pa
     float *data;
     size_t floats;
     pmlp_result result;
-    if (part == PMLP__LINK_ADD)
-        return pmlp__continues(t)
-                   ? pmlp__layer_weight(t, stage, l, stage->w_begin, stage->w_end)
-                   : PMLP_OK;
+    if (part == PMLP__LINK_ADD) return pmlp__add_to_chain(w, stage, l);
     if (!edge) return PMLP_OK;
     result = t->backend->gradient(w->context, stage->handles[l], &data, &floats);
     if (result != PMLP_OK) return result;
@@ -10717,6 +10727,7 @@ static pmlp_result pmlp__pass_begin(pmlp_trainer *t, const pmlp_schedule *lists)
         pmlp__stage *s = &t->stages[i];
         if (!s->is_here) continue;
         s->w_begin = s->w_end = 0;
+        s->adding = NULL;
         s->ahead = 0;
         memset(s->own, 0, (size_t)t->schedule->microbatches * sizeof(bool));
         s->updates_before = s->updates;

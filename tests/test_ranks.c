@@ -278,6 +278,25 @@ TEST(sums_of_replicas) {
         worst, test_count(runs));
 }
 
+static void use_not_exact(rank *r) {
+    static pmlp_backend table;
+    if (r->number == 0) table = *pmlp_cpu_backend(), table.exact = false;
+    r->desc.backend = &table;
+}
+
+TEST(not_exact) {
+    pmlp_trainer_desc d = desc_of(&shapes[2]);
+    rank ranks[RANKS];
+    d.replicas = 2;
+    run_ranks(ranks, 2, &nets[1], &d, train_and_end, use_not_exact);
+    const outcome first = ranks[0].out;
+    d.allreduce = true;
+    run_ranks(ranks, 2, &nets[1], &d, train_and_end, use_not_exact);
+    CHECK(first.result == PMLP_OK && ranks[0].out.result == PMLP_OK, "%s", first.text);
+    CHECK(same(&first, &ranks[0].out) && same(&first, &ranks[1].out), "other bits");
+    SAY("replicas of a back end that is not exact are summed");
+}
+
 /* --- asynchronous ---------------------------------------------------------------------------- */
 
 TEST(asynchronous) {
@@ -956,6 +975,7 @@ int main(void) {
     RUN(pipelines_over_ranks);
     RUN(chains_of_replicas);
     RUN(sums_of_replicas);
+    RUN(not_exact);
     RUN(asynchronous);
     RUN(measured);
     RUN(verified);
