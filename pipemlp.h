@@ -1659,8 +1659,8 @@ typedef enum pmlp_cuda_gemm {
     PMLP_CUDA_GEMM_COUNT
 } pmlp_cuda_gemm;
 
-/* How workers of one process on different GPUs hand over. Workers on one GPU need only an event, and
-   processes always use NCCL. */
+/* How workers of one process on different GPUs hand over. Workers on one GPU need only an event,
+   and processes always use NCCL. */
 typedef enum pmlp_cuda_handoff {
     PMLP_CUDA_COPIES, /* copies from GPU to GPU; default */
     PMLP_CUDA_NCCL,   /* NCCL: a communicator and a stream for each boundary and direction */
@@ -1715,7 +1715,7 @@ extern pmlp_result pmlp_launch_from_environment(pmlp_launch *launch, pmlp_error 
    modulo how many there are. options may be NULL, all zero, and is copied; its devices are not.
    NULL for the allocator: malloc. The group has one trainer at a time; both tables must outlive it.
    Sets CUDA_DEVICE_MAX_CONNECTIONS if it is not set.
-   Errors: ARGUMENT, MEMORY, THREAD, BACKEND; RANK: another rank did not come within launch->seconds,
+   Errors: ARGUMENT, MEMORY, THREAD, BACKEND; RANK: another rank did not come in launch->seconds,
    came twice, or counts other ranks; UNSUPPORTED: no NCCL in this build, or no GPU. */
 extern pmlp_result pmlp_nccl_group_create(const pmlp_launch *launch,
                                           const pmlp_cuda_options *options,

@@ -12,7 +12,7 @@
       >>products     matrix products: ours, cuBLAS's and cuBLASLt's
       >>operations   a layer's operations, made of the two above
       >>queue        operations are noted, then issued together, as a graph if seen before
-      >>links        communicators of NCCL, and waits that end
+      >>wires        communicators of NCCL, and waits that end
       >>entries      what the trainer calls
       >>edges        hand-off between stages
       >>group        ranks in other processes: how they meet, and what all of them do together
@@ -655,10 +655,10 @@ typedef struct pmlp__cuda {
     pmlp_result failed; /* issuing did; the next synchronize() says so at the latest */
     char why[256];
 
-    struct pmlp__team *team; /* with whom it fails; NULL: it has no links, see >>links */
+    struct pmlp__team *team; /* with whom it fails; NULL: it has no wires, see >>wires */
     double patience;         /* seconds that it waits for another rank; 0: there is none */
     bool given_up;           /* its team has failed, and it waits for nobody any more */
-    struct pmlp__sum *sum;   /* of its gradients over replicas, or NULL */
+    struct pmlp__adder *sum;   /* of its gradients over replicas, or NULL */
 } pmlp__cuda;
 
 /* --- host memory ------------------------------------------------------------------------------ */
@@ -1528,9 +1528,9 @@ static pmlp_result pmlp__down(pmlp__cuda *c, size_t at, size_t bytes, void *to) 
 
 #ifdef PMLP__NCCL
 /*============================================================================================*/
-/* >>links: communicators of NCCL, and waits that end                                         */
+/* >>wires: communicators of NCCL, and waits that end                                         */
 /*                                                                                            */
-/* A link is this side's end of a communicator, with a stream of its own: that of an edge, of */
+/* A wire is this side's end of a communicator, with a stream of its own: that of an edge, of */
 /* the sums of a worker's gradients over replicas, or of what all ranks tell each other. What */
 /* one communicator does, it does in order, in whatever streams: a receive that waits for its */
 /* message holds up a send behind it. Hence one for each direction.                           */
@@ -1538,7 +1538,7 @@ static pmlp_result pmlp__down(pmlp__cuda *c, size_t at, size_t bytes, void *to) 
 /* NCCL wants one thread at a time for each device, which takes its turn. Calls do not block: */
 /* what takes long goes on in the background, and is asked for until it is done.              */
 /*                                                                                            */
-/* The links of a trainer, or of all that a rank does, are a team, and fail together. Whoever */
+/* The wires of a trainer, or of all that a rank does, are a team, and fail together. Whoever */
 /* notices a failure takes the turns of all devices, so that nobody is inside NCCL, and ends  */
 /* all communicators in one group: one after the other, an abort could wait for a kernel that */
 /* waits for the next. Then what hangs on the devices goes on, and the streams run dry.       */
@@ -1552,9 +1552,9 @@ static const double PMLP__PATIENCE = 60.0; /* seconds, where nobody has said how
 struct pmlp__watch;
 struct pmlp__team;
 
-typedef struct pmlp__link {
+typedef struct pmlp__wire {
     struct pmlp__team *team; /* NULL: not made */
-    struct pmlp__link *next; /* of the team */
+    struct pmlp__wire *next; /* of the team */
     const void *owner;       /* the context or group that waits for it */
     int device;
     bool remote; /* the other end is at another rank */
@@ -1567,12 +1567,12 @@ typedef struct pmlp__link {
        for somebody dead. */
     cudaEvent_t marks[PMLP__MARKS];
     int operations, marked, reached;
-} pmlp__link;
+} pmlp__wire;
 
 typedef struct pmlp__team {
     pmlp_allocator allocator;
     std::mutex lock; /* of the list and of why */
-    pmlp__link *links;
+    pmlp__wire *wires;
     std::atomic<int> failed; /* a pmlp_result; other than OK, it and why stay as they are */
     char why[256];
     double seconds; /* that another rank is waited for at most; 0: there is none */
@@ -1592,16 +1592,23 @@ static uint32_t pmlp__turn_of(int device) {
 }
 
 /* Those of several devices, always in the same order. Nobody who has one waits for another. */
+static void pmlp__take_turns(uint32_t devices) {
+    for (int i = 0; i < PMLP__TURNS; i++)
+        if (devices >> i & 1) pmlp__turns[i].lock();
+}
+
+static void pmlp__give_turns(uint32_t devices) {
+    for (int i = 0; i < PMLP__TURNS; i++)
+        if (devices >> i & 1) pmlp__turns[i].unlock();
+}
+
 struct pmlp__turn {
     const uint32_t devices;
-    explicit pmlp__turn(uint32_t which) : devices(which) {
-        for (int i = 0; i < PMLP__TURNS; i++)
-            if (devices >> i & 1) pmlp__turns[i].lock();
+    /* inline in earnest, so that no symbol is left of them */
+    __attribute__((always_inline)) explicit pmlp__turn(uint32_t which) : devices(which) {
+        pmlp__take_turns(devices);
     }
-    ~pmlp__turn() {
-        for (int i = 0; i < PMLP__TURNS; i++)
-            if (devices >> i & 1) pmlp__turns[i].unlock();
-    }
+    __attribute__((always_inline)) ~pmlp__turn() { pmlp__give_turns(devices); }
 };
 
 /* A little while, and more if it has been long already. */
@@ -1650,14 +1657,14 @@ static void pmlp__team_abort(pmlp__team *team) {
     uint32_t devices = 0;
     {
         std::lock_guard<std::mutex> hold(team->lock);
-        for (pmlp__link *l = team->links; l; l = l->next)
+        for (pmlp__wire *l = team->wires; l; l = l->next)
             if (l->comm) devices |= pmlp__turn_of(l->device);
     }
     if (devices == 0) return;
     pmlp__turn mine(devices);
     std::lock_guard<std::mutex> hold(team->lock);
     const bool grouped = ncclGroupStart() == ncclSuccess;
-    for (pmlp__link *l = team->links; l; l = l->next) {
+    for (pmlp__wire *l = team->wires; l; l = l->next) {
         if (l->comm && devices & pmlp__turn_of(l->device)) {
             ncclCommAbort(l->comm);
             l->comm = NULL;
@@ -1666,36 +1673,38 @@ static void pmlp__team_abort(pmlp__team *team) {
     if (grouped) ncclGroupEnd();
 }
 
-/* --- one link --------------------------------------------------------------------------------- */
+/* --- one wire --------------------------------------------------------------------------------- */
 
-static void pmlp__link_join(pmlp__link *l, pmlp__team *team, const void *owner, int device) {
+static void pmlp__wire_join(pmlp__wire *l, pmlp__team *team, const void *owner, int device) {
     std::lock_guard<std::mutex> hold(team->lock);
     l->team = team;
     l->owner = owner;
     l->device = device;
-    l->next = team->links;
-    team->links = l;
+    l->next = team->wires;
+    team->wires = l;
 }
 
-static void pmlp__link_leave(pmlp__link *l) {
+static void pmlp__wire_leave(pmlp__wire *l) {
     std::lock_guard<std::mutex> hold(l->team->lock);
-    pmlp__link **at = &l->team->links;
+    pmlp__wire **at = &l->team->wires;
     while (*at != l) at = &(*at)->next;
     *at = l->next;
 }
 
 /* NCCL failed. Where a rank is gone, the others know more, and say so in a moment. */
-static pmlp_result pmlp__link_failed(pmlp__link *l, const char *doing, ncclResult_t result) {
+static pmlp_result pmlp__wire_failed(pmlp__wire *l, const char *doing, ncclResult_t result) {
     const char *const more = ncclGetLastError(l->comm);
-    char why[256];
-    snprintf(why, sizeof why, "%s %s: %s%s%.*s", doing, l->text, ncclGetErrorString(result),
-             more && *more ? ": " : "", more ? (int)strcspn(more, "\n") : 0, more ? more : "");
+    char why[256], blame[96] = "";
+    pmlp__blame(l->team->watch, blame, sizeof blame);
+    snprintf(why, sizeof why, "%s %s: %s%s%s%.*s", doing, l->text, ncclGetErrorString(result),
+             blame, more && *more ? ": " : "", more ? (int)strcspn(more, "\n") : 0,
+             more ? more : "");
     for (int i = 0; i < 300 && l->team->watch && l->team->failed.load() == PMLP_OK; i++)
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return pmlp__team_fail(l->team, l->remote ? PMLP_ERROR_RANK : PMLP_ERROR_BACKEND, why);
 }
 
-static pmlp_result pmlp__link_late(pmlp__link *l, const char *doing, double seconds) {
+static pmlp_result pmlp__wire_late(pmlp__wire *l, const char *doing, double seconds) {
     char why[256], blame[96] = "";
     pmlp__blame(l->team->watch, blame, sizeof blame);
     snprintf(why, sizeof why, "%s %s: nothing has moved for %.3g s%s", doing, l->text, seconds,
@@ -1708,16 +1717,16 @@ static bool pmlp__bad(ncclResult_t result) {
 }
 
 /* Until what was begun is done or, if it is for a stream, lies there. By whoever has the turn. */
-static pmlp_result pmlp__link_settle(pmlp__link *l, const char *doing, double seconds) {
+static pmlp_result pmlp__wire_settle(pmlp__wire *l, const char *doing, double seconds) {
     const double begun = pmlp__seconds();
     for (int round = 0;; round++) {
         ncclResult_t state = ncclInProgress;
         const ncclResult_t asked = ncclCommGetAsyncError(l->comm, &state);
         if (asked != ncclSuccess) state = asked;
         if (state == ncclSuccess) return PMLP_OK;
-        if (state != ncclInProgress) return pmlp__link_failed(l, doing, state);
+        if (state != ncclInProgress) return pmlp__wire_failed(l, doing, state);
         if (l->team->failed.load() != PMLP_OK) return (pmlp_result)l->team->failed.load();
-        if (pmlp__seconds() - begun > seconds) return pmlp__link_late(l, doing, seconds);
+        if (pmlp__seconds() - begun > seconds) return pmlp__wire_late(l, doing, seconds);
         pmlp__rest(round);
     }
 }
@@ -1728,163 +1737,163 @@ static double pmlp__seconds_of(const pmlp__team *team, double asked) {
     return asked > 0.0 && asked < most ? asked : most;
 }
 
-/* An operation for the link's stream; `call` issues it. */
+/* An operation for the wire's stream; `call` issues it. */
 template <class Call>
-static pmlp_result pmlp__link_do(pmlp__link *l, const char *doing, double seconds, Call call) {
+static pmlp_result pmlp__wire_do(pmlp__wire *l, const char *doing, double seconds, Call call) {
     pmlp__turn mine(pmlp__turn_of(l->device));
     if (l->team->failed.load() != PMLP_OK) return (pmlp_result)l->team->failed.load();
     const ncclResult_t result = call();
-    if (pmlp__bad(result)) return pmlp__link_failed(l, doing, result);
-    return pmlp__link_settle(l, doing, pmlp__seconds_of(l->team, seconds));
+    if (pmlp__bad(result)) return pmlp__wire_failed(l, doing, result);
+    return pmlp__wire_settle(l, doing, pmlp__seconds_of(l->team, seconds));
 }
 
 /* How many of the marks the device has reached. */
-static int pmlp__link_look(pmlp__link *l) {
+static int pmlp__wire_look(pmlp__wire *l) {
     while (l->reached < l->marked &&
            cudaEventQuery(l->marks[l->reached % PMLP__MARKS]) == cudaSuccess)
         l->reached++;
     return l->reached;
 }
 
-static bool pmlp__link_is_full(pmlp__link *l) {
-    return l->marked - l->reached == PMLP__MARKS && l->marked - pmlp__link_look(l) == PMLP__MARKS;
+static bool pmlp__wire_is_full(pmlp__wire *l) {
+    return l->marked - l->reached == PMLP__MARKS && l->marked - pmlp__wire_look(l) == PMLP__MARKS;
 }
 
-static cudaError_t pmlp__link_mark(pmlp__link *l) {
+static cudaError_t pmlp__wire_mark(pmlp__wire *l) {
     if (++l->operations % PMLP__PER_MARK != 0) return cudaSuccess;
     return cudaEventRecord(l->marks[l->marked++ % PMLP__MARKS], l->stream);
 }
 
 /* The stream and marks; the device is the current one. */
-static cudaError_t pmlp__link_make(pmlp__link *l) {
+static cudaError_t pmlp__wire_make(pmlp__wire *l) {
     cudaError_t error = cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking);
     for (int i = 0; error == cudaSuccess && i < PMLP__MARKS; i++)
         error = cudaEventCreateWithFlags(&l->marks[i], cudaEventDisableTiming);
     return error;
 }
 
-/* --- several links at once -------------------------------------------------------------------- */
+/* --- several wires at once -------------------------------------------------------------------- */
 
-static uint32_t pmlp__turns_of(pmlp__link *const *links, int count) {
+static uint32_t pmlp__turns_of(pmlp__wire *const *wires, int count) {
     uint32_t devices = 0;
-    for (int i = 0; i < count; i++) devices |= pmlp__turn_of(links[i]->device);
+    for (int i = 0; i < count; i++) devices |= pmlp__turn_of(wires[i]->device);
     return devices;
 }
 
-/* Calls something for each link in one group, so that one thread can be both ends of what waits for
+/* Calls something for each wire in one group, so that one thread can be both ends of what waits for
    the other end, and until all is done. */
 template <class Call>
-static pmlp_result pmlp__links_do(pmlp__link *const *links, int count, const char *doing,
+static pmlp_result pmlp__wires_do(pmlp__wire *const *wires, int count, const char *doing,
                                   double seconds, Call call) {
-    pmlp__turn mine(pmlp__turns_of(links, count));
-    if (links[0]->team->failed.load() != PMLP_OK)
-        return (pmlp_result)links[0]->team->failed.load();
+    pmlp__turn mine(pmlp__turns_of(wires, count));
+    if (wires[0]->team->failed.load() != PMLP_OK)
+        return (pmlp_result)wires[0]->team->failed.load();
     ncclResult_t result = ncclGroupStart();
-    if (pmlp__bad(result)) return pmlp__link_failed(links[0], doing, result);
+    if (pmlp__bad(result)) return pmlp__wire_failed(wires[0], doing, result);
     int at = 0;
     for (; at < count && !pmlp__bad(result); at++) result = call(at);
     const ncclResult_t ended = ncclGroupEnd();
     if (!pmlp__bad(result)) result = ended;
-    if (pmlp__bad(result)) return pmlp__link_failed(links[at - 1], doing, result);
+    if (pmlp__bad(result)) return pmlp__wire_failed(wires[at - 1], doing, result);
     for (int i = 0; i < count; i++)
-        if (links[i]->comm) PMLP__TRY(pmlp__link_settle(links[i], doing, seconds));
+        if (wires[i]->comm) PMLP__TRY(pmlp__wire_settle(wires[i], doing, seconds));
     return PMLP_OK;
 }
 
-/* Makes them ends of one communicator of `of` ranks: links[i] is rank first + i. */
-static pmlp_result pmlp__links_connect(pmlp__link *const *links, int count, int first, int of,
+/* Makes them ends of one communicator of `of` ranks: wires[i] is rank first + i. */
+static pmlp_result pmlp__wires_connect(pmlp__wire *const *wires, int count, int first, int of,
                                        const ncclUniqueId *id, int blocks, double seconds) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     config.minCTAs = 1;
     config.maxCTAs = blocks;
-    return pmlp__links_do(links, count, "connecting", seconds, [&](int i) {
-        if (cudaSetDevice(links[i]->device) != cudaSuccess) return ncclUnhandledCudaError;
-        return ncclCommInitRankConfig(&links[i]->comm, of, *id, first + i, &config);
+    return pmlp__wires_do(wires, count, "connecting", seconds, [&](int i) {
+        if (cudaSetDevice(wires[i]->device) != cudaSuccess) return ncclUnhandledCudaError;
+        return ncclCommInitRankConfig(&wires[i]->comm, of, *id, first + i, &config);
     });
 }
 
 /* The end of communicators with which all is well: what they still have to send is sent first. */
-static void pmlp__links_finish(pmlp__link *const *links, int count) {
-    const double seconds = pmlp__seconds_of(links[0]->team, 0.0);
+static void pmlp__wires_finish(pmlp__wire *const *wires, int count) {
+    const double seconds = pmlp__seconds_of(wires[0]->team, 0.0);
     const pmlp_result result =
-        pmlp__links_do(links, count, "ending", seconds,
-                       [&](int i) { return ncclCommFinalize(links[i]->comm); });
+        pmlp__wires_do(wires, count, "ending", seconds,
+                       [&](int i) { return ncclCommFinalize(wires[i]->comm); });
     if (result != PMLP_OK) return;
-    pmlp__turn mine(pmlp__turns_of(links, count));
+    pmlp__turn mine(pmlp__turns_of(wires, count));
     const bool grouped = ncclGroupStart() == ncclSuccess;
     for (int i = 0; i < count; i++) {
-        ncclCommDestroy(links[i]->comm);
-        links[i]->comm = NULL;
+        ncclCommDestroy(wires[i]->comm);
+        wires[i]->comm = NULL;
     }
     if (grouped) ncclGroupEnd();
 }
 
-/* All that the links have, whether they are complete or not. */
-static void pmlp__links_close(pmlp__link *const *links, int count) {
+/* All that the wires have, whether they are complete or not. */
+static void pmlp__wires_close(pmlp__wire *const *wires, int count) {
     bool whole = true;
-    for (int i = 0; i < count; i++) whole = whole && links[i]->comm;
-    if (whole) pmlp__links_finish(links, count);
+    for (int i = 0; i < count; i++) whole = whole && wires[i]->comm;
+    if (whole) pmlp__wires_finish(wires, count);
     for (int i = 0; i < count; i++) {
-        pmlp__link *const l = links[i];
+        pmlp__wire *const l = wires[i];
         if (!l->comm) continue;
         pmlp__team_fail(l->team, PMLP_ERROR_BACKEND, "a connection was not completed");
         pmlp__team_abort(l->team);
     }
     for (int i = 0; i < count; i++) {
-        pmlp__link *const l = links[i];
+        pmlp__wire *const l = wires[i];
         cudaSetDevice(l->device);
         if (l->stream) cudaStreamSynchronize(l->stream);
         if (l->stream) cudaStreamDestroy(l->stream);
         for (int m = 0; m < PMLP__MARKS; m++)
             if (l->marks[m]) cudaEventDestroy(l->marks[m]);
-        pmlp__link_leave(l);
+        pmlp__wire_leave(l);
     }
 }
 
 /* --- waiting ---------------------------------------------------------------------------------- */
 
-/* What the owner's links are doing: how much has moved, one that has not done all it has to, best
+/* What the owner's wires are doing: how much has moved, one that has not done all it has to, best
    one that waits for others, and whether one has failed. */
-static pmlp_result pmlp__links_look(pmlp__team *team, const void *owner, int device, long *moved,
-                                    pmlp__link **late) {
+static pmlp_result pmlp__wires_look(pmlp__team *team, const void *owner, int device, long *moved,
+                                    pmlp__wire **late) {
     pmlp__turn mine(pmlp__turn_of(device));
-    pmlp__link *wrong = NULL;
+    pmlp__wire *wrong = NULL;
     ncclResult_t state = ncclSuccess;
     {
         std::lock_guard<std::mutex> hold(team->lock);
         *moved = 0;
         *late = NULL;
-        for (pmlp__link *l = team->links; l && !wrong; l = l->next) {
+        for (pmlp__wire *l = team->wires; l && !wrong; l = l->next) {
             if (l->owner != owner || !l->comm) continue;
             if (ncclCommGetAsyncError(l->comm, &state) != ncclSuccess) state = ncclInternalError;
             if (pmlp__bad(state)) wrong = l;
-            *moved += pmlp__link_look(l);
+            *moved += pmlp__wire_look(l);
             if (cudaStreamQuery(l->stream) == cudaErrorNotReady) {
                 ++*moved; /* one that becomes idle has moved, too */
                 if (!*late || l->waits) *late = l;
             }
         }
     }
-    return wrong ? pmlp__link_failed(wrong, "working on", state)
+    return wrong ? pmlp__wire_failed(wrong, "working on", state)
                  : (pmlp_result)team->failed.load();
 }
 
 /* Until the owner's stream is done; *status is then its, unless the team has failed. A deadline
-   counts only while a link is at work, from when something has moved last. */
+   counts only while a wire is at work, from when something has moved last. */
 static pmlp_result pmlp__await(pmlp__team *team, const void *owner, int device, cudaStream_t stream,
                                double seconds, cudaError_t *status) {
     double since = pmlp__seconds();
     long before = -1, moved = 0;
-    pmlp__link *late = NULL;
+    pmlp__wire *late = NULL;
     for (int round = 0; (*status = cudaStreamQuery(stream)) == cudaErrorNotReady; round++) {
         if (team->failed.load() != PMLP_OK) return (pmlp_result)team->failed.load();
         if (round % 16 == 15) {
-            PMLP__TRY(pmlp__links_look(team, owner, device, &moved, &late));
+            PMLP__TRY(pmlp__wires_look(team, owner, device, &moved, &late));
             if (!late || moved != before) since = pmlp__seconds();
             before = moved;
             if (seconds > 0.0 && late && pmlp__seconds() - since > seconds)
-                return pmlp__link_late(late, "waiting for", seconds);
+                return pmlp__wire_late(late, "waiting for", seconds);
         }
         pmlp__rest(round);
     }
@@ -1905,7 +1914,7 @@ static pmlp_result pmlp__give_up(pmlp__cuda *c, pmlp_result result) {
     return result;
 }
 
-/* The wait at the end of a step, or in it, of a worker with links. `flushed`: what came of issuing;
+/* The wait at the end of a step, or in it, of a worker with wires. `flushed`: what came of issuing;
    an earlier failure has left its reason. */
 static pmlp_result pmlp__wait_for_all(pmlp__cuda *c, pmlp_result flushed) {
     pmlp_result result = flushed == PMLP_OK && c->why[0] ? PMLP_ERROR_BACKEND : flushed;
@@ -1919,14 +1928,14 @@ static pmlp_result pmlp__wait_for_all(pmlp__cuda *c, pmlp_result flushed) {
 
 /* --- sums over replicas ----------------------------------------------------------------------- */
 
-/* Of a worker's gradients. They are added up by the link's stream, behind the work that makes them,
+/* Of a worker's gradients. They are added up by the wire's stream, behind the work that makes them,
    while the worker goes on; its own stream waits when a sum is wanted. */
-typedef struct pmlp__sum {
-    pmlp__link link;
+typedef struct pmlp__adder {
+    pmlp__wire wire;
     cudaEvent_t ready, done; /* of the last one, and so of all before */
     float **pending;         /* gradients that the worker's stream has not waited for */
     int count, room;
-} pmlp__sum;
+} pmlp__adder;
 
 static pmlp_result pmlp__sum_join(pmlp__cuda *c) {
     if (!c->sum || c->sum->count == 0) return PMLP_OK;
@@ -1945,10 +1954,10 @@ static pmlp_result pmlp__sum_wanted(pmlp__cuda *c, const pmlp__cuda_layer *layer
 }
 
 static void pmlp__sum_close(pmlp__cuda *c) {
-    pmlp__sum *const s = c->sum;
+    pmlp__adder *const s = c->sum;
     if (!s) return;
-    pmlp__link *const link = &s->link;
-    pmlp__links_close(&link, 1);
+    pmlp__wire *const wire = &s->wire;
+    pmlp__wires_close(&wire, 1);
     if (s->ready) cudaEventDestroy(s->ready);
     if (s->done) cudaEventDestroy(s->done);
     pmlp__host_delete(&c->allocator, s->pending);
@@ -2485,7 +2494,7 @@ static pmlp_result pmlp__cuda_synchronize(void *context) {
 /* the ends may then be at two ranks, each of which has its half of the edge.                 */
 /*============================================================================================*/
 
-enum pmlp__handoff { PMLP__SHARED, PMLP__COPIED, PMLP__BY_NCCL };
+enum pmlp__passing { PMLP__SHARED, PMLP__COPIED, PMLP__BY_NCCL };
 
 typedef struct pmlp__cuda_slot {
     cudaEvent_t full, arrived, taken;
@@ -2495,10 +2504,10 @@ typedef struct pmlp__cuda_slot {
 typedef struct pmlp__cuda_edge {
     pmlp_edge_desc desc;
     pmlp__cuda *from, *to; /* NULL: at another rank */
-    enum pmlp__handoff handoff;
+    enum pmlp__passing handoff;
     cudaStream_t stream; /* of the copies */
 #ifdef PMLP__NCCL
-    pmlp__link ends[2]; /* the sender's, the receiver's */
+    pmlp__wire ends[2]; /* the sender's, the receiver's */
 #endif
     pmlp__cuda_slot *slots;
     std::atomic<int> sent, received; /* each written by one end only */
@@ -2537,7 +2546,7 @@ static void pmlp__edge_texts(pmlp__cuda_edge *e) {
     const pmlp_edge_desc *const d = &e->desc;
     const char *const what = d->gradient ? "gradients" : "activations";
     for (int end = 0; end < 2; end++) {
-        pmlp__link *const l = &e->ends[end];
+        pmlp__wire *const l = &e->ends[end];
         l->remote = !e->from || !e->to;
         l->waits = end == 1;
         if (!l->remote)
@@ -2553,24 +2562,24 @@ static void pmlp__edge_texts(pmlp__cuda_edge *e) {
 }
 
 /* The ends that are here; returns how many. */
-static int pmlp__edge_links(pmlp__cuda_edge *e, pmlp__link **links) {
+static int pmlp__edge_wires(pmlp__cuda_edge *e, pmlp__wire **wires) {
     int count = 0;
-    if (e->from) links[count++] = &e->ends[0];
-    if (e->to) links[count++] = &e->ends[1];
+    if (e->from) wires[count++] = &e->ends[0];
+    if (e->to) wires[count++] = &e->ends[1];
     return count;
 }
 
 /* The first use of a connection takes long and blocks: a message of nothing. */
 static pmlp_result pmlp__edge_first_use(pmlp__cuda_edge *e, double seconds) {
-    pmlp__link *links[2];
-    const int count = pmlp__edge_links(e, links);
-    PMLP__TRY(pmlp__links_do(links, count, "connecting", seconds, [&](int i) {
-        pmlp__link *const l = links[i];
+    pmlp__wire *wires[2];
+    const int count = pmlp__edge_wires(e, wires);
+    PMLP__TRY(pmlp__wires_do(wires, count, "connecting", seconds, [&](int i) {
+        pmlp__wire *const l = wires[i];
         return l == &e->ends[0] ? ncclSend(e->from->down.device, 4, ncclInt8, 1, l->comm, l->stream)
                                 : ncclRecv(e->slots->memory, 4, ncclInt8, 0, l->comm, l->stream);
     }));
     for (int i = 0; i < count; i++) {
-        pmlp__link *const l = links[i];
+        pmlp__wire *const l = wires[i];
         cudaError_t status = cudaSuccess;
         PMLP__TRY(pmlp__await(l->team, l->owner, l->device, l->stream, seconds, &status));
         PMLP__CUDA(pmlp__edge_end(e), "connecting", status);
@@ -2580,35 +2589,35 @@ static pmlp_result pmlp__edge_first_use(pmlp__cuda_edge *e, double seconds) {
 
 static pmlp_result pmlp__edge_join(pmlp__cuda_edge *e, const void *group) {
     const double seconds = pmlp__seconds_of(pmlp__edge_end(e)->team, e->desc.seconds);
-    pmlp__link *links[2];
-    const int count = pmlp__edge_links(e, links);
+    pmlp__wire *wires[2];
+    const int count = pmlp__edge_wires(e, wires);
     ncclUniqueId id;
     pmlp__edge_texts(e);
     for (int i = 0; i < count; i++) {
-        pmlp__cuda *const c = links[i] == &e->ends[0] ? e->from : e->to;
+        pmlp__cuda *const c = wires[i] == &e->ends[0] ? e->from : e->to;
         if (count < 2) c->patience = seconds;
         PMLP__TRY(pmlp__enter_device(c));
-        pmlp__link_join(links[i], c->team, c, c->device);
-        PMLP__CUDA(c, "making a stream", pmlp__link_make(links[i]));
+        pmlp__wire_join(wires[i], c->team, c, c->device);
+        PMLP__CUDA(c, "making a stream", pmlp__wire_make(wires[i]));
     }
     if (count < 2) {
         PMLP__TRY(pmlp__group_share_id(group, e->desc.from_rank, e->desc.to_rank, e->desc.channel,
                                        &id, seconds));
     } else {
         const ncclResult_t result = ncclGetUniqueId(&id);
-        if (result != ncclSuccess) return pmlp__link_failed(links[0], "connecting", result);
+        if (result != ncclSuccess) return pmlp__wire_failed(wires[0], "connecting", result);
     }
-    PMLP__TRY(pmlp__links_connect(links, count, e->from ? 0 : 1, 2, &id, PMLP__EDGE_BLOCKS,
+    PMLP__TRY(pmlp__wires_connect(wires, count, e->from ? 0 : 1, 2, &id, PMLP__EDGE_BLOCKS,
                                   seconds));
     return pmlp__edge_first_use(e, seconds);
 }
 
 static void pmlp__edge_part(pmlp__cuda_edge *e) {
-    pmlp__link *links[2];
+    pmlp__wire *wires[2];
     int count = 0;
     for (int end = 0; end < 2; end++)
-        if (e->ends[end].team) links[count++] = &e->ends[end];
-    if (count > 0) pmlp__links_close(links, count);
+        if (e->ends[end].team) wires[count++] = &e->ends[end];
+    if (count > 0) pmlp__wires_close(wires, count);
 }
 
 /* Where sending or receiving ends if the team has failed; says why. */
@@ -2621,35 +2630,35 @@ static pmlp_result pmlp__edge_failed(pmlp__cuda *c, pmlp_result result) {
 
 /* Whether an end may not do more, as its device is far behind. */
 static bool pmlp__edge_is_full(pmlp__cuda_edge *e, int end) {
-    return e->handoff == PMLP__BY_NCCL && pmlp__link_is_full(&e->ends[end]);
+    return e->handoff == PMLP__BY_NCCL && pmlp__wire_is_full(&e->ends[end]);
 }
 
 static pmlp_result pmlp__edge_nccl_send(pmlp__cuda_edge *e, const pmlp__cuda_slot *slot,
                                         const void *data, size_t bytes) {
-    pmlp__link *const l = &e->ends[0];
+    pmlp__wire *const l = &e->ends[0];
     PMLP__CUDA(e->from, "a hand-off", cudaStreamWaitEvent(l->stream, slot->full, 0));
-    PMLP__TRY(pmlp__link_do(l, "sending", e->from->patience, [&] {
+    PMLP__TRY(pmlp__wire_do(l, "sending", e->from->patience, [&] {
         return ncclSend(data, bytes, ncclInt8, 1, l->comm, l->stream);
     }));
-    PMLP__CUDA(e->from, "a hand-off", pmlp__link_mark(l));
+    PMLP__CUDA(e->from, "a hand-off", pmlp__wire_mark(l));
     return PMLP_OK;
 }
 
 static pmlp_result pmlp__edge_nccl_receive(pmlp__cuda_edge *e, const pmlp__cuda_slot *slot,
                                            bool used, size_t bytes) {
-    pmlp__link *const l = &e->ends[1];
+    pmlp__wire *const l = &e->ends[1];
     if (used) PMLP__CUDA(e->to, "a hand-off", cudaStreamWaitEvent(l->stream, slot->taken, 0));
-    PMLP__TRY(pmlp__link_do(l, "receiving", e->to->patience, [&] {
+    PMLP__TRY(pmlp__wire_do(l, "receiving", e->to->patience, [&] {
         return ncclRecv(slot->memory, bytes, ncclInt8, 0, l->comm, l->stream);
     }));
     PMLP__CUDA(e->to, "a hand-off", cudaEventRecord(slot->arrived, l->stream));
-    PMLP__CUDA(e->to, "a hand-off", pmlp__link_mark(l));
+    PMLP__CUDA(e->to, "a hand-off", pmlp__wire_mark(l));
     return PMLP_OK;
 }
 
 /* What was sent may still lie in the sender's memory, which the next pass will write. */
 static pmlp_result pmlp__edge_settle(pmlp__cuda_edge *e) {
-    pmlp__link *const l = &e->ends[0];
+    pmlp__wire *const l = &e->ends[0];
     cudaError_t status = cudaSuccess;
     if (!e->from || e->handoff != PMLP__BY_NCCL) return PMLP_OK;
     PMLP__TRY(pmlp__enter_device(e->from));
@@ -2738,7 +2747,7 @@ static pmlp_result pmlp__edge_make(pmlp__cuda_edge *e) {
     return PMLP_OK;
 }
 
-static enum pmlp__handoff pmlp__edge_handoff(const pmlp_edges *self, const pmlp__cuda_edge *e) {
+static enum pmlp__passing pmlp__edge_handoff(const pmlp_edges *self, const pmlp__cuda_edge *e) {
     if (!e->from || !e->to) return PMLP__BY_NCCL;
     if (self->shared) return PMLP__SHARED;
     return e->from->options.handoff == PMLP_CUDA_NCCL && e->from->device != e->to->device
@@ -3087,13 +3096,13 @@ typedef struct pmlp__guest {
 } pmlp__guest;
 enum { PMLP__GUESTS = 64 };
 
-typedef struct pmlp__meeting {
+typedef struct pmlp__lobby {
     const pmlp_launch *launch;
     double until;
     int *lines; /* [ranks], of rank 0: -1: not there; of the others: only [0] */
     pmlp__guest guests[PMLP__GUESTS];
     int guest_count;
-} pmlp__meeting;
+} pmlp__lobby;
 
 static void pmlp__turn_away(int *fd, const char *text) {
     pmlp__welcome w;
@@ -3106,7 +3115,7 @@ static void pmlp__turn_away(int *fd, const char *text) {
 }
 
 /* A guest has said who he is. */
-static void pmlp__admit(pmlp__meeting *m, pmlp__guest *guest) {
+static void pmlp__admit(pmlp__lobby *m, pmlp__guest *guest) {
     const pmlp__hello *const h = &guest->hello;
     const uint32_t ranks = (uint32_t)m->launch->ranks;
     char text[200] = "";
@@ -3135,7 +3144,7 @@ static void pmlp__admit(pmlp__meeting *m, pmlp__guest *guest) {
 
 /* Takes whoever comes; if there are too many, the one that has said nothing for the longest time
    goes. */
-static void pmlp__answer_door(pmlp__meeting *m, int door) {
+static void pmlp__answer_door(pmlp__lobby *m, int door) {
     const int fd = accept(door, NULL, NULL);
     if (fd < 0) return;
     fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
@@ -3150,7 +3159,7 @@ static void pmlp__answer_door(pmlp__meeting *m, int door) {
     guest->fd = fd;
 }
 
-static void pmlp__hear_guests(pmlp__meeting *m) {
+static void pmlp__hear_guests(pmlp__lobby *m) {
     int kept = 0;
     for (int i = 0; i < m->guest_count; i++) {
         pmlp__guest *const guest = &m->guests[i];
@@ -3166,7 +3175,7 @@ static void pmlp__hear_guests(pmlp__meeting *m) {
 
 /* Lets a rank go that has died meanwhile, and may come anew; returns how many are missing, and puts
    the first of them into a text. */
-static int pmlp__missing(pmlp__meeting *m, char *text, size_t size) {
+static int pmlp__missing(pmlp__lobby *m, char *text, size_t size) {
     int missing = 0;
     text[0] = '\0';
     for (int r = 1; r < m->launch->ranks; r++) {
@@ -3207,7 +3216,7 @@ static int pmlp__open_door(const struct addrinfo *found, pmlp_error *error) {
 }
 
 /* Rank 0: until all are there. */
-static pmlp_result pmlp__receive_ranks(pmlp__meeting *m, int door, pmlp_error *error) {
+static pmlp_result pmlp__receive_ranks(pmlp__lobby *m, int door, pmlp_error *error) {
     char missing[128], text[200];
     while (pmlp__missing(m, missing, sizeof missing) > 0) {
         struct pollfd all[PMLP__GUESTS + 1];
@@ -3228,7 +3237,7 @@ static pmlp_result pmlp__receive_ranks(pmlp__meeting *m, int door, pmlp_error *e
     return PMLP_OK;
 }
 
-static pmlp_result pmlp__host_meeting(pmlp__meeting *m, const struct addrinfo *found,
+static pmlp_result pmlp__host_meeting(pmlp__lobby *m, const struct addrinfo *found,
                                       pmlp__welcome *welcome, pmlp_error *error) {
     pmlp_result result = PMLP_ERROR_RANK;
     int door;
@@ -3267,9 +3276,9 @@ static int pmlp__knock(const struct addrinfo *found, const pmlp__hello *hello, d
     return fd;
 }
 
-/* Another rank: until rank 0 has answered. It may not be there yet, or start anew; and when its time
-   is over, a moment after ours, it says who is missing. */
-static pmlp_result pmlp__attend_meeting(pmlp__meeting *m, const struct addrinfo *found,
+/* Another rank: until rank 0 has answered. It may not be there yet, or start anew; and when its
+   time is over, a moment after ours, it says who is missing. */
+static pmlp_result pmlp__attend_meeting(pmlp__lobby *m, const struct addrinfo *found,
                                         pmlp__welcome *welcome, pmlp_error *error) {
     const pmlp_launch *const launch = m->launch;
     const pmlp__hello hello = {PMLP__MAGIC, PMLP__PROTOCOL, (uint32_t)launch->rank,
@@ -3306,7 +3315,7 @@ static pmlp_result pmlp__meet(const pmlp_launch *launch, int *lines, double unti
     const int number = launch->port ? launch->port : PMLP__PORT;
     struct addrinfo hints, *found = NULL;
     pmlp__welcome welcome;
-    pmlp__meeting m;
+    pmlp__lobby m;
     pmlp_error why;
     char port[8];
     memset(&hints, 0, sizeof hints);
@@ -3368,7 +3377,7 @@ typedef struct pmlp__watch {
     double silent; /* seconds */
 } pmlp__watch;
 
-static int pmlp__rank_of(const pmlp__watch *w, const pmlp__line *line) {
+static int pmlp__rank_at(const pmlp__watch *w, const pmlp__line *line) {
     return (int)(line - w->lines);
 }
 
@@ -3414,7 +3423,7 @@ static void pmlp__listen(pmlp__watch *w, pmlp__line *line) {
     while (line->fd >= 0) {
         if (!pmlp__read_some(line->fd, &line->in, sizeof line->in, &line->got)) {
             char text[64];
-            const int rank = pmlp__rank_of(w, line);
+            const int rank = pmlp__rank_at(w, line);
             snprintf(text, sizeof text, "rank %d is gone: its connection has ended", rank);
             pmlp__shut(&line->fd);
             if (!line->left) pmlp__hear_failure(w, rank, text, line);
@@ -3542,7 +3551,7 @@ typedef struct pmlp__nccl_group {
     int per_machine; /* ranks on machines of this one's name; 0: unknown */
     pmlp_edges edges;
     std::mutex lock; /* of all below: what all ranks tell each other is one thing at a time */
-    pmlp__link world;
+    pmlp__wire world;
     char *host, *memory; /* [PMLP__STAGING], pinned and on the device */
     pmlp__parcel *parcels;
     int parcel_count, parcel_room;
@@ -3563,13 +3572,13 @@ static pmlp_result pmlp__group_failed(pmlp__nccl_group *g, const char *doing, cu
 template <class Call>
 static pmlp_result pmlp__world_try(pmlp__nccl_group *g, const char *doing, double seconds,
                                    size_t from, size_t in, size_t back, size_t out, Call call) {
-    pmlp__link *const l = &g->world;
+    pmlp__wire *const l = &g->world;
     cudaError_t error = cudaSetDevice(g->device);
     if (error == cudaSuccess && in > 0)
         error = cudaMemcpyAsync(g->memory + from, g->host + from, in, cudaMemcpyHostToDevice,
                                 l->stream);
     if (error != cudaSuccess) return pmlp__group_failed(g, doing, error);
-    PMLP__TRY(pmlp__links_do(&l, 1, doing, seconds, [&](int) { return call(l); }));
+    PMLP__TRY(pmlp__wires_do(&l, 1, doing, seconds, [&](int) { return call(l); }));
     if (out > 0)
         error = cudaMemcpyAsync(g->host + back, g->memory + back, out, cudaMemcpyDeviceToHost,
                                 l->stream);
@@ -3601,7 +3610,7 @@ static pmlp_result pmlp__group_gather(void *context, const void *mine, size_t by
         const size_t n = bytes - at < most ? bytes - at : most;
         memcpy(g->host + rank * n, (const char *)mine + at, n);
         PMLP__TRY(pmlp__world_do(g, "gathering from", seconds, rank * n, n, 0, ranks * n,
-                                 [&](pmlp__link *l) {
+                                 [&](pmlp__wire *l) {
                                      return ncclAllGather(g->memory + rank * n, g->memory, n,
                                                           ncclInt8, l->comm, l->stream);
                                  }));
@@ -3620,7 +3629,7 @@ static pmlp_result pmlp__group_broadcast(void *context, int from_rank, void *dat
         const size_t n = bytes - at < PMLP__STAGING ? bytes - at : PMLP__STAGING;
         if (mine) memcpy(g->host, (const char *)data + at, n);
         PMLP__TRY(pmlp__world_do(g, "broadcasting to", seconds, 0, mine ? n : 0, 0, mine ? 0 : n,
-                                 [&](pmlp__link *l) {
+                                 [&](pmlp__wire *l) {
                                      return ncclBroadcast(g->memory, g->memory, n, ncclInt8,
                                                           from_rank, l->comm, l->stream);
                                  }));
@@ -3640,7 +3649,7 @@ static pmlp_result pmlp__send_id(pmlp__nccl_group *g, int to, int tag, const ncc
     parcel.tag = tag;
     parcel.id = *id;
     memcpy(g->host, &parcel, sizeof parcel);
-    return pmlp__world_do(g, "connecting", seconds, 0, sizeof parcel, 0, 0, [&](pmlp__link *l) {
+    return pmlp__world_do(g, "connecting", seconds, 0, sizeof parcel, 0, 0, [&](pmlp__wire *l) {
         return ncclSend(g->memory, sizeof parcel, ncclInt8, to, l->comm, l->stream);
     });
 }
@@ -3662,7 +3671,7 @@ static pmlp_result pmlp__receive_id(pmlp__nccl_group *g, int from, int tag, nccl
     std::lock_guard<std::mutex> hold(g->lock);
     while (!pmlp__take_parcel(g, from, tag, id)) {
         pmlp__parcel *p;
-        PMLP__TRY(pmlp__world_do(g, "connecting", seconds, 0, 0, 0, sizeof *p, [&](pmlp__link *l) {
+        PMLP__TRY(pmlp__world_do(g, "connecting", seconds, 0, 0, 0, sizeof *p, [&](pmlp__wire *l) {
             return ncclRecv(g->memory, sizeof *p, ncclInt8, from, l->comm, l->stream);
         }));
         if (!pmlp__host_grow(&g->allocator, &g->parcels, g->parcel_count, &g->parcel_room))
@@ -3677,7 +3686,7 @@ static pmlp_result pmlp__group_share_id(const void *group, int from_rank, int to
     pmlp__nccl_group *const g = (pmlp__nccl_group *)(uintptr_t)group;
     if (g->rank != from_rank) return pmlp__receive_id(g, from_rank, tag, id, seconds);
     const ncclResult_t result = ncclGetUniqueId(id);
-    if (result != ncclSuccess) return pmlp__link_failed(&g->world, "connecting", result);
+    if (result != ncclSuccess) return pmlp__wire_failed(&g->world, "connecting", result);
     return pmlp__send_id(g, to_rank, tag, id, seconds);
 }
 
@@ -3689,55 +3698,55 @@ static pmlp_result pmlp__sum_id(pmlp__nccl_group *g, int tag, int replicas, nccl
     const int n = g->ranks / replicas, first = g->rank % n;
     if (g->rank != first) return pmlp__receive_id(g, first, tag, id, seconds);
     const ncclResult_t result = ncclGetUniqueId(id);
-    if (result != ncclSuccess) return pmlp__link_failed(&g->world, "connecting", result);
+    if (result != ncclSuccess) return pmlp__wire_failed(&g->world, "connecting", result);
     for (int j = 1; j < replicas; j++)
         PMLP__TRY(pmlp__send_id(g, first + j * n, tag, id, seconds));
     return PMLP_OK;
 }
 
-static ncclResult_t pmlp__sum_call(pmlp__sum *s, float *data, size_t floats) {
-    return ncclAllReduce(data, data, floats, ncclFloat32, ncclSum, s->link.comm, s->link.stream);
+static ncclResult_t pmlp__sum_call(pmlp__adder *s, float *data, size_t floats) {
+    return ncclAllReduce(data, data, floats, ncclFloat32, ncclSum, s->wire.comm, s->wire.stream);
 }
 
 static pmlp_result pmlp__sum_connect(pmlp__nccl_group *g, pmlp__cuda *c, int worker, int replicas,
                                      double seconds) {
-    pmlp__sum *const s = (pmlp__sum *)pmlp__host_new(&c->allocator, sizeof *s);
-    pmlp__link *const link = &s->link;
+    pmlp__adder *const s = (pmlp__adder *)pmlp__host_new(&c->allocator, sizeof *s);
+    pmlp__wire *const wire = &s->wire;
     cudaError_t status = cudaSuccess;
     ncclUniqueId id;
     if (!s) return pmlp__no_host_memory(c);
-    snprintf(link->text, sizeof link->text, "gradients of worker %d of %d replicas", worker,
+    snprintf(wire->text, sizeof wire->text, "gradients of worker %d of %d replicas", worker,
              replicas);
-    link->remote = link->waits = true;
-    pmlp__link_join(link, c->team, c, c->device);
+    wire->remote = wire->waits = true;
+    pmlp__wire_join(wire, c->team, c, c->device);
     c->sum = s;
     PMLP__TRY(pmlp__enter_device(c));
-    PMLP__CUDA(c, "making a stream", pmlp__link_make(link));
+    PMLP__CUDA(c, "making a stream", pmlp__wire_make(wire));
     PMLP__CUDA(c, "making an event", cudaEventCreateWithFlags(&s->ready, cudaEventDisableTiming));
     PMLP__CUDA(c, "making an event", cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming));
     PMLP__TRY(pmlp__sum_id(g, -1 - worker, replicas, &id, seconds));
-    PMLP__TRY(pmlp__links_connect(&link, 1, g->rank / (g->ranks / replicas), replicas, &id,
+    PMLP__TRY(pmlp__wires_connect(&wire, 1, g->rank / (g->ranks / replicas), replicas, &id,
                                   PMLP__SUM_BLOCKS, seconds));
-    PMLP__TRY(pmlp__links_do(&link, 1, "connecting", seconds, [&](int) {
+    PMLP__TRY(pmlp__wires_do(&wire, 1, "connecting", seconds, [&](int) {
         return pmlp__sum_call(s, (float *)(void *)c->down.device, 1);
     }));
-    PMLP__TRY(pmlp__await(c->team, c, c->device, link->stream, seconds, &status));
+    PMLP__TRY(pmlp__await(c->team, c, c->device, wire->stream, seconds, &status));
     PMLP__CUDA(c, "connecting", status);
     return PMLP_OK;
 }
 
 static pmlp_result pmlp__sum_begin(pmlp__cuda *c, float *data, size_t floats) {
-    pmlp__sum *const s = c->sum;
+    pmlp__adder *const s = c->sum;
     PMLP__TRY(pmlp__enter_device(c));
     PMLP__TRY(pmlp__flush(c));
     if (!pmlp__host_grow(&c->allocator, &s->pending, s->count, &s->room))
         return pmlp__no_host_memory(c);
     PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->ready, c->stream));
-    PMLP__CUDA(c, "a sum over replicas", cudaStreamWaitEvent(s->link.stream, s->ready, 0));
-    PMLP__TRY(pmlp__link_do(&s->link, "adding up", c->patience,
+    PMLP__CUDA(c, "a sum over replicas", cudaStreamWaitEvent(s->wire.stream, s->ready, 0));
+    PMLP__TRY(pmlp__wire_do(&s->wire, "adding up", c->patience,
                             [&] { return pmlp__sum_call(s, data, floats); }));
-    PMLP__CUDA(c, "a sum over replicas", pmlp__link_mark(&s->link));
-    PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->done, s->link.stream));
+    PMLP__CUDA(c, "a sum over replicas", pmlp__wire_mark(&s->wire));
+    PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->done, s->wire.stream));
     s->pending[s->count++] = data;
     return PMLP_OK;
 }
@@ -3785,9 +3794,9 @@ static pmlp_result pmlp__group_open(const pmlp_backend *self, const pmlp_backend
 
 static void pmlp__group_close(pmlp__nccl_group *g) {
     const pmlp_allocator allocator = g->allocator;
-    pmlp__link *const world = &g->world;
+    pmlp__wire *const world = &g->world;
     if (world->team) {
-        pmlp__links_close(&world, 1);
+        pmlp__wires_close(&world, 1);
         cudaSetDevice(g->device);
     }
     if (g->team) pmlp__watch_stop(&g->watch);
@@ -3807,8 +3816,8 @@ static pmlp_result pmlp__group_device(pmlp__nccl_group *g, const pmlp_launch *la
     const cudaError_t counted = cudaGetDeviceCount(&count);
     if (counted != cudaSuccess || count == 0) {
         cudaGetLastError();
-        return pmlp__refuse(error, PMLP_ERROR_UNSUPPORTED, "rank %d: no CUDA device can be used: %s",
-                            launch->rank,
+        return pmlp__refuse(error, PMLP_ERROR_UNSUPPORTED,
+                            "rank %d: no CUDA device can be used: %s", launch->rank,
                             counted == cudaSuccess ? "none is there" : cudaGetErrorString(counted));
     }
     g->device = o->devices && o->device_count > 0 ? o->devices[0] : launch->local_rank % count;
@@ -3864,16 +3873,16 @@ static pmlp_result pmlp__group_meet(pmlp__nccl_group *g, const pmlp_launch *laun
 /* The communicator of all ranks. */
 static pmlp_result pmlp__group_connect(pmlp__nccl_group *g, double seconds,
                                        const ncclUniqueId *id) {
-    pmlp__link *const world = &g->world;
+    pmlp__wire *const world = &g->world;
     cudaError_t error;
     snprintf(world->text, sizeof world->text, "all %d ranks", g->ranks);
     world->remote = world->waits = true;
-    pmlp__link_join(world, g->team, g, g->device);
-    error = pmlp__link_make(world);
+    pmlp__wire_join(world, g->team, g, g->device);
+    error = pmlp__wire_make(world);
     if (error == cudaSuccess) error = cudaMallocHost((void **)&g->host, PMLP__STAGING);
     if (error == cudaSuccess) error = cudaMalloc((void **)&g->memory, PMLP__STAGING);
     if (error != cudaSuccess) return pmlp__group_failed(g, "making a group", error);
-    return pmlp__links_connect(&world, 1, g->rank, g->ranks, id, PMLP__EDGE_BLOCKS, seconds);
+    return pmlp__wires_connect(&world, 1, g->rank, g->ranks, id, PMLP__EDGE_BLOCKS, seconds);
 }
 
 /* How many ranks are on this machine. */

@@ -581,12 +581,14 @@ TEST(bad_options) {
     refused(&o, PMLP_ERROR_ARGUMENT, "math");
     o.math = PMLP_CUDA_FP32, o.gemm = (pmlp_cuda_gemm)-1;
     refused(&o, PMLP_ERROR_ARGUMENT, "gemm");
+    o.gemm = PMLP_CUDA_GEMM_FUSED, o.handoff = PMLP_CUDA_HANDOFF_COUNT;
+    refused(&o, PMLP_ERROR_ARGUMENT, "handoff");
     static outcome out; /* and what failed before is not held against the next one */
     pmlp_trainer_desc desc = {0};
     desc.backend = pmlp_cuda_backend();
     train(&nets[0], desc, false, &out);
     CHECK(out.ok, "no training afterwards");
-    SAY("devices that are not there, no devices, unknown math and gemm: one sentence each, and the "
+    SAY("devices that are not there, no devices, unknown math, gemm, handoff: one sentence each, and the "
         "next training runs");
 }
 

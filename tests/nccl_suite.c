@@ -477,7 +477,7 @@ TEST(cut_lines) {
     SAY("a connection that ends: all ranks say whose");
 }
 
-/* The n-th call of an API fails in some rank: either nobody notices, or all fail; nothing is left. */
+/* The n-th call of an API fails in some rank: nobody notices, or all fail; nothing is left. */
 static long fault(const char *api, long nth, int replicas) {
     long failed = 0;
     prepare(2);
@@ -593,7 +593,7 @@ TEST(environment) {
               bad[i][1]);
     }
     launch_with("", &launch, &error);
-    SAY("PMLP_*, torchrun, Open MPI, PMI and Slurm; what is wrong is said with the variable's name");
+    SAY("PMLP_*, torchrun, Open MPI, PMI and Slurm; what is wrong is said with the name");
 }
 
 TEST(bad_calls) {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Several ranks over NCCL, on the stand-in of tests/cudahost: as threads (tests/nccl_suite.c), under
-# the sanitizers, too; as processes of the main program, which must have the bits of one; hand-off by
-# NCCL within one process (tests/cuda_suite.c); processes that are killed or stopped in the middle of
-# a step, each of which all others must notice and name, in time; and planted faults.
+# the sanitizers, too; as processes of the main program, which must have the bits of one; hand-off
+# by NCCL within one process (tests/cuda_suite.c); processes that are killed or stopped amid a step,
+# each of which all others must notice and name, in time; and planted faults.
 # That it runs on a GPU is not shown here; tests/cuda.sh tries on one.
 #
 #     bash tests/test_nccl.sh         PMLP_TEST_QUICK=0 has many more faults and schedules
@@ -310,7 +310,7 @@ planted taken "a slot that is received into before it was taken out" \
     's/if (used) PMLP__CUDA(e->to, /if (0 \&\& used) PMLP__CUDA(e->to, /' \
     tsan cuda slots PMLP_TEST_HANDOFF=nccl PMLP_TEST_TINY=1
 planted ready "a sum that does not wait for the gradient" \
-    's/cudaStreamWaitEvent(s->link.stream, s->ready, 0)/cudaSuccess/' \
+    's/cudaStreamWaitEvent(s->wire.stream, s->ready, 0)/cudaSuccess/' \
     tsan suite replicas PMLP_TEST_TINY=1
 planted twice "a rank that may come twice" 's/m->lines\[h->rank\] >= 0)/0)/' plain suite meeting
 planted told "a failure that is not passed on" \

@@ -188,7 +188,8 @@ inline void rest_until_aborted(Comm &comm) {
 // As on the device: an operation that cannot go on blocks its stream until somebody aborts.
 inline void run_steps(Comm &comm, std::vector<CommStep> &steps, const std::string &text) {
     for (CommStep &step : steps) {
-        const char *wrong = comm.result.get() && comm.result.get() != ncclInProgress
+        int result = comm.result.get();  // once: it may change from "in progress" to success now
+        const char *wrong = result != ncclSuccess && result != ncclInProgress
                                 ? "an earlier operation failed"
                                 : comm.mesh.move(step.parts, text);
         if (!wrong && step.then) step.then();
