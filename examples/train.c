@@ -34,6 +34,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#ifdef _WIN32
+#  define lstat stat
+#endif
 #include <unistd.h>
 
 enum { OK = 0, FAILED = 1, USAGE = 2 };        /* exit statuses */
