@@ -255,10 +255,12 @@ fi
 asan="-O1 -g -fsanitize=address,undefined -fno-sanitize=enum -fno-omit-frame-pointer"
 tsan="-O1 -g -fsanitize=thread -fno-omit-frame-pointer"
 some="aborts cut_lines"
+shown=timeline
+[ "$quick" != 0 ] || shown="slots schedules"
 [ "$quick" != 0 ] || some="collectives pipelines several_gpus replicas $some meeting faults"
 # shellcheck disable=SC2086
 if build asan suite $asan > "$work/asan.build" 2>&1; then
-    suite suite.asan asan "several_gpus $some meeting" PMLP_TEST_TINY=1 \
+    suite suite.asan asan "$some meeting" PMLP_TEST_TINY=1 \
         UBSAN_OPTIONS=halt_on_error=1
 else
     tail -n 10 "$work/asan.build"
@@ -267,7 +269,7 @@ fi
 # shellcheck disable=SC2086
 if build tsan "suite cuda" $tsan > "$work/tsan.build" 2>&1; then
     suite suite.tsan tsan "$some" PMLP_TEST_TINY=1 TSAN_OPTIONS=halt_on_error=1
-    suite cuda.tsan "tsan, one process" "slots" PMLP_TEST_TINY=1 PMLP_TEST_HANDOFF=nccl \
+    suite cuda.tsan "tsan, one process" "$shown" PMLP_TEST_TINY=1 PMLP_TEST_HANDOFF=nccl \
         TSAN_OPTIONS=halt_on_error=1
 else
     tail -n 10 "$work/tsan.build"
