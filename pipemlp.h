@@ -318,10 +318,11 @@
       Every rank runs the same program: it creates the same model, sets up the same desc, makes the
       same calls with the same data, in the same order. Each gets the same losses, and all weights
       at every pmlp_trainer_sync(). Before a call begins the ranks compare what they are about to
-      do, and what differs is named with both values. Within a step they talk over edges alone, as
-      workers of one process do; then they wait for each other once, at the gate in front of the
-      updates, and once at the end. How processes are started, and how they find each other, is the
-      group's affair: pipemlp_cuda.cu has one for NCCL, the examples have one for MPI, and
+      do, and what differs is named with both values; of the data that is the number of its rows and
+      what three of them hold. Within a step they talk over edges alone, as workers of one process
+      do; then they wait for each other once, at the gate in front of the updates, and once at the
+      end. How processes are started, and how they find each other, is the group's affair:
+      pipemlp_cuda.cu has one for NCCL, the examples have one for MPI, and
       pmlp_thread_groups_create() makes ranks of threads, which need nothing:
 
          pmlp_group groups[2];
@@ -1009,7 +1010,7 @@ typedef enum pmlp_bad_numbers {
    interrupts the epoch: PMLP_ERROR_CANCELLED; the trainer stays usable, and the next
    pmlp_trainer_epoch() goes on where this one stopped. It may call pmlp_trainer_sync(),
    pmlp_trainer_save(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
-   trainer; why one of these failed must be read here, before the epoch has an error of its own. With
+   trainer; why one of these failed must be read here, before the epoch has its own error. With
    ranks, those that have one are asked, and all end if one says so; what all must do alike, such as
    a sync, wants one on each. */
 typedef bool (*pmlp_progress_fn)(const pmlp_stats *stats, void *user);
@@ -9233,6 +9234,23 @@ static pmlp__text pmlp__facts(pmlp_trainer *t, const char *call) {
     return facts;
 }
 
+/* A number for the first, the middle and the last row: ranks that have other rows, or the same in
+   another order, nearly always differ here. */
+static uint64_t pmlp__data_digest(const pmlp_trainer *t, const pmlp_data *data) {
+    const size_t n_in = pmlp__n_in(t->model, 0);
+    const size_t n_out = pmlp__n_out(t->model, t->model->desc.layers - 1);
+    uint64_t hash = 0;
+    size_t i;
+    for (i = 0; i < 3; i++) {
+        const size_t row = (data->rows - 1) * i / 2;
+        hash = pmlp_hash(hash, data->x + row * n_in, n_in * sizeof *data->x);
+        if (data->labels) hash = pmlp_hash(hash, data->labels + row, sizeof *data->labels);
+        if (data->targets)
+            hash = pmlp_hash(hash, data->targets + row * n_out, n_out * sizeof *data->targets);
+    }
+    return hash;
+}
+
 /* Before a call that computes. */
 static pmlp_result pmlp__agree_on_call(pmlp_trainer *t, const char *call, const pmlp_data *data,
                                        pmlp_result own) {
@@ -9240,6 +9258,8 @@ static pmlp_result pmlp__agree_on_call(pmlp_trainer *t, const char *call, const 
         pmlp__text facts = pmlp__facts(t, call);
         pmlp__fact(&facts, "rows", "%.0f", data ? (double)data->rows : 0.0);
         pmlp__fact(&facts, "labels", "%s", data && data->labels ? "yes" : "no");
+        pmlp__fact(&facts, "some rows of the data", "digest %.0f",
+                   data && own == PMLP_OK ? (double)(pmlp__data_digest(t, data) >> 12) : 0.0);
         pmlp__fact(&facts, "step", "%.0f", (double)t->step);
         pmlp__fact(&facts, "learning_rate", "%.9g", (double)t->desc.learning_rate);
     }

@@ -467,6 +467,7 @@ static void call_wrongly(rank *r) {
     else if (wrong_call == 3)
         batch.labels = bad_labels, result = pmlp_trainer_step(t, &batch, NULL);
     else if (wrong_call == 4) result = pmlp_trainer_sync(t);
+    else if (wrong_call == 5) batch.x += r->net->sizes[0], result = pmlp_trainer_step(t, &batch, NULL);
     else {
         pmlp_trainer_set_learning_rate(t, 0.5f);
         result = pmlp_trainer_step(t, &batch, NULL);
@@ -488,7 +489,7 @@ TEST(calls_that_differ) {
     static const char *const says[] = {
         "call: step on rank 0, eval on rank 1", "call: step on rank 0, epoch on rank 1",
         "rows: 24 on rank 0, 20 on rank 1", "rank 1 failed: data: the label 99 of row 3",
-        "call: step on rank 0, sync on rank 1",
+        "call: step on rank 0, sync on rank 1", "some rows of the data: digest ",
         "learning_rate: 0.0500000007 on rank 0, 0.5 on rank 1"};
     pmlp_trainer_desc d = desc_of(&shapes[2]), s = serial_of(d);
     const outcome expected = run_alone(&nets[0], &s);
