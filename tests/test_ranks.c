@@ -970,6 +970,75 @@ TEST(memory_fails) {
         test_count(cases));
 }
 
+/* --- files ------------------------------------------------------------------------------------ */
+
+static char saved[64]; /* a training, after two steps */
+
+static pmlp_result step_number(rank *r, pmlp_trainer *t, int i) {
+    const pmlp_data data = data_of(r->net), batch = rows_of(r->net, &data, (size_t)i * 5, BATCH);
+    return pmlp_trainer_step(t, &batch, NULL);
+}
+
+/* Two steps, saved; then one rank leaves, and the others hear of it. */
+static void save_and_lose(rank *r) {
+    pmlp_trainer *t = NULL;
+    pmlp_error error = {0};
+    if (failed(r, pmlp_trainer_create(r->model, &r->desc, &t, &error), error.text)) return;
+    for (int i = 0; i < 2; i++) failed(r, step_number(r, t, i), pmlp_trainer_error(t)->text);
+    failed(r, pmlp_trainer_save(t, saved), pmlp_trainer_error(t)->text);
+    if (r->number != DIFFERENT) r->out.norm = step_number(r, t, 2);
+    pmlp_trainer_destroy(t);
+}
+
+/* Goes on for two steps; or, if there is no file, says so. */
+static void load_and_end(rank *r) {
+    pmlp_trainer *t = NULL;
+    pmlp_error error = {0};
+    if (failed(r, pmlp_trainer_create(r->model, &r->desc, &t, &error), error.text)) return;
+    if (!failed(r, pmlp_trainer_load(t, saved), pmlp_trainer_error(t)->text))
+        for (int i = 2; i < 4; i++) failed(r, step_number(r, t, i), pmlp_trainer_error(t)->text);
+    pmlp_trainer_destroy(t);
+    if (r->out.result == PMLP_OK)
+        failed(r, pmlp_model_hash(r->model, &r->out.word, &error), error.text);
+}
+
+TEST(saved_and_resumed) {
+    pmlp_trainer_desc d = desc_of(&shapes[2]), s = serial_of(d);
+    pmlp_trainer *t = NULL;
+    rank ranks[RANKS], alone;
+    memset(&alone, 0, sizeof alone);
+    alone.net = &nets[0], alone.model = make_model(&nets[0], 3);
+    CHECK(pmlp_trainer_create(alone.model, &s, &t, NULL) == PMLP_OK, "alone");
+    for (int i = 0; i < 4; i++) CHECK(step_number(&alone, t, i) == PMLP_OK, "alone");
+    pmlp_trainer_destroy(t);
+    CHECK(pmlp_model_hash(alone.model, &alone.out.word, NULL) == PMLP_OK, "alone");
+    pmlp_model_destroy(alone.model);
+    snprintf(saved, sizeof saved, "test_ranks.%ld.safetensors", (long)getpid());
+    run_ranks(ranks, 3, &nets[0], &d, load_and_end, NULL); /* nothing is there yet */
+    for (int k = 0; k < 3; k++)
+        CHECK(ranks[k].out.result == (k ? PMLP_ERROR_RANK : PMLP_ERROR_FILE) &&
+                  strstr(ranks[k].out.text, saved),
+              "rank %d: %s", k, ranks[k].out.text);
+    for (int from = 1; from < 4; from++) {
+        d.replicas = from == 3 ? 2 : 1;
+        run_ranks(ranks, from + 1, &nets[0], &d, save_and_lose, NULL);
+        for (int k = 0; k <= from; k++)
+            CHECK(ranks[k].out.result == PMLP_OK &&
+                      (k == DIFFERENT || (pmlp_result)ranks[k].out.norm == PMLP_ERROR_RANK),
+                  "%d ranks, rank %d: %s, then %d", from + 1, k, ranks[k].out.text,
+                  (int)ranks[k].out.norm);
+        for (int to = 1; to <= 4; to++) {
+            d.replicas = to == 2 ? 2 : 1, d.no_threads = to % 2;
+            run_ranks(ranks, to, &nets[0], &d, load_and_end, NULL);
+            for (int k = 0; k < to; k++)
+                CHECK(ranks[k].out.result == PMLP_OK && ranks[k].out.word == alone.out.word,
+                      "%d ranks, then %d: rank %d: %s", from + 1, to, k, ranks[k].out.text);
+        }
+    }
+    remove(saved);
+    SAY("2 to 4 ranks save, one is lost, 1 to 4 go on: the bits of one process");
+}
+
 int main(void) {
     test_begin("ranks");
     make_data();
@@ -990,5 +1059,6 @@ int main(void) {
     RUN(gate);
     RUN(group_fails);
     RUN(memory_fails);
+    RUN(saved_and_resumed);
     return test_end();
 }
