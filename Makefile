@@ -117,6 +117,10 @@ build/draw: tests/pictures.c pipemlp.h | build
 test check: examples
 	@bash tests/run.sh
 
+# Which lines of the header the C tests run.
+coverage:
+	@bash tests/coverage.sh
+
 asan ubsan tsan valgrind: examples
 	@bash tests/run.sh $@
 
@@ -157,10 +161,11 @@ help:
 	    'make ubsan'            'the C tests under the undefined-behaviour sanitizer alone' \
 	    'make tsan'             'the threaded C tests under the thread sanitizer' \
 	    'make valgrind'         'a short training under valgrind' \
+	    'make coverage'         'the share of lines of pipemlp.h that the tests run; wants gcovr' \
 	    'make install'          'copies both files and one for pkg-config to PREFIX (and DESTDIR)' \
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
-.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind install uninstall \
+.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind coverage install uninstall \
         clean help cuda test-cuda bench-cuda cuda-flags always
 .SECONDARY:
