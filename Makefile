@@ -117,6 +117,13 @@ build/draw: tests/pictures.c pipemlp.h | build
 test check: examples
 	@bash tests/run.sh
 
+# Random trainings against serial ones: an hour, or make endure ENDURE='--seconds 60'.
+build/endure: tests/endure.c tests/test.h pipemlp.h | build
+	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+endure: build/endure
+	@build/endure $(ENDURE)
+
 # Which lines of the header the C tests run.
 coverage:
 	@bash tests/coverage.sh
@@ -161,11 +168,12 @@ help:
 	    'make ubsan'            'the C tests under the undefined-behaviour sanitizer alone' \
 	    'make tsan'             'the threaded C tests under the thread sanitizer' \
 	    'make valgrind'         'a short training under valgrind' \
+	    'make endure'           'random trainings against serial ones, for an hour' \
 	    'make coverage'         'the share of lines of pipemlp.h that the tests run; wants gcovr' \
 	    'make install'          'copies both files and one for pkg-config to PREFIX (and DESTDIR)' \
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
-.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind coverage install uninstall \
-        clean help cuda test-cuda bench-cuda cuda-flags always
+.PHONY: all examples demo pictures bench test check asan ubsan tsan valgrind coverage endure install \
+        uninstall clean help cuda test-cuda bench-cuda cuda-flags always
 .SECONDARY:
