@@ -158,6 +158,17 @@ build/draw: tests/pictures.c pipemlp.h | build
 test check: examples
 	@bash tests/run.sh
 
+# Random trainings against serial ones: an hour, or make endure ENDURE='--seconds 60'.
+build/endure: tests/endure.c tests/test.h pipemlp.h | build
+	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
+
+endure: build/endure
+	@build/endure $(ENDURE)
+
+# Which lines of the header the C tests run.
+coverage:
+	@bash tests/coverage.sh
+
 asan ubsan tsan valgrind: examples
 	@bash tests/run.sh $@
 
@@ -205,10 +216,12 @@ help:
 	    'make tsan'             'the threaded C tests under the thread sanitizer' \
 	    'make valgrind'         'a short training under valgrind' \
 	    'make fuzz'             'made-up files for every reader, 2 million each; wants clang; RUNS=N' \
+	    'make endure'           'random trainings against serial ones, for an hour' \
+	    'make coverage'         'the share of lines of pipemlp.h that the tests run; wants gcovr' \
 	    'make install'          'copies both files and one for pkg-config to PREFIX (and DESTDIR)' \
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'
 
-.PHONY: all examples demo pictures bench scale test check asan ubsan tsan valgrind install uninstall \
-        clean help fuzz cuda test-cuda bench-cuda cuda-flags always
+.PHONY: all examples demo pictures bench scale test check asan ubsan tsan valgrind coverage endure \
+        install uninstall clean help fuzz cuda test-cuda bench-cuda cuda-flags always
 .SECONDARY:
