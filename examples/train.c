@@ -835,16 +835,15 @@ static void draw_progress(const pmlp_stats *stats, progress *p) {
 /* The signal that asks for the end, or 0. */
 static volatile sig_atomic_t stopped;
 
+/* The first Ctrl-C ends the training behind a step, the second one at once. */
 static void stop(int number) {
     stopped = number;
+    signal(number, SIG_DFL);
 }
 
-/* The first Ctrl-C ends the training behind a step, the second one at once. */
 static void catch_signals(void) {
-    struct sigaction action = {.sa_handler = stop, .sa_flags = (int)SA_RESETHAND};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    signal(SIGINT, stop);
+    signal(SIGTERM, stop);
 }
 
 /* Whether it is time for --save-every. */
