@@ -43,7 +43,7 @@ enum { OK = 0, FAILED = 1, USAGE = 2 };        /* exit statuses */
 enum { MOST_LAYERS = 64, MOST_WIDTH = 65536 }; /* what --layers takes */
 enum { SIDE = 28, DIGITS = 10, DRAWN_TRAIN = 12000, DRAWN_TEST = 2000 };
 enum { KEPT_STEPS = 32, KEPT_RUNS = 4 }; /* traced steps; asynchronous: runs of batches */
-enum { MOST_DEVICES = 64 };
+enum { MOST_DEVICES = 64, MOST_KEPT = 1000 };
 
 /* One sentence on standard error; returns status, so that `return fail(...)` reads well. */
 static int fail(int status, const char *format, ...) {
@@ -80,9 +80,11 @@ static int fail_with(const pmlp_error *error, const char *what) {
 
 typedef struct options {
     const char *data, *layers, *schedule, *devices, *svg, *trace, *save, *load, *resume;
-    long batch, epochs, workers, virtual_stages, microbatches, replicas, limit, verify, save_every;
+    long batch, epochs, workers, virtual_stages, microbatches, replicas, limit, verify, save_every,
+        keep;
     unsigned long long seed;
     double lr, momentum, weight_decay, clip, memory; /* 0: the library's default */
+    double save_seconds;
     int loss, optimizer, lr_decay, cut, backend;     /* places in their lists of names, from 1 */
     int math, gemm, handoff;                         /* likewise; 0: not given */
     bool compare, no_threads, no_stashing, allreduce, quiet, help;
@@ -177,6 +179,10 @@ static const option option_table[] = {
      "        weights as PyTorch has them, and what --resume needs to go on"},
     {"save-every", COUNT, AT(save_every), "K", 1, 1e9, NULL, "only then",
      "write --save also every K steps (asynchronous: about every 65,536 rows at most)"},
+    {"save-seconds", NUMBER, AT(save_seconds), "S", 0.001, 1e9, NULL, "not by time",
+     "write --save also behind the first step that ends S seconds of training after the last"},
+    {"keep", COUNT, AT(keep), "N", 1, MOST_KEPT, NULL, "none",
+     "what is saved on the way is also kept as FILE.STEP, the last N of these"},
     {"load", TEXT, AT(load), "FILE", 0, 0, NULL, NULL,
      "begin with the weights of a file, ours or PyTorch's, that has the same layers"},
     {"resume", TEXT, AT(resume), "FILE", 0, 0, NULL, NULL,
@@ -398,12 +404,23 @@ static int draw_digits(pmlp_images *images, size_t rows, uint64_t seed) {
 
 /*--- what is to be done: data, network, schedule --------------------------------------------*/
 
+/* What is saved while a run trains. */
+typedef struct saving {
+    const char *path;
+    uint64_t every; /* steps; 0: not by steps */
+    double seconds; /* 0: not by time */
+    uint64_t keep;  /* so many of PATH.<step> */
+    uint64_t next;  /* step; 0: to be found */
+    double last;    /* when something was saved, in seconds of training */
+    uint64_t kept[MOST_KEPT], count; /* the last `keep` steps, in turn */
+} saving;
+
 /* A model in training as one more rank of the run's group. */
 typedef struct replica {
     pmlp_model *model;
     pmlp_trainer *trainer;
     struct run *of;
-    uint64_t next_save;
+    saving save;
     pthread_t thread;
     bool has_thread;
 } replica;
@@ -426,8 +443,7 @@ typedef struct run {
     double test_loss, test_accuracy;
     unsigned long long weights;
     const struct call *call;           /* what the replicas are doing */
-    const char *save;                  /* every so many steps, if not 0 */
-    uint64_t save_every;
+    saving save;                       /* how the replicas begin */
 } run;
 
 /* Something that all replicas do at once. */
@@ -590,6 +606,8 @@ static int prepare_group(job *j) {
         return fail(USAGE, "--replicas %ld: replicas in one program want --backend cpu; with cuda "
                     "start as many with mpirun, torchrun or srun", j->opt.replicas);
     if (launch.ranks == 1) return OK;
+    if (j->opt.save_seconds > 0)
+        return fail(USAGE, "--save-seconds: processes save together, by steps: --save-every K");
     take_devices(j, &launch);
     if (pmlp_nccl_group_create(&launch, &j->cuda, NULL, &j->group, &j->backend, &error) != PMLP_OK)
         return fail(FAILED, "%s", error.text);
@@ -759,8 +777,13 @@ static int prepare_files(const options *opt) {
                                                         : NULL;
     struct stat there;
 
-    if (opt->save_every != 0 && opt->save == NULL)
-        return fail(USAGE, "--save-every wants to know where: --save FILE");
+    if (opt->save == NULL && (opt->save_every != 0 || opt->save_seconds > 0 || opt->keep != 0))
+        return fail(USAGE, "--%s wants to know where: --save FILE",
+                    opt->keep != 0 ? "keep" : opt->save_every != 0 ? "save-every" : "save-seconds");
+    if (opt->keep != 0 && opt->save_every == 0 && opt->save_seconds == 0)
+        return fail(USAGE, "--keep wants to know when: --save-every K or --save-seconds S");
+    if (opt->save_seconds > 0 && opt->replicas > 1)
+        return fail(USAGE, "--save-seconds: replicas save together, by steps: --save-every K");
     if (opt->load != NULL && opt->resume != NULL)
         return fail(USAGE, "--load and --resume cannot be used together");
     if (training_only != NULL && (opt->compare || opt->verify != 0))
@@ -806,9 +829,7 @@ static int prepare(job *j) {
 typedef struct progress {
     const run *who;
     bool drawing;
-    const char *save;    /* or NULL */
-    uint64_t save_every; /* steps; 0: never */
-    uint64_t next_save;  /* the step; 0: to be found */
+    saving save;
     pmlp_error save_error; /* what it failed of */
     long epoch, epochs;
     double rows_before, rows_in_all; /* of every run of this program */
@@ -846,21 +867,38 @@ static void catch_signals(void) {
     signal(SIGTERM, stop);
 }
 
-/* Whether it is time for --save-every. */
-static bool is_due(uint64_t step, uint64_t every, uint64_t *next) {
-    if (every == 0) return false;
-    if (*next == 0) *next = ((step - 1) / every + 1) * every;
-    if (step < *next) return false;
-    *next = (step / every + 1) * every;
+/* Whether it is time to save. */
+static bool is_due(saving *s, uint64_t step, double now) {
+    const bool by_time = s->seconds > 0 && now - s->last >= s->seconds;
+    if (s->every > 0 && s->next == 0) s->next = ((step - 1) / s->every + 1) * s->every;
+    if (!by_time && (s->every == 0 || step < s->next)) return false;
+    if (s->every > 0) s->next = (step / s->every + 1) * s->every;
+    s->last = now;
     return true;
+}
+
+/* Saves behind a step, if it is time; rank 0 takes what is too old away. */
+static pmlp_result save_step(saving *s, pmlp_trainer *t, uint64_t step, double now, bool first) {
+    char path[4096];
+    pmlp_result result;
+    if (!is_due(s, step, now)) return PMLP_OK;
+    result = pmlp_trainer_save(t, s->path);
+    if (result != PMLP_OK || s->keep == 0) return result;
+    snprintf(path, sizeof path, "%s.%llu", s->path, (unsigned long long)step);
+    result = pmlp_trainer_save(t, path);
+    snprintf(path, sizeof path, "%s.%llu", s->path,
+             (unsigned long long)s->kept[s->count % s->keep]);
+    if (result == PMLP_OK && first && s->count >= s->keep) remove(path);
+    s->kept[s->count++ % s->keep] = step;
+    return result;
 }
 
 /* Behind each step. */
 static bool after_step(const pmlp_stats *stats, void *user) {
     progress *p = user;
     if (p->drawing) draw_progress(stats, p);
-    if (is_due(stats->step, p->save_every, &p->next_save) &&
-        pmlp_trainer_save(p->who->trainer, p->save) != PMLP_OK)
+    if (save_step(&p->save, p->who->trainer, stats->step, p->seconds_before + stats->seconds,
+                  true) != PMLP_OK)
         p->save_error = *pmlp_trainer_error(p->who->trainer);
     return !stopped && p->save_error.result == PMLP_OK;
 }
@@ -868,8 +906,7 @@ static bool after_step(const pmlp_stats *stats, void *user) {
 /* The same on the other replicas, which save together with the first. */
 static bool follow_step(const pmlp_stats *stats, void *user) {
     replica *one = user;
-    if (is_due(stats->step, one->of->save_every, &one->next_save))
-        pmlp_trainer_save(one->trainer, one->of->save);
+    save_step(&one->save, one->trainer, stats->step, 0, false);
     return true;
 }
 
@@ -1010,6 +1047,7 @@ static int create_replicas(const job *j, int replicas, run *r) {
     r->replicas = replicas;
     for (int i = 0; status == OK && i < replicas - 1; i++) {
         r->others[i].of = r;
+        r->others[i].save = r->save;
         status = create_model(j, &r->others[i].model);
     }
     return status;
@@ -1024,7 +1062,6 @@ static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run 
     create.desc.progress = after_step;
     create.desc.progress_user = shown;
     r->save = shown->save;
-    r->save_every = shown->save_every;
     if ((status = create_replicas(j, desc.replicas, r)) != OK) return status;
     if (call_all(r, &create, NULL, NULL, &error) != PMLP_OK)
         return fail_with(&error, "the trainer cannot be created");
@@ -1439,8 +1476,10 @@ static int show_traced(const job *j, const run *r, FILE *out) {
 static int train_one(job *j) {
     run *r = &j->pipeline;
     progress shown = {.epochs = j->opt.epochs,
-                      .save = j->opt.save,
-                      .save_every = (uint64_t)j->opt.save_every};
+                      .save = {.path = j->opt.save,
+                               .every = (uint64_t)j->opt.save_every,
+                               .seconds = j->opt.save_seconds,
+                               .keep = (uint64_t)j->opt.keep}};
     pmlp_position done = {0};
     int status = begin_run(j, trainer_desc(j), &shown, r);
 

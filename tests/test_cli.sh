@@ -476,7 +476,8 @@ refuse 2 --layer --layer 3
 refuse 2 -x -x
 refuse 2 word word
 for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
-        backend math gemm devices limit svg trace memory replicas save save-every load resume; do
+        backend math gemm devices limit svg trace memory replicas save save-every \
+        save-seconds keep load resume; do
     refuse 2 "--$option" --quiet "--$option"
     refuse 2 "--$option" "--$option" ''
 done
@@ -484,7 +485,7 @@ refuse 2 --quiet --quiet=yes
 refuse 2 --compare --compare=1
 refusals "unknown options, missing values"
 
-for option in workers microbatches batch epochs limit virtual replicas save-every; do
+for option in workers microbatches batch epochs limit virtual replicas save-every keep; do
     for value in 0 -1 x 1x 1.5 99999999999999999999 ' 3' '+3'; do
         refuse 2 "--$option" "--$option" "$value"
     done
@@ -505,6 +506,10 @@ refuse 1 'make cuda' --backend cuda --math bf16 --gemm plain --devices 1,0 --wor
 refusals "what another program has"
 
 refuse 2 --save --save-every 7
+refuse 2 --save --save-seconds 7
+refuse 2 --save --keep 7
+refuse 2 --save-every --save "$work/none" --keep 7
+refuse 2 --save-seconds --save "$work/none" --save-seconds 7 --replicas 2
 refuse 2 --load --load x --resume y
 for option in save resume; do
     refuse 2 "--$option" --compare "--$option" "$work/none"

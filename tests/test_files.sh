@@ -115,6 +115,32 @@ else
     bad "--epochs with --resume: $(cat "$work/parts"), not $(word_in "$work/whole")"
 fi
 
+# 4 epochs of 7 steps, saved behind every third, the last three kept; from any of these to the end
+kept=$work/kept
+for replicas in 1 2; do
+    rm -f "$kept" "$kept".*
+    $train "${short[@]}" --epochs 4 --replicas $replicas --save "$kept" --save-every 3 --keep 3 > "$kept.whole" 2>&1
+    rm -f "$work/kept_words"
+    for step in 21 24 27; do
+        cp "$kept.$step" "$work/kept_part"
+        $train "${short[@]}" --epochs 4 --workers 2 --resume "$work/kept_part" 2>&1 | sed -n 's/.* weights=\([0-9a-f]*\).*/\1/p' \
+            >> "$work/kept_words"
+    done
+    if [ "$(cd "$work" && echo kept.[0-9]*)" = "kept.21 kept.24 kept.27" ] &&
+            [ "$(sort -u "$work/kept_words")" = "$(word_in "$work/whole")" ] &&
+            [ "$(wc -l < "$work/kept_words")" = 3 ] && [ "$(word_in "$kept.whole")" = "$(word_in "$work/whole")" ]; then
+        ok "--keep 3, $replicas replicas: the last three are there, each ends in the same weights"
+    else
+        bad "--keep 3, $replicas replicas: $(cd "$work" && echo kept*): $(cat "$kept.whole" "$work/kept_words")"
+    fi
+done
+$train "${short[@]}" --epochs 400 --save "$kept" --save-seconds 0.01 --keep 2 > "$work/kept.out" 2>&1
+if [ "$(cd "$work" && echo kept.[0-9]* | wc -w)" -ge 2 ] && [ -s "$kept" ]; then
+    ok "--save-seconds saves on the way"
+else
+    bad "--save-seconds: $(cd "$work" && echo kept*): $(cat "$work/kept.out")"
+fi
+
 # --load takes the weights alone
 if $train --layers 40,20 --limit 200 --verify 1 --load "$work/part" --workers 2 > "$work/load" 2>&1 &&
         $train --layers 40,20 --limit 200 --epochs 1 --compare --load "$work/part" > "$work/load2" 2>&1 &&
