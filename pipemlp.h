@@ -74,16 +74,17 @@
    WHERE WHAT IS (search for the marker)
 
       >>api-config     version, static builds          >>implementation  all below it is private
-      >>common         results, errors, memory, log    >>platform        threads, atomics, clock
+      >>common         results, errors, memory, log    >>platform        threads, clock, files
       >>model          what is trained                 >>memory          memory, errors, random
       >>schedule       who does what when              >>kernels         what the CPU computes
       >>timeline       what ran when, and pictures     >>cpu-backend     the CPU's operations
       >>trainer        runs a schedule                 >>check           proves schedules
       >>images         IDX files                       >>simulate        times them
-      >>backend        how to plug in other hardware   >>auto            searches for one
-      >>cuda           pipemlp_cuda.cu, for GPUs       >>pictures        text, SVG, traces
-                                                       >>edges >>partition >>validation >>stage
-                                                       >>worker >>verify >>ceiling >>io
+      >>files          models, checkpoints             >>auto            searches for one
+      >>backend        how to plug in other hardware   >>pictures        text, SVG, traces
+      >>group          several ranks, one training     >>edges >>thread-groups >>partition
+      >>cuda           pipemlp_cuda.cu, for GPUs       >>validation >>stage >>ranks >>worker
+                                                       >>verify >>ceiling >>io
 
    STEP BY STEP
 
@@ -97,7 +98,11 @@
       4. pmlp_trainer_eval() on data that was not trained on.
       5. pmlp_trainer_sync() when you want to look at the weights in between; then
          pmlp_model_predict(), pmlp_model_params(), pmlp_model_hash().
-      6. pmlp_trainer_destroy(), which writes the weights back, then pmlp_model_destroy().
+      6. pmlp_trainer_save() now and then, so that pmlp_trainer_load() can go on after a crash;
+         pmlp_model_save() and pmlp_model_load() for what has been trained.
+      7. pmlp_trainer_destroy(), which writes the weights back, then pmlp_model_destroy().
+
+      With several processes, each does all this, with its own desc.group: see ON RANKS.
 
    ON PIPELINES
 
@@ -252,12 +257,94 @@
 
    ON THREADS
 
-      A trainer with p workers starts p - 1 threads; the thread that calls is worker 0. Idle
+      A trainer with p workers starts p - 1 threads; the thread that calls is worker 0 (of those
+      that the rank has, if there are several). Idle
       workers spin for about a millisecond, then sleep; with more workers than cores they sleep at
       once. One call at a time per trainer; different trainers and models are independent.
       desc.no_threads runs the same lists on the calling thread alone, with the same bits. Each
       worker makes its layers and buffers on its own thread, so that memory lies near the core that
       uses it; desc.bind_threads keeps it there.
+
+   ON FILES
+
+      Models and checkpoints are files in the format safetensors: a length, a header in JSON, then
+      numbers, little-endian on every machine. The tensors have PyTorch's names and layout,
+      layers.0.weight [n_out][n_in] and layers.0.bias [n_out], so that Python opens what C has
+      saved, and C what Python has:
+
+         from safetensors.torch import load_file, save_file
+         weights = load_file("model.safetensors")             # of pmlp_model_save()
+         save_file(net.state_dict(), "net.safetensors")       # for pmlp_model_load()
+
+      A model's file needs nothing but weights and biases of layers that fit together, named
+      PREFIX<number>.weight and .bias with one prefix, in ascending order: those of an nn.Sequential
+      ("0.weight", "2.weight") or "fc1.weight", "fc2.weight" will do, in F32, F64, F16 or BF16.
+      Activations and loss stand in the header's metadata; where they do not, they are the defaults:
+      ReLU, linear at the end, cross-entropy.
+
+      pmlp_trainer_save() adds everything else that a training consists of: moments, counters, the
+      learning rate, where in which epoch it is, and the settings that decide what comes next.
+      pmlp_trainer_load() takes them up in a trainer that has the same settings: batch, optimizer
+      and its numbers, seed. It does not matter how many workers, stages and micro-batches either
+      has, nor the schedule, the threads or, within its own promise, the back end: stopped after any
+      step and resumed, a synchronous training ends in the bits of one that never stopped. So does
+      pipedream, with the same workers and micro-batches. Versions of the weights that an
+      asynchronous pipeline keeps are not saved: pipedream-2bw reads its first batch after a load
+      from the weights themselves, not those one update older, as it does at the very beginning,
+      and goes on from there.
+
+      An epoch may be interrupted, by the progress callback or by the end of the program. The
+      position in it is kept, and saved: the next pmlp_trainer_epoch() does the rest, in the same
+      order, and tells loss and accuracy of the whole. pmlp_trainer_restart_epoch() if you would
+      rather begin it anew.
+
+      A file appears whole or not at all: it is written beside the old one, flushed to the disk and
+      renamed. A crash or a loss of power at any moment leaves the old file or the new one, and
+      perhaps a FILE.<process>-<n>.tmp, which may be removed; a full disk leaves the old one, and
+      an error that says so. What is read is not trusted: a header that says anything but what the
+      format allows is refused, before any memory is asked for by its word; and files of this
+      library carry a checksum over metadata and tensors, so that no bit changes unseen.
+
+   ON RANKS
+
+      A pipeline may be spread over processes, on one machine or several, and several pipelines may
+      stand side by side. A rank is one trainer that has some of the workers; desc.group tells it
+      which it is and how it reaches the others. With 4 ranks, desc.workers = 4 and desc.replicas =
+      2, each rank has two workers:
+
+         replica 0, rows  0 .. 63    rank 0: workers 0, 1    rank 1: workers 2, 3
+         replica 1, rows 64 .. 127   rank 2: workers 0, 1    rank 3: workers 2, 3
+
+      Every rank runs the same program: it creates the same model, sets up the same desc, makes the
+      same calls with the same data, in the same order. Each gets the same losses, and all weights
+      at every pmlp_trainer_sync(). Before a call begins the ranks compare what they are about to
+      do, and what differs is named with both values; of the data that is the number of its rows and
+      what three of them hold. Within a step they talk over edges alone, as workers of one process
+      do; then they wait for each other once, at the gate in front of the updates, and once at the
+      end. How processes are started, and how they find each other, is the group's affair:
+      pipemlp_cuda.cu has one for NCCL, the examples have one for MPI, and
+      pmlp_thread_groups_create() makes ranks of threads, which need nothing:
+
+         pmlp_group groups[2];
+         pmlp_thread_groups_create(2, NULL, groups, &error);
+         desc.group = &groups[i];                  // on thread i, with a model of its own
+         desc.replicas = 2;
+
+      Where the gradients of replicas meet there is a choice. The chain, which is the default, gives
+      the bits of one worker: a layer's sum goes from replica to replica, each adding its rows to
+      it, in the order of the rows, and what it has become goes back the same way. While replica 1
+      has one layer, replica 0 has the next; but the largest layer is waited for R times, and each
+      gradient is sent twice. desc.allreduce lets each replica sum its own rows, and adds the sums
+      up: nobody waits for a turn, and W costs an R-th; the bits are those of no other R, though
+      always the same for this one. Updates are made on each replica in either case.
+
+      No rank updates before all have all gradients. Where a rank fails, the others hear of it, and
+      their calls return PMLP_ERROR_RANK with its number and its reason; where it says nothing any
+      more, they wait desc.deadline seconds and name it, with what they waited for. Nothing hangs.
+      If that was before the gate, each rank still has the weights of the last complete step; but a
+      rank has only those of its own stages, so that what pmlp_trainer_sync() wrote last is what
+      there is to go on from, unless each rank has a whole pipeline. Such a group cannot be used
+      any more, and pmlp_trainer_destroy() asks nobody then.
 
    ON ERRORS
 
@@ -265,8 +352,34 @@
       pmlp_error of yours or in pmlp_trainer_error(). When a worker fails inside a step, the first
       failure is kept, all workers stop, and the call returns it with stage, micro-batch and
       operation; nobody hangs. No update of a synchronous schedule begins before every micro-batch
-      has been through all stages and back, so that a step which fails earlier leaves the weights
-      as they were.
+      has been through all stages and back, on all ranks, so that a step which fails earlier leaves
+      the weights as they were.
+
+      What is wrong with a desc or with data is found before anything is computed or changed, and
+      all fields that are wrong are named at once. Mistakes, what they return, and how the sentence
+      goes on or begins:
+
+         NULL for an object, or a desc        ARGUMENT   model: is NULL
+         a field out of its range             ARGUMENT   microbatches: is not in 1 .. 1048576
+         a layer of no outputs                ARGUMENT   sizes[1]: 0 is less than 1
+         a network too large for memory       MEMORY     out of memory for a model's weights
+         more stages than places to cut       SHAPE      workers: more stages than the layers ...
+         no rows, or more than fit            ARGUMENT   data: 0 rows are not in 1 .. 2147483647
+         a step of more rows than a batch     SHAPE      data: 200 rows are more than a batch of 128
+         no labels, targets of the wrong kind ARGUMENT   data: cross-entropy needs labels
+         a label that is no class             DATA       data: the label 10 of row 7 is not in ...
+         infinity or NaN in data or weights,  NUMBER     step 7: row 3 of the data: input 5 is nan
+           a loss or gradient out of range    NUMBER     step 7: ...: output 1 of layer 2 is inf
+         a second trainer for one model       STATE      model: has a trainer already
+         reading weights that a trainer has   STATE      the model's weights are with its trainer
+         a call while another one runs        STATE      (the text stays that of the running call)
+         a call after a failure in a step     STATE      the trainer has failed before and ...
+         a schedule that breaks a rule        SCHEDULE   what is missing, and where
+         one that cannot finish               DEADLOCK   the circle of who waits for whom
+         ranks that differ in a setting       RANK       the ranks do not agree: batch: 128 on ...
+         a rank that is gone, or silent       RANK       worker 1 waited 60 s for rank 2 in ...
+         a file that is none, or damaged      PARSE      the file's name, and what is wrong in it
+         one that cannot be read or written   FILE       the path, and the system's reason
 
    ON OTHER HARDWARE
 
@@ -346,6 +459,8 @@ extern "C" {
     X(PMLP_ERROR_PARSE, "the text or file is not in the expected form")                        \
     X(PMLP_ERROR_FILE, "a file could not be read or written")                                  \
     X(PMLP_ERROR_BACKEND, "the back end failed")                                               \
+    X(PMLP_ERROR_NUMBER, "a number is infinite or not a number")                               \
+    X(PMLP_ERROR_RANK, "another rank has failed, cannot be reached or wants something else")    \
     X(PMLP_ERROR_CANCELLED, "stopped by the progress callback")                                \
     X(PMLP_ERROR_UNSUPPORTED, "not available in this build or on this machine")
 
@@ -855,28 +970,49 @@ PMLP_API const char *pmlp_optimizer_name(pmlp_optimizer optimizer);
 typedef struct pmlp_trainer pmlp_trainer;
 typedef struct pmlp_backend pmlp_backend;
 typedef struct pmlp_edges pmlp_edges;
+typedef struct pmlp_group pmlp_group;
 
 /* What a step, an epoch or an evaluation did. */
 typedef struct pmlp_stats {
-    uint64_t step;             /* steps of this trainer so far */
-    uint64_t epoch;            /* epochs of this trainer completed so far */
-    size_t steps, rows;        /* of this call so far */
-    size_t total_rows;         /* rows that this call will have done at its end */
-    double loss;               /* mean over the rows of this call */
+    uint64_t step;             /* steps of this training so far, also before a load */
+    uint64_t epoch;            /* epochs of this training completed so far */
+    size_t steps, rows;        /* of this call so far; of an epoch that was interrupted, with what
+                                  the earlier calls did of it */
+    size_t total_rows;         /* what rows will be at the end of this call */
+    double loss;               /* mean over these rows */
     double accuracy;           /* share of rows whose largest output is the label's, or -1 */
     double seconds;            /* of this call */
-    double samples_per_second; /* rows / seconds */
+    double samples_per_second; /* rows of this call / seconds */
     double gradient_norm;      /* of the last step, before clipping; 0 if nobody asked for it */
+    size_t skipped;            /* of `steps`, those that changed nothing: desc.bad_numbers. Their
+                                  rows are not in the mean loss */
     int workers;
     const double *idle;        /* [workers], share of `seconds` that each one's thread spent waiting
-                                  for others (a device may be idle meanwhile or not); until the next
-                                  call with this trainer */
+                                  for others (a device may be idle meanwhile or not); of several
+                                  replicas, those of the first; until the next call with this
+                                  trainer */
 } pmlp_stats;
 
+/* What becomes of a step whose loss is infinite or not a number, or whose gradient is, if its norm
+   is computed (clip_norm, gradient_norm). A synchronous step is judged before it updates
+   anything. */
+typedef enum pmlp_bad_numbers {
+    PMLP_BAD_NUMBERS_DEFAULT, /* stop */
+    PMLP_BAD_NUMBERS_STOP,    /* the call fails with PMLP_ERROR_NUMBER and says in which step and
+                                 layer; the weights are those before the step, or, with an
+                                 asynchronous schedule, spoilt. The trainer can be used on */
+    PMLP_BAD_NUMBERS_SKIP,    /* the step changes nothing, training goes on, stats->skipped tells;
+                                 synchronous schedules only */
+    PMLP_BAD_NUMBERS_COUNT
+} pmlp_bad_numbers;
+
 /* Called by pmlp_trainer_epoch() after each step, on the thread that called it. Returning false
-   ends the epoch with PMLP_ERROR_CANCELLED; the trainer stays usable. It may call
-   pmlp_trainer_sync(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
-   trainer. */
+   interrupts the epoch: PMLP_ERROR_CANCELLED; the trainer stays usable, and the next
+   pmlp_trainer_epoch() goes on where this one stopped. It may call pmlp_trainer_sync(),
+   pmlp_trainer_save(), pmlp_trainer_set_learning_rate() and queries, no other function of the same
+   trainer; why one of these failed must be read here, before the epoch has its own error. With
+   ranks, those that have one are asked, and all end if one says so; what all must do alike, such as
+   a sync, wants one on each. */
 typedef bool (*pmlp_progress_fn)(const pmlp_stats *stats, void *user);
 
 /* A boundary between two stages lies before `column` of `layer`. Column 0: between whole layers.
@@ -927,6 +1063,10 @@ typedef struct pmlp_trainer_desc {
     float beta1, beta2, epsilon;   /* Adam; default 0.9, 0.999, 1e-8 */
     float weight_decay;            /* of weights, not of biases; default 0 */
     float clip_norm;               /* longest global gradient allowed; default 0: no clipping */
+    pmlp_bad_numbers bad_numbers;  /* what becomes of a step whose loss is not a finite number;
+                                      default: it stops the training. A back end that works on by
+                                      itself knows the loss only behind the update, unless
+                                      gradient_norm is set, as skipping does */
 
     uint64_t seed;                 /* of the shuffling */
     bool no_shuffle;               /* epochs take the rows in the order given */
@@ -943,6 +1083,17 @@ typedef struct pmlp_trainer_desc {
     int trace;                     /* keep what ran when of so many steps, the last ones; default
                                       0: none. See pmlp_trainer_timeline() */
 
+    pmlp_group *group;             /* the other ranks that train this model, see >>group; default:
+                                      there are none. Must outlive the trainer */
+    int replicas;                  /* R: pipelines side by side, each with its share of a batch's
+                                      rows; divides the group's ranks; default 1 */
+    bool allreduce;                /* sums of replicas' gradients: each makes its own, then these
+                                      are added (pmlp_group.sum). Otherwise the replicas continue
+                                      one chain, one after the other, which has the bits of R = 1.
+                                      Always so if the back end is not exact */
+    double deadline;               /* seconds that a rank waits for another one before it fails;
+                                      default 60 */
+
     const pmlp_backend *backend;   /* default pmlp_cpu_backend() */
     const pmlp_edges *edges;       /* hand-off between stages; default the back end's */
     pmlp_progress_fn progress;     /* default none */
@@ -953,11 +1104,17 @@ typedef struct pmlp_trainer_desc {
 
 /* Creates a trainer with p - 1 threads (the calling thread of each step is worker 0) or none. The
    trainer owns the model's weights until it is destroyed; the model must outlive it. *trainer is
-   NULL on failure. Errors: ARGUMENT, SHAPE (more stages than places to cut), STATE (the model has a
-   trainer), SCHEDULE or DEADLOCK (the checker's), MEMORY, THREAD, BACKEND. */
+   NULL on failure. With a group all ranks call this, and get a trainer or an error, all of them;
+   what is measured (measure_layers, auto) is measured on rank 0. Errors: ARGUMENT, SHAPE (more
+   stages than places to cut), STATE (the model has a trainer), SCHEDULE or DEADLOCK (the
+   checker's), MEMORY, THREAD, BACKEND, RANK. */
 PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_desc *desc,
                                          pmlp_trainer **trainer, pmlp_error *error);
-/* Joins the threads, writes the weights back to the model, frees everything. NULL is allowed. */
+/* Joins the threads, writes the weights back to the model, frees everything. NULL is allowed. If
+   other ranks have stages that this one lacks, and a step has been done since the last sync, all
+   ranks have to call this, for then each gets all weights. If something has failed, or a rank does
+   not come within the deadline, the model says that its weights are lost; nobody is waited for
+   longer. */
 PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
 
 /* The calls below may come from any thread, one at a time: a second call while one runs returns
@@ -966,17 +1123,26 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
    stays usable, as if the call had not been made. A failure inside the pipeline (back end, edge,
    memory) makes the trainer refuse further work with PMLP_ERROR_STATE; if it happened before the
    updates began, the weights are those of the last complete step, which sync and destroy still
-   read; later, they are lost, and the model says so. stats may be NULL everywhere. */
+   read; later, they are lost, and the model says so. stats may be NULL everywhere.
+
+   With a group, step, epoch, eval, sync and gradient are calls that all ranks make, each with the
+   same arguments. A bad argument of one, or arguments that differ, fail on all with
+   PMLP_ERROR_RANK, and all trainers stay usable; every other failure of one ends all. What a rank
+   cannot read of the others after a failure is PMLP_ERROR_STATE. */
 
 /* One optimizer step on the mean loss of one batch, 1 <= batch->rows <= desc.batch. */
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *trainer, const pmlp_data *batch,
                                        pmlp_stats *stats);
 /* One pass over the data in batches of desc.batch rows, the last one smaller if need be, in an
-   order drawn from desc.seed and the number of the epoch. With an asynchronous schedule the
-   pipeline does not drain between batches, but every 65,536 rows, when the progress callback is
-   called. */
+   order drawn from desc.seed and the number of the epoch; or the rest of a pass that was
+   interrupted, which wants the same data. With an asynchronous schedule the pipeline does not drain
+   between batches, but every 65,536 rows, when the progress callback is called. Errors beside the
+   above: SHAPE if the data has not as many rows as that which the epoch began with. */
 PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *trainer, const pmlp_data *data,
                                         pmlp_stats *stats);
+/* Forgets how far an epoch that was interrupted has come: the next pmlp_trainer_epoch() begins it
+   anew. The steps that it did stay done. */
+PMLP_API pmlp_result pmlp_trainer_restart_epoch(pmlp_trainer *trainer);
 /* Loss and accuracy on the data with the present weights; changes nothing. Runs through the
    pipeline. */
 PMLP_API pmlp_result pmlp_trainer_eval(pmlp_trainer *trainer, const pmlp_data *data,
@@ -987,28 +1153,37 @@ PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *trainer);
 PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *trainer, float learning_rate);
 /* The gradient of the last step's mean loss, before clipping: dw [n_out][n_in], db [n_out]; either
    may be NULL. With an asynchronous schedule: what each stage's last update took. Errors: ARGUMENT;
-   STATE before the first step, after one that failed, and without desc.keep_gradients. */
+   STATE before the first step, or the first since a load, after one that failed, and without
+   desc.keep_gradients. */
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *trainer, int layer, float *dw, float *db);
 
 /* The last failure; result is PMLP_OK if there was none. Valid until the next call. */
 PMLP_API const pmlp_error *pmlp_trainer_error(const pmlp_trainer *trainer);
 /* The desc with every default resolved; its pointers point into the trainer. */
 PMLP_API pmlp_trainer_desc pmlp_trainer_query_desc(const pmlp_trainer *trainer);
+/* How far a training has come. */
+typedef struct pmlp_position {
+    uint64_t step, epoch;    /* done so far, also before a load */
+    size_t rows, total_rows; /* of an epoch that was interrupted: done, and of its data; else 0 */
+} pmlp_position;
+
+/* From any thread, or the progress callback. Errors: ARGUMENT; STATE while another call runs. */
+PMLP_API pmlp_result pmlp_trainer_position(pmlp_trainer *trainer, pmlp_position *position);
 /* The schedule that the trainer runs on one batch, before lowering; owned by the trainer. */
 PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *trainer);
 
 /* What ran when, measured on the workers' clocks; needs desc.trace > 0. steps > 0: the last so many
    of the steps that are kept, one behind the other; 0: the one whose length is the median of those
    kept. Of an asynchronous epoch, whose steps overlap, the first 4 batches since the pipeline was
-   empty count as one step. Destroy it with pmlp_timeline_destroy(); it may outlive the trainer.
-   Errors: ARGUMENT; STATE if nothing was traced; MEMORY. */
+   empty count as one step. Destroy it with pmlp_timeline_destroy(); it may outlive the trainer. Of
+   workers of other ranks it has nothing. Errors: ARGUMENT; STATE if nothing was traced; MEMORY. */
 PMLP_API pmlp_result pmlp_trainer_timeline(pmlp_trainer *trainer, int steps,
                                            pmlp_timeline **timeline);
 /* What actions cost in the steps that are kept, in seconds and bytes: medians of each stage's F, I,
    W and U per micro-batch (a U that was done along with a W counts there), of what was done ahead,
    of the time from the end of a producer to the begin of a consumer that waited for it, and the
-   sizes of messages and activations. The arrays live in the trainer until the next call. Errors: as
-   above. */
+   sizes of messages and activations; 0 for stages of other ranks. The arrays live in the trainer
+   until the next call. Errors: as above. */
 PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *trainer, pmlp_costs *costs);
 
 typedef struct pmlp_stage_info {
@@ -1068,7 +1243,8 @@ typedef struct pmlp_verify_report {
    order from data, beginning again at its end. The model itself is not changed. Stops at the first
    difference; with an asynchronous schedule, which is bound to differ, it goes on to the last step,
    to measure the staleness. Returns PMLP_OK when the comparison was made: see report->identical.
-   Errors: those of the trainer. */
+   With a group all ranks call this, and each trains serially by itself. Errors: those of the
+   trainer. */
 PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                  const pmlp_data *data, int steps, pmlp_verify_report *report,
                                  pmlp_error *error);
@@ -1122,6 +1298,54 @@ PMLP_API pmlp_result pmlp_images_parse(const void *image_bytes, size_t image_siz
 PMLP_API void pmlp_images_free(pmlp_images *images);
 
 /*============================================================================================*/
+/* >>files: models and checkpoints                                                            */
+/*                                                                                            */
+/* All in the format safetensors, see ON FILES. Saving replaces a file or creates it, whole   */
+/* or not at all; the path's folder must exist and take a temporary file beside it. A link is */
+/* replaced, not what it points to; what is no regular file is refused. Loading reads a whole */
+/* file and finds everything that is wrong with it before it changes anything. Every sentence */
+/* names the file.                                                                            */
+/*============================================================================================*/
+
+/* Weights, biases, activations and loss. Errors: ARGUMENT; STATE as for pmlp_model_params();
+   MEMORY; FILE, and then what was there before is still there. */
+PMLP_API pmlp_result pmlp_model_save(const pmlp_model *model, const char *path, pmlp_error *error);
+/* Creates the model that a file holds: sizes by the tensors' shapes, activations and loss by its
+   metadata ("activations": "relu,linear", "loss": "xent"), else the defaults. Also from what
+   pmlp_trainer_save() wrote, of which it takes the model. allocator may be NULL. *model is NULL on
+   failure. Errors: ARGUMENT; FILE if it cannot be read; PARSE if it is not what it should be; SHAPE
+   if its layers do not fit together; UNSUPPORTED if its numbers are of another type than F32, F64,
+   F16 or BF16, of which the latter three are converted; MEMORY. */
+PMLP_API pmlp_result pmlp_model_load(const char *path, const pmlp_allocator *allocator,
+                                     pmlp_model **model, pmlp_error *error);
+/* The same from memory, at any alignment. Errors: ARGUMENT, PARSE, SHAPE, UNSUPPORTED, MEMORY. */
+PMLP_API pmlp_result pmlp_model_parse(const void *bytes, size_t size,
+                                      const pmlp_allocator *allocator, pmlp_model **model,
+                                      pmlp_error *error);
+/* Only the weights and biases, into a model that no trainer has; its activations and loss stay.
+   Errors: those of pmlp_model_load(); SHAPE also if the sizes are not the model's; STATE if a
+   trainer has the model. */
+PMLP_API pmlp_result pmlp_model_load_weights(pmlp_model *model, const char *path,
+                                             pmlp_error *error);
+
+/* Everything that it takes to go on: the model, the optimizer's moments, steps, epoch and position
+   in it, learning rate, and the settings that must be the same. Between calls, or from the progress
+   callback, after any step; also after a failure that left the weights as they were. All ranks of a
+   group call it; rank 0 writes. Errors:
+   ARGUMENT; STATE if the weights are lost; MEMORY; FILE, and then what was there before is still
+   there; the back end's. */
+PMLP_API pmlp_result pmlp_trainer_save(pmlp_trainer *trainer, const char *path);
+/* Goes on with a training: all of the above, and the weights into the trainer's model, too. The
+   trainer keeps its own workers, stages, micro-batches, schedule, back end and callbacks. Sizes,
+   activations, loss, batch, optimizer, its numbers, clip_norm, seed and no_shuffle must be those of
+   the training that was saved; what differs is refused with both values. The learning rate becomes
+   the file's. All ranks of a group call it; rank 0 reads. Not from the progress callback. If the
+   back end fails amid writing, the trainer refuses further work. Errors: ARGUMENT; FILE, PARSE,
+   SHAPE, UNSUPPORTED as for pmlp_model_load(); ARGUMENT or SHAPE for what differs; PARSE if the
+   file holds a model only; MEMORY; the back end's. */
+PMLP_API pmlp_result pmlp_trainer_load(pmlp_trainer *trainer, const char *path);
+
+/*============================================================================================*/
 /* >>backend: how to plug in other hardware                                                   */
 /*                                                                                            */
 /* A back end computes a layer's operations; it knows nothing of schedules. The contract:     */
@@ -1150,10 +1374,10 @@ PMLP_API void pmlp_images_free(pmlp_images *images);
 /*  - the table is not copied: it must outlive the trainer.                                   */
 /*============================================================================================*/
 
-#define PMLP_BACKEND_ABI 4
+#define PMLP_BACKEND_ABI 5
 
 typedef struct pmlp_backend_desc {
-    int worker, workers;
+    int worker, workers;      /* of this rank's, from 0 */
     pmlp_allocator allocator; /* for host memory */
 } pmlp_backend_desc;
 
@@ -1250,6 +1474,9 @@ struct pmlp_backend {
     /* host squares [n_out]: sum over the row's dW and db, squared, in double, in ascending order */
     pmlp_result (*gradient_squares)(void *context, void *layer, double *squares);
     pmlp_result (*update)(void *context, void *layer, const pmlp_update_args *args);
+    /* Where the layer's dW and db are: *floats floats in one piece, in the back end's memory and
+       its own order, which is the same wherever the layer's desc is. For sums over replicas. */
+    pmlp_result (*gradient)(void *context, void *layer, float **data, size_t *floats);
     pmlp_result (*synchronize)(void *context);
 
     /* May be NULL if work is done when a call returns. *seconds becomes, by the next synchronize(),
@@ -1277,17 +1504,23 @@ PMLP_API const pmlp_backend *pmlp_cpu_backend_isa(const char *isa);
    connect(), reset() and disconnect() are called by the thread that calls the trainer; no
    wake() after disconnect(). The table is not copied: it must outlive the trainer. */
 
-#  define PMLP_EDGES_ABI 2
+#  define PMLP_EDGES_ABI 3
 
 typedef struct pmlp_edge_desc {
     int from_stage, to_stage, from_worker, to_worker;
-    bool gradient;                     /* to_stage == from_stage - 1 */
+    int from_rank, to_rank;            /* 0 and 0 without a group */
+    int channel;                       /* a number that no other edge of the group has, from 0; the
+                                          same at both ends */
+    bool gradient;                     /* to_stage == from_stage - 1; or, between replicas, to_stage
+                                          == from_stage and a message is a layer's dW and db */
     int slots;
+    double seconds;                    /* a connect() that waits for another rank gives up then */
     size_t row_bytes;                  /* of one row of the message */
     size_t max_rows;                   /* rows of the largest message */
-    void *from_context, *to_context;   /* of the back end */
+    void *from_context, *to_context;   /* of the back end; NULL at another rank */
     void (*wake)(void *worker);
-    void *from_wake, *to_wake;         /* arguments for wake: the sender's and the receiver's */
+    void *from_wake, *to_wake;         /* arguments for wake: the sender's and the receiver's; NULL
+                                          at another rank */
     pmlp_allocator allocator;
 } pmlp_edge_desc;
 
@@ -1303,7 +1536,7 @@ struct pmlp_edges {
     pmlp_result (*connect)(const pmlp_edges *self, const pmlp_edge_desc *desc, void **edge,
                            pmlp_error *error);
     void (*disconnect)(void *edge);
-    pmlp_result (*reset)(void *edge); /* before each pass; both ends are at rest */
+    pmlp_result (*reset)(void *edge); /* before each pass; the ends of this rank are at rest */
     pmlp_result (*send)(void *edge, int microbatch, const void *data, size_t bytes);
     pmlp_result (*receive)(void *edge, int microbatch, void *data, size_t bytes);
 };
@@ -1312,15 +1545,103 @@ struct pmlp_edges {
 PMLP_API const pmlp_edges *pmlp_thread_edges(void);
 
 /*============================================================================================*/
+/* >>group: several ranks, one training                                                       */
+/*                                                                                            */
+/* A rank is a trainer that has some of the workers: a process, on this machine or another,   */
+/* or a thread. All ranks create the same model and a trainer with the same desc but for the  */
+/* group's rank, and make the same calls with the same data, in the same order; each gets the */
+/* same losses and, after pmlp_trainer_sync(), the same weights. What differs between ranks   */
+/* is refused, with both values.                                                              */
+/*                                                                                            */
+/* With n = ranks / replicas, rank r belongs to replica r / n and has the workers             */
+/* [i p / n, (i + 1) p / n) of its pipeline, i = r % n. Replica j trains on its own R-th of   */
+/* the rows of each batch, in order.                                                          */
+/*                                                                                            */
+/* The table is the user's or pipemlp_cuda.cu's; it serves one trainer at a time. Contract:   */
+/*  - gather and broadcast are collective: each rank calls them in the same order, one call   */
+/*    at a time, from any of its threads. Memory is the host's. They block, no longer than    */
+/*    `seconds`, and fail with PMLP_ERROR_RANK then, or as soon as a rank has aborted or is   */
+/*    known to be gone.                                                                       */
+/*  - sum adds up, in place, the back end's memory of all replicas of one worker, in an order */
+/*    that is the same each time, and leaves the same bits everywhere. Replicas call it in    */
+/*    the same order for each worker; those of different workers may call at the same time.   */
+/*    It is called once with 0 floats when a trainer is created, to connect. May be NULL:     */
+/*    then there is no desc.allreduce. Work may go on when it returns, as a back end's does.  */
+/*  - edges connect workers of different ranks: connect() is called at each of the two, in    */
+/*    the same order everywhere, with the other end's context NULL, and may wait for it. A    */
+/*    message has the size at both ends that the receiver asks for.                           */
+/*  - abort says that this rank has failed: whoever waits for it fails soon, with its number  */
+/*    and, if that can be had, `why`. Called at most once, from any thread; collectives and   */
+/*    edges then fail here, too.                                                              */
+/*  - explain: a sentence, without its period, on why a call failed last. NULL: none.         */
+/*============================================================================================*/
+
+#define PMLP_GROUP_ABI 1
+
+struct pmlp_group {
+    uint32_t abi;  /* PMLP_GROUP_ABI */
+    uint32_t size; /* sizeof(pmlp_group) */
+    const char *name;
+    int rank, ranks; /* this one, of so many */
+    void *context;
+    bool host; /* edges and sum are for the host's memory and work that is done: no back end that
+                  has edges of its own */
+    const pmlp_edges *edges;
+    /* all [ranks][bytes]: what each rank has in `mine` */
+    pmlp_result (*gather)(void *context, const void *mine, size_t bytes, void *all,
+                          double seconds);
+    pmlp_result (*broadcast)(void *context, int from_rank, void *data, size_t bytes,
+                             double seconds);
+    pmlp_result (*sum)(void *context, int worker, int replicas, void *backend_context, float *data,
+                       size_t floats, double seconds);
+    void (*abort)(void *context, const char *why);
+    const char *(*explain)(void *context);
+    int per_machine; /* ranks that share the cores of this machine, this one included; 0: unknown.
+                        With fewer cores than workers nobody spins while waiting */
+};
+
+/* Ranks that are threads of one process, for pipelines side by side in it, and to try things out.
+   groups [ranks] become tables, one for each rank, to be used by one thread each; destroy them
+   together, behind all trainers: pass the first. allocator may be NULL. They are for back ends that
+   work in the host's memory and are done when a call returns. Errors: ARGUMENT, MEMORY. */
+PMLP_API pmlp_result pmlp_thread_groups_create(int ranks, const pmlp_allocator *allocator,
+                                               pmlp_group *groups, pmlp_error *error);
+PMLP_API void pmlp_thread_groups_destroy(pmlp_group *groups);
+
+/*============================================================================================*/
 /* >>cuda: the back end of pipemlp_cuda.cu, if that file is in the build                      */
 /*                                                                                            */
-/*      nvcc main.c pipemlp_cuda.cu -lcublas -lcublasLt                                       */
+/*      nvcc main.c pipemlp_cuda.cu -lcublas -lcublasLt -lnccl                                */
 /*                                                                                            */
 /* and `desc.backend = pmlp_cuda_backend();`. Several stages may share a GPU; with several    */
 /* GPUs, neighbouring workers share one or sit on neighbouring ones. Work is queued and the   */
 /* host waits for it only at the end of a step. What is promised: the bits of one GPU with    */
 /* the same micro-batches, on the same model of GPU and the same versions of the libraries;   */
 /* with the teaching product also those of whole batches.                                     */
+/*                                                                                            */
+/* NCCL (2.18 or newer) is in the build if nccl.h is found and PMLP_NO_NCCL is not defined;   */
+/* without it leave out -lnccl: everything within one process works as before. With it, GPUs  */
+/* of one process may hand over by NCCL, see `handoff`, and processes, one for each GPU or    */
+/* for some, on this machine or several, train together:                                      */
+/*                                                                                            */
+/*      pmlp_launch launch;                                                                   */
+/*      pmlp_cuda_options options = {0};                                                      */
+/*      pmlp_group group;                                                                     */
+/*      pmlp_backend backend;                                                                 */
+/*      if (pmlp_launch_from_environment(&launch, &error) != PMLP_OK ||                       */
+/*          pmlp_nccl_group_create(&launch, &options, NULL, &group, &backend, &error))        */
+/*          return puts(error.text), 1;                                                       */
+/*      desc.group = &group;                                                                  */
+/*      desc.backend = &backend;                                                              */
+/*      ... create, train and destroy the trainer ...                                         */
+/*      pmlp_nccl_group_destroy(&group);                                                      */
+/*                                                                                            */
+/* Rank 0 listens on a TCP port, and the others come to it. Over these connections, which     */
+/* stay, a rank that fails tells the others why, and one that dies is noticed at once; one    */
+/* that only stands still is noticed by whoever waits for it, when `seconds` are over. Then   */
+/* all communicators are aborted, each call of the trainer fails with PMLP_ERROR_RANK and a   */
+/* sentence that names the rank, and trainer and group can be destroyed. The connections are  */
+/* neither encrypted nor authenticated: they belong into a network that one trusts.           */
 /*============================================================================================*/
 
 typedef enum pmlp_cuda_math {
@@ -1339,13 +1660,22 @@ typedef enum pmlp_cuda_gemm {
     PMLP_CUDA_GEMM_COUNT
 } pmlp_cuda_gemm;
 
+/* How workers of one process on different GPUs hand over. Workers on one GPU need only an event,
+   and processes always use NCCL. */
+typedef enum pmlp_cuda_handoff {
+    PMLP_CUDA_COPIES, /* copies from GPU to GPU; default */
+    PMLP_CUDA_NCCL,   /* NCCL: a communicator and a stream for each boundary and direction */
+    PMLP_CUDA_HANDOFF_COUNT
+} pmlp_cuda_handoff;
+
 typedef struct pmlp_cuda_options {
     pmlp_cuda_math math;
     pmlp_cuda_gemm gemm;
     const int *devices;  /* [device_count]: which GPUs, in the order of the stages; NULL: all that
-                            there are, from 0 */
+                            there are, from 0; in a group: one for each rank of a machine */
     int device_count;
     bool no_graphs;      /* issue each kernel by itself, not what was recorded of earlier steps */
+    pmlp_cuda_handoff handoff;
 } pmlp_cuda_options;
 
 /* With options that are all zero. Static storage. A machine without a GPU or a driver is told so by
@@ -1354,6 +1684,46 @@ typedef struct pmlp_cuda_options {
 extern const pmlp_backend *pmlp_cuda_backend(void);
 /* Makes a table with these options, which must outlive it, as must the table the trainer. */
 extern void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backend *table);
+
+/* What a process must know to find the others. */
+typedef struct pmlp_launch {
+    int rank, ranks;   /* this one, from 0, of so many; 0 ranks means 1 */
+    int local_rank;    /* among the ranks of this machine, from 0: chooses its GPU */
+    char address[256]; /* of rank 0, a name or number; default 127.0.0.1 */
+    int port;          /* on which rank 0 listens; default 29517 */
+    double seconds;    /* longest wait for another rank: to meet, for an edge, for a message;
+                          default 60 */
+    const void *id;    /* an ncclUniqueId that all ranks have been given otherwise, by MPI_Bcast
+                          say: then no port is used, and a rank that dies is noticed only by NCCL
+                          or when `seconds` are over; default NULL */
+} pmlp_launch;
+
+/* Fills in a launch from the environment, or {0 of 1} if nobody has launched several processes. The
+   first of these that is there tells rank, ranks and local_rank:
+        PMLP_RANK, PMLP_RANKS, PMLP_LOCAL_RANK              set by yourself
+        RANK, WORLD_SIZE, LOCAL_RANK                        torchrun
+        OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK            mpirun of Open MPI
+        PMI_RANK, PMI_SIZE, MPI_LOCALRANKID                 mpirun of MPICH and Intel MPI
+        SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID           srun
+   The address is PMLP_ADDRESS, MASTER_ADDR, or the first of srun's machines; on one machine none is
+   needed. The port is PMLP_PORT, or MASTER_PORT + 1, as torchrun's own store holds MASTER_PORT.
+   PMLP_SECONDS, if there, becomes `seconds`. Call it before threads change the environment.
+   Errors: ARGUMENT, with the variable's name and what is wrong with it. */
+extern pmlp_result pmlp_launch_from_environment(pmlp_launch *launch, pmlp_error *error);
+
+/* Meets the other ranks, which call it, too, and makes a group and the back end for its trainers,
+   whose workers are on the GPUs of options->devices, all of them this rank's, or on GPU local_rank,
+   modulo how many there are. options may be NULL, all zero, and is copied; its devices are not.
+   NULL for the allocator: malloc. The group has one trainer at a time; both tables must outlive it.
+   Sets CUDA_DEVICE_MAX_CONNECTIONS if it is not set.
+   Errors: ARGUMENT, MEMORY, THREAD, BACKEND; RANK: another rank did not come in launch->seconds,
+   came twice, or counts other ranks; UNSUPPORTED: no NCCL in this build, or no GPU. */
+extern pmlp_result pmlp_nccl_group_create(const pmlp_launch *launch,
+                                          const pmlp_cuda_options *options,
+                                          const pmlp_allocator *allocator, pmlp_group *group,
+                                          pmlp_backend *backend, pmlp_error *error);
+/* Behind the trainer. A group that was not created, all zero, is left alone. */
+extern void pmlp_nccl_group_destroy(pmlp_group *group);
 
 #ifdef __cplusplus
 } /* extern "C" */
@@ -1387,7 +1757,7 @@ extern void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backen
 #endif
 
 /*============================================================================================*/
-/* >>platform: threads, atomics, clock                                                        */
+/* >>platform: threads, atomics, clock, files                                                 */
 /*                                                                                            */
 /* One small function per primitive and system; no system's name appears after this section.  */
 /*============================================================================================*/
@@ -1443,6 +1813,10 @@ typedef struct pmlp__thread_start {
 #define WIN32_LEAN_AND_MEAN
 #endif
 #include <windows.h>
+#include <fcntl.h>
+#include <io.h>
+#include <process.h>
+#include <sys/stat.h>
 
 typedef CRITICAL_SECTION pmlp__mutex;
 typedef CONDITION_VARIABLE pmlp__cond;
@@ -1461,6 +1835,7 @@ static void pmlp__cond_wait_1ms(pmlp__cond *c, pmlp__mutex *m) {
     SleepConditionVariableCS(c, m, 1);
 }
 static void pmlp__cond_signal(pmlp__cond *c) { WakeConditionVariable(c); }
+static void pmlp__cond_signal_all(pmlp__cond *c) { WakeAllConditionVariable(c); }
 
 static DWORD WINAPI pmlp__thread_main(LPVOID p) {
     pmlp__thread_start *start = (pmlp__thread_start *)p;
@@ -1505,8 +1880,31 @@ static bool pmlp__is_file(const char *path) {
     return attributes != INVALID_FILE_ATTRIBUTES &&
            !(attributes & (FILE_ATTRIBUTE_DIRECTORY | FILE_ATTRIBUTE_DEVICE));
 }
+static bool pmlp__exists(const char *path) {
+    return GetFileAttributesA(path) != INVALID_FILE_ATTRIBUTES;
+}
+
+/* Each sets errno when it returns -1. */
+static int pmlp__create_file(const char *path) {
+    return _open(path, _O_WRONLY | _O_CREAT | _O_EXCL | _O_BINARY | _O_NOINHERIT,
+                 _S_IREAD | _S_IWRITE);
+}
+static long pmlp__write_some(int file, const unsigned char *bytes, size_t size) {
+    return _write(file, bytes, size < 1u << 30 ? (unsigned)size : 1u << 30);
+}
+static int pmlp__flush_file(int file) { return _commit(file); } /* FlushFileBuffers() */
+static int pmlp__close_file(int file) { return _close(file); }
+static int pmlp__rename_file(const char *from, const char *to) {
+    if (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH)) return 0;
+    errno = EACCES;
+    return -1;
+}
+static int pmlp__flush_folder(const char *folder) { (void)folder; return 0; }
+static unsigned long pmlp__process(void) { return (unsigned long)_getpid(); }
+#define PMLP__FOLDER_ENDS "/\\:"
 
 #else
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/stat.h>
@@ -1541,6 +1939,7 @@ static void pmlp__cond_wait_1ms(pmlp__cond *c, pmlp__mutex *m) {
     pthread_cond_timedwait(c, m, &until);
 }
 static void pmlp__cond_signal(pmlp__cond *c) { pthread_cond_signal(c); }
+static void pmlp__cond_signal_all(pmlp__cond *c) { pthread_cond_broadcast(c); }
 
 static void *pmlp__thread_main(void *p) {
     pmlp__thread_start *start = (pmlp__thread_start *)p;
@@ -1607,6 +2006,48 @@ static bool pmlp__is_file(const char *path) {
     struct stat status;
     return stat(path, &status) == 0 && S_ISREG(status.st_mode);
 }
+static bool pmlp__exists(const char *path) {
+    struct stat status;
+    return stat(path, &status) == 0;
+}
+
+/* Strict C99 hides this one, too. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+int fsync(int file);
+#ifdef __cplusplus
+}
+#endif
+
+#ifndef O_CLOEXEC
+#define O_CLOEXEC 0
+#endif
+
+/* Each sets errno when it returns -1. */
+static int pmlp__create_file(const char *path) {
+    return open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+}
+static long pmlp__write_some(int file, const unsigned char *bytes, size_t size) {
+    return (long)write(file, bytes, size < 1u << 30 ? size : 1u << 30);
+}
+static int pmlp__flush_file(int file) { return fsync(file); }
+static int pmlp__close_file(int file) { return close(file); }
+static int pmlp__rename_file(const char *from, const char *to) { return rename(from, to); }
+/* What is renamed lasts only when its folder is on the disk, too. Folders that cannot be opened or
+   flushed, as on some network file systems, are left to the system. */
+static int pmlp__flush_folder(const char *folder) {
+    const int file = open(folder, O_RDONLY | O_CLOEXEC);
+    int failed, reason;
+    if (file < 0) return 0;
+    failed = fsync(file) != 0 && errno == EIO;
+    reason = errno;
+    close(file);
+    errno = reason;
+    return failed ? -1 : 0;
+}
+static unsigned long pmlp__process(void) { return (unsigned long)getpid(); }
+#define PMLP__FOLDER_ENDS "/"
 #endif
 
 /*============================================================================================*/
@@ -1724,6 +2165,25 @@ PMLP_API uint64_t pmlp_hash(uint64_t hash, const void *bytes, size_t size) {
     const unsigned char *p = (const unsigned char *)bytes;
     if (hash == 0) hash = 14695981039346656037u;
     for (; size > 0; size--) hash = (hash ^ *p++) * 1099511628211u;
+    return hash;
+}
+
+/* A float as files have it, little-endian, whatever this machine's order is. */
+static void pmlp__put_float(unsigned char *bytes, const float *value) {
+    uint32_t bits;
+    int i;
+    memcpy(&bits, value, sizeof bits);
+    for (i = 0; i < 4; i++) bytes[i] = (unsigned char)(bits >> 8 * i);
+}
+
+/* pmlp_hash() of n floats as files have them. */
+static uint64_t pmlp__hash_floats(uint64_t hash, const float *values, size_t n) {
+    unsigned char bytes[4];
+    size_t i;
+    for (i = 0; i < n; i++) {
+        pmlp__put_float(bytes, &values[i]);
+        hash = pmlp_hash(hash, bytes, sizeof bytes);
+    }
     return hash;
 }
 
@@ -2388,7 +2848,7 @@ typedef struct pmlp__cpu_layer {
     size_t pad_out, count;                  /* n_out rounded up to the width; floats of w */
     float *w[PMLP_TENSOR_COUNT];            /* [pad_out / width][n_in][width]; NULL if not needed;
                                                of the parameters one such tensor per version */
-    float *b[PMLP_TENSOR_COUNT];            /* [pad_out]; alike */
+    float *b[PMLP_TENSOR_COUNT];            /* [pad_out]; alike, in one piece behind w */
     size_t transposed_count;                /* floats of one version of: */
     float *transposed;                      /* [pad_in / width][n_out][width]; NULL for layer 0 */
     bool *is_current;                       /* [versions]: transposed is that of w */
@@ -2457,10 +2917,7 @@ static void pmlp__cpu_layer_destroy(void *context, void *layer_) {
     pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
     int t;
     if (!layer) return;
-    for (t = 0; t < PMLP_TENSOR_COUNT; t++) {
-        pmlp__delete(&cpu->allocator, layer->w[t]);
-        pmlp__delete(&cpu->allocator, layer->b[t]);
-    }
+    for (t = 0; t < PMLP_TENSOR_COUNT; t++) pmlp__delete(&cpu->allocator, layer->w[t]);
     pmlp__delete(&cpu->allocator, layer->transposed);
     pmlp__delete(&cpu->allocator, layer->is_current);
     pmlp__delete(&cpu->allocator, layer->scratch);
@@ -2506,10 +2963,11 @@ static pmlp_result pmlp__cpu_layer_create(void *context, const pmlp_layer_desc *
     if (!layer->scratch || !layer->is_current) goto no_memory;
     for (t = 0; t < tensors; t++) {
         const size_t versions = t == PMLP_TENSOR_PARAMS ? (size_t)desc->versions : 1;
-        if (pmlp__mul_overflows(versions, layer->count)) goto no_memory;
-        layer->w[t] = (float *)pmlp__new(allocator, versions * layer->count, sizeof(float));
-        layer->b[t] = (float *)pmlp__new(allocator, versions * layer->pad_out, sizeof(float));
-        if (!layer->w[t] || !layer->b[t]) goto no_memory;
+        const size_t each = layer->count + layer->pad_out;
+        if (pmlp__mul_overflows(versions, each)) goto no_memory;
+        layer->w[t] = (float *)pmlp__new(allocator, versions * each, sizeof(float));
+        if (!layer->w[t]) goto no_memory;
+        layer->b[t] = layer->w[t] + versions * layer->count;
     }
     if (desc->needs_input_gradient) {
         const size_t versions = (size_t)desc->versions;
@@ -2798,6 +3256,15 @@ static pmlp_result pmlp__cpu_update(void *context, void *layer_, const pmlp_upda
     return PMLP_OK;
 }
 
+static pmlp_result pmlp__cpu_gradient_of(void *context, void *layer_, float **data,
+                                         size_t *floats) {
+    pmlp__cpu_layer *layer = (pmlp__cpu_layer *)layer_;
+    (void)context;
+    *data = layer->w[PMLP_TENSOR_GRADIENTS];
+    *floats = layer->count + layer->pad_out;
+    return PMLP_OK;
+}
+
 static pmlp_result pmlp__cpu_synchronize(void *context) {
     (void)context;
     return PMLP_OK;
@@ -2808,8 +3275,8 @@ static pmlp_result pmlp__cpu_synchronize(void *context) {
      pmlp__cpu_open, pmlp__cpu_close, pmlp__cpu_alloc, pmlp__cpu_free, pmlp__cpu_row_floats,   \
      pmlp__cpu_layer_create, pmlp__cpu_layer_destroy, pmlp__cpu_write, pmlp__cpu_read,         \
      pmlp__cpu_input, pmlp__cpu_forward, pmlp__cpu_backward_input, pmlp__cpu_backward_weight,  \
-     pmlp__cpu_loss, pmlp__cpu_gradient_squares, pmlp__cpu_update, pmlp__cpu_synchronize,     \
-     NULL, NULL}
+     pmlp__cpu_loss, pmlp__cpu_gradient_squares, pmlp__cpu_update, pmlp__cpu_gradient_of,      \
+     pmlp__cpu_synchronize, NULL, NULL}
 
 static const pmlp_backend pmlp__cpu_generic = PMLP__CPU_BACKEND(pmlp__isa_generic);
 #if PMLP__X86
@@ -3634,12 +4101,21 @@ PMLP_API pmlp_result pmlp_schedule_parse(const char *text, size_t size,
     return result;
 }
 
+/* Whether a stage has one update and something else, without which parsing would not know it. */
+static bool pmlp__has_one_update(const pmlp__list *list, int stage) {
+    int updates = 0, others = 0, i;
+    for (i = 0; i < list->count; i++)
+        if (list->at[i].stage == stage) *(list->at[i].op == PMLP_OP_U ? &updates : &others) += 1;
+    return updates == 1 && others > 0;
+}
+
 /* End of a list without the updates that parsing would add again. */
 static int pmlp__end_without_updates(const pmlp_schedule *s, int worker) {
     const pmlp__list *list = &s->lists[worker];
     int end = list->count, above = INT_MAX;
     while (s->per_update == 0 && end > 0 && list->at[end - 1].op == PMLP_OP_U &&
-           list->at[end - 1].stage < above)
+           list->at[end - 1].stage < above &&
+           pmlp__has_one_update(list, list->at[end - 1].stage))
         above = list->at[--end].stage;
     return end;
 }
@@ -7043,6 +7519,519 @@ static const pmlp_edges pmlp__thread_edges_table = {
 PMLP_API const pmlp_edges *pmlp_thread_edges(void) { return &pmlp__thread_edges_table; }
 
 /*============================================================================================*/
+/* >>thread-groups: ranks that are threads of one process                                     */
+/*                                                                                            */
+/* All ranks share one party. For a collective they meet: each posts what it brings, and the  */
+/* last to come does the work of all. An edge is a box of messages with a lock, which both    */
+/* its ends find by the channel's number. Whoever waits looks once a millisecond for an abort */
+/* and at the clock.                                                                          */
+/*============================================================================================*/
+
+typedef struct pmlp__party pmlp__party;
+
+/* What a rank brings to a meeting: of a collective, or of a sum. */
+typedef struct pmlp__post {
+    bool here;
+    const char *what; /* the same for all: "gather", "broadcast", "sum" */
+    int from;         /* the rank that a broadcast comes from, else 0 */
+    size_t bytes;
+    const void *mine;
+    void *all;
+} pmlp__post;
+
+/* Where ranks wait for each other: all of them, or the replicas of one worker. */
+typedef struct pmlp__meeting {
+    struct pmlp__meeting *next;
+    int worker; /* -1: all ranks */
+    pmlp__mutex mutex;
+    pmlp__cond cond;
+    bool has_mutex, has_cond;
+    int arrived, round;
+    bool alike; /* did all of the last round bring the same? */
+    pmlp__post *posts; /* [ranks] */
+} pmlp__meeting;
+
+/* A queue of messages, copied in and out. */
+typedef struct pmlp__box {
+    struct pmlp__box *next;
+    pmlp__party *party;
+    int channel, slots;
+    pmlp_edge_desc from, to; /* as each end was described */
+    bool has_from, has_to;   /* is that end connected now? */
+    bool had_from, had_to;   /* has it ever been? */
+    pmlp__mutex mutex;
+    bool has_mutex;
+    size_t message;          /* bytes of the largest */
+    size_t *bytes;           /* [slots] */
+    unsigned char *messages; /* [slots][message] */
+    int first, count;
+} pmlp__box;
+
+/* One end of a box. */
+typedef struct pmlp__box_end {
+    pmlp__box *box;
+    bool sends;
+    int rank; /* whose it is */
+} pmlp__box_end;
+
+/* A rank's own view of the party. */
+typedef struct pmlp__seat {
+    pmlp__party *party;
+    int rank;
+    char why[400]; /* this rank's calls failed first */
+} pmlp__seat;
+
+struct pmlp__party {
+    pmlp_allocator allocator;
+    int ranks;
+    pmlp__mutex mutex; /* of the lists below; taken before a box's */
+    pmlp__mutex why_mutex; /* of all reasons; taken last */
+    bool has_mutex, has_why_mutex;
+    pmlp__atomic aborted;
+    int aborter;
+    char why[300];
+    pmlp__meeting *all, *sums;
+    pmlp__box *boxes;
+    pmlp__seat *seats; /* [ranks] */
+    pmlp_edges edges;
+};
+
+/* The first reason is the one that is told. */
+static pmlp_result pmlp__seat_fail(pmlp__seat *seat, pmlp_result result, const char *format, ...)
+    PMLP__FORMAT(3, 4);
+static pmlp_result pmlp__seat_fail(pmlp__seat *seat, pmlp_result result, const char *format, ...) {
+    pmlp__mutex_lock(&seat->party->why_mutex);
+    if (seat->why[0] == '\0') {
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(seat->why, sizeof seat->why, format, arguments);
+        va_end(arguments);
+    }
+    pmlp__mutex_unlock(&seat->party->why_mutex);
+    return result;
+}
+
+static pmlp_result pmlp__seat_aborted(pmlp__seat *seat) {
+    pmlp__party *party = seat->party;
+    return pmlp__seat_fail(seat, PMLP_ERROR_RANK, "rank %d failed: %s", party->aborter, party->why);
+}
+
+static void pmlp__party_abort(void *context, const char *why) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    pmlp__party *party = seat->party;
+    pmlp__mutex_lock(&party->why_mutex);
+    if (!pmlp__load(&party->aborted)) {
+        party->aborter = seat->rank;
+        snprintf(party->why, sizeof party->why, "%s", why);
+        pmlp__store(&party->aborted, 1);
+    }
+    pmlp__mutex_unlock(&party->why_mutex);
+}
+
+static const char *pmlp__party_explain(void *context) { return ((pmlp__seat *)context)->why; }
+
+/* --- meetings --------------------------------------------------------------------------------- */
+
+static void pmlp__meeting_destroy(pmlp__party *party, pmlp__meeting *m) {
+    if (!m) return;
+    if (m->has_mutex) pmlp__mutex_done(&m->mutex);
+    if (m->has_cond) pmlp__cond_done(&m->cond);
+    pmlp__delete(&party->allocator, m->posts);
+    pmlp__delete(&party->allocator, m);
+}
+
+static pmlp__meeting *pmlp__meeting_new(pmlp__party *party, int worker) {
+    pmlp__meeting *m = (pmlp__meeting *)pmlp__new(&party->allocator, 1, sizeof *m);
+    if (!m) return NULL;
+    m->worker = worker;
+    m->posts = (pmlp__post *)pmlp__new(&party->allocator, (size_t)party->ranks, sizeof *m->posts);
+    m->has_mutex = pmlp__mutex_init(&m->mutex);
+    m->has_cond = pmlp__cond_init(&m->cond);
+    if (m->posts && m->has_mutex && m->has_cond) return m;
+    pmlp__meeting_destroy(party, m);
+    return NULL;
+}
+
+/* What all ranks came for, done for all of them by the last one. */
+static void pmlp__meeting_serve(pmlp__meeting *m, int ranks) {
+    const pmlp__post *first = NULL;
+    size_t at;
+    int i, k;
+    m->alike = true;
+    for (i = 0; i < ranks; i++) {
+        const pmlp__post *p = &m->posts[i];
+        if (!p->here) continue;
+        if (!first) first = p;
+        if (strcmp(p->what, first->what) != 0 || p->bytes != first->bytes || p->from != first->from)
+            m->alike = false;
+    }
+    if (!m->alike || first->bytes == 0) return;
+    if (m->worker >= 0) { /* a sum, in the order of the replicas */
+        float *sum = (float *)first->all;
+        for (i = 0; i < ranks; i++) {
+            const float *more = (const float *)m->posts[i].mine;
+            if (!m->posts[i].here || more == sum) continue;
+            for (at = 0; at < first->bytes / sizeof *sum; at++) sum[at] += more[at];
+        }
+        for (i = 0; i < ranks; i++)
+            if (m->posts[i].here && m->posts[i].all != sum)
+                memcpy(m->posts[i].all, sum, first->bytes);
+    } else if (strcmp(first->what, "gather") == 0) {
+        for (i = 0; i < ranks; i++)
+            for (k = 0; k < ranks; k++)
+                memcpy((unsigned char *)m->posts[i].all + (size_t)k * first->bytes,
+                       m->posts[k].mine, first->bytes);
+    } else {
+        for (i = 0; i < ranks; i++)
+            if (i != first->from)
+                memcpy(m->posts[i].all, m->posts[first->from].mine, first->bytes);
+    }
+}
+
+/* The rank that is not here; -1: nobody knows. */
+static int pmlp__meeting_lacks(const pmlp__meeting *m, int ranks) {
+    int i;
+    for (i = 0; m->worker < 0 && i < ranks; i++)
+        if (!m->posts[i].here) return i;
+    return -1;
+}
+
+static pmlp_result pmlp__meet(pmlp__seat *seat, pmlp__meeting *m, int expected,
+                              const pmlp__post *post, double seconds) {
+    pmlp__party *party = seat->party;
+    const double begin = pmlp__clock();
+    int round, lacks = -1, i;
+    bool met, alike;
+    pmlp__mutex_lock(&m->mutex);
+    round = m->round;
+    m->posts[seat->rank] = *post;
+    if (++m->arrived == expected && !pmlp__load(&party->aborted)) {
+        pmlp__meeting_serve(m, party->ranks);
+        for (i = 0; i < party->ranks; i++) m->posts[i].here = false;
+        m->arrived = 0;
+        m->round++;
+        pmlp__cond_signal_all(&m->cond);
+    }
+    while (m->round == round && !pmlp__load(&party->aborted) && pmlp__clock() - begin < seconds)
+        pmlp__cond_wait_1ms(&m->cond, &m->mutex);
+    met = m->round != round;
+    alike = m->alike; /* the next round cannot end without this rank */
+    if (!met) {
+        lacks = pmlp__meeting_lacks(m, party->ranks);
+        m->posts[seat->rank].here = false;
+        m->arrived--;
+    }
+    pmlp__mutex_unlock(&m->mutex);
+    if (met && alike) return PMLP_OK;
+    if (met)
+        return pmlp__seat_fail(seat, PMLP_ERROR_RANK,
+                               "the ranks are not at the same place: here, a %s of %.0f bytes",
+                               post->what, (double)post->bytes);
+    if (pmlp__load(&party->aborted)) return pmlp__seat_aborted(seat);
+    if (lacks < 0)
+        return pmlp__seat_fail(seat, PMLP_ERROR_RANK,
+                               "rank %d waited %g s for other replicas in a %s", seat->rank,
+                               seconds, post->what);
+    return pmlp__seat_fail(seat, PMLP_ERROR_RANK, "rank %d waited %g s for rank %d in a %s",
+                           seat->rank, seconds, lacks, post->what);
+}
+
+static pmlp_result pmlp__party_gather(void *context, const void *mine, size_t bytes, void *all,
+                                      double seconds) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    pmlp__post post;
+    memset(&post, 0, sizeof post);
+    post.here = true;
+    post.what = "gather";
+    post.bytes = bytes;
+    post.mine = mine;
+    post.all = all;
+    return pmlp__meet(seat, seat->party->all, seat->party->ranks, &post, seconds);
+}
+
+static pmlp_result pmlp__party_broadcast(void *context, int from_rank, void *data, size_t bytes,
+                                         double seconds) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    pmlp__post post;
+    memset(&post, 0, sizeof post);
+    post.here = true;
+    post.what = "broadcast";
+    post.from = from_rank;
+    post.bytes = bytes;
+    post.mine = post.all = data;
+    return pmlp__meet(seat, seat->party->all, seat->party->ranks, &post, seconds);
+}
+
+/* Where the replicas of a worker meet; made by the first that comes. */
+static pmlp__meeting *pmlp__sum_meeting(pmlp__party *party, int worker) {
+    pmlp__meeting *m;
+    pmlp__mutex_lock(&party->mutex);
+    for (m = party->sums; m && m->worker != worker; m = m->next) continue;
+    if (!m && (m = pmlp__meeting_new(party, worker)) != NULL) {
+        m->next = party->sums;
+        party->sums = m;
+    }
+    pmlp__mutex_unlock(&party->mutex);
+    return m;
+}
+
+static pmlp_result pmlp__party_sum(void *context, int worker, int replicas, void *backend_context,
+                                   float *data, size_t floats, double seconds) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    pmlp__meeting *m = pmlp__sum_meeting(seat->party, worker);
+    pmlp__post post;
+    (void)backend_context;
+    if (!m) return pmlp__seat_fail(seat, PMLP_ERROR_MEMORY, "out of memory for a sum");
+    memset(&post, 0, sizeof post);
+    post.here = true;
+    post.what = "sum";
+    post.bytes = floats * sizeof *data;
+    post.mine = post.all = data;
+    return pmlp__meet(seat, m, replicas, &post, seconds);
+}
+
+/* --- boxes ------------------------------------------------------------------------------------ */
+
+static void pmlp__box_destroy(pmlp__box *box) {
+    const pmlp_allocator allocator = box->party->allocator;
+    if (box->has_mutex) pmlp__mutex_done(&box->mutex);
+    pmlp__delete(&allocator, box->bytes);
+    pmlp__delete(&allocator, box->messages);
+    pmlp__delete(&allocator, box);
+}
+
+static pmlp__box *pmlp__box_new(pmlp__party *party, const pmlp_edge_desc *desc) {
+    const size_t slots = (size_t)desc->slots;
+    pmlp__box *box = (pmlp__box *)pmlp__new(&party->allocator, 1, sizeof *box);
+    if (!box) return NULL;
+    box->party = party;
+    box->channel = desc->channel;
+    box->slots = desc->slots;
+    box->from = box->to = *desc;
+    box->has_mutex = pmlp__mutex_init(&box->mutex);
+    box->bytes = (size_t *)pmlp__new(&party->allocator, slots, sizeof *box->bytes);
+    if (!pmlp__mul_overflows(desc->row_bytes, desc->max_rows)) {
+        box->message = desc->row_bytes * desc->max_rows;
+        box->messages = (unsigned char *)pmlp__new(&party->allocator, slots, box->message);
+    }
+    if (box->has_mutex && box->bytes && box->messages) return box;
+    pmlp__box_destroy(box);
+    return NULL;
+}
+
+/* The box of a channel; with the party's mutex. */
+static pmlp__box *pmlp__box_find(pmlp__party *party, const pmlp_edge_desc *desc) {
+    pmlp__box *box;
+    for (box = party->boxes; box && box->channel != desc->channel; box = box->next) continue;
+    if (!box && (box = pmlp__box_new(party, desc)) != NULL) {
+        box->next = party->boxes;
+        party->boxes = box;
+    }
+    return box;
+}
+
+/* Makes an end of the channel's box that one; false if it has one. With the party's mutex. */
+static bool pmlp__box_take(pmlp__box *box, const pmlp_edge_desc *desc, bool sends) {
+    bool *const has = sends ? &box->has_from : &box->has_to;
+    bool is_free;
+    pmlp__mutex_lock(&box->mutex);
+    is_free = !*has;
+    if (is_free) {
+        *(sends ? &box->from : &box->to) = *desc;
+        *(sends ? &box->had_from : &box->had_to) = *has = true;
+    }
+    pmlp__mutex_unlock(&box->mutex);
+    return is_free;
+}
+
+static pmlp_result pmlp__box_connect(const pmlp_edges *self, const pmlp_edge_desc *desc,
+                                     void **edge, pmlp_error *error) {
+    pmlp__party *party = ((const pmlp__seat *)self->user)->party;
+    pmlp__box_end *end = (pmlp__box_end *)pmlp__new(&party->allocator, 1, sizeof *end);
+    pmlp__box *box = NULL;
+    bool taken = false;
+    pmlp__mutex_lock(&party->mutex);
+    if (end) box = pmlp__box_find(party, desc);
+    if (box) taken = !pmlp__box_take(box, desc, desc->from_wake != NULL);
+    pmlp__mutex_unlock(&party->mutex);
+    if (!box || taken) {
+        pmlp__delete(&party->allocator, end);
+        return taken ? pmlp__fail(error, PMLP_ERROR_STATE, "the group has a trainer already")
+                     : pmlp__no_memory(error, "an edge between ranks");
+    }
+    end->box = box;
+    end->sends = desc->from_wake != NULL;
+    end->rank = end->sends ? desc->from_rank : desc->to_rank;
+    *edge = end;
+    return PMLP_OK;
+}
+
+/* The box goes with its second end. */
+static void pmlp__box_disconnect(void *edge) {
+    pmlp__box_end *end = (pmlp__box_end *)edge;
+    pmlp__box *box = end->box, **at;
+    pmlp__party *party = box->party;
+    bool unused;
+    pmlp__mutex_lock(&party->mutex);
+    pmlp__mutex_lock(&box->mutex);
+    *(end->sends ? &box->has_from : &box->has_to) = false;
+    unused = !box->has_from && !box->has_to;
+    pmlp__mutex_unlock(&box->mutex);
+    if (unused) {
+        for (at = &party->boxes; *at != box;) at = &(*at)->next;
+        *at = box->next;
+    }
+    pmlp__mutex_unlock(&party->mutex);
+    if (unused) pmlp__box_destroy(box);
+    pmlp__delete(&party->allocator, end);
+}
+
+/* What a pass has sent it has also received. */
+static pmlp_result pmlp__box_reset(void *edge) {
+    (void)edge;
+    return PMLP_OK;
+}
+
+/* Why the other end will never do its part; PMLP_BUSY: it will. */
+static pmlp_result pmlp__box_ended(const pmlp__box_end *end, bool gone, int other) {
+    pmlp__party *party = end->box->party;
+    pmlp__seat *seat = &party->seats[end->rank];
+    if (pmlp__load(&party->aborted)) return pmlp__seat_aborted(seat);
+    if (gone) return pmlp__seat_fail(seat, PMLP_ERROR_RANK, "rank %d has left", other);
+    return PMLP_BUSY;
+}
+
+static pmlp_result pmlp__box_send(void *edge, int microbatch, const void *data, size_t bytes) {
+    pmlp__box_end *end = (pmlp__box_end *)edge;
+    pmlp__box *box = end->box;
+    pmlp_result result;
+    (void)microbatch;
+    pmlp__mutex_lock(&box->mutex);
+    result = pmlp__box_ended(end, box->had_to && !box->has_to, box->to.to_rank);
+    if (result == PMLP_BUSY && bytes > box->message) {
+        result = pmlp__seat_fail(&box->party->seats[end->rank], PMLP_ERROR_RANK,
+                                 "a message of %.0f bytes is larger than was agreed on",
+                                 (double)bytes);
+    } else if (result == PMLP_BUSY && box->count < box->slots) {
+        const size_t at = (size_t)((box->first + box->count++) % box->slots);
+        if (bytes) memcpy(box->messages + at * box->message, data, bytes);
+        box->bytes[at] = bytes;
+        if (box->has_to) box->to.wake(box->to.to_wake);
+        result = PMLP_OK;
+    }
+    pmlp__mutex_unlock(&box->mutex);
+    return result;
+}
+
+static pmlp_result pmlp__box_receive(void *edge, int microbatch, void *data, size_t bytes) {
+    pmlp__box_end *end = (pmlp__box_end *)edge;
+    pmlp__box *box = end->box;
+    pmlp_result result = PMLP_OK;
+    (void)microbatch;
+    pmlp__mutex_lock(&box->mutex);
+    if (box->count == 0) {
+        result = pmlp__box_ended(end, box->had_from && !box->has_from, box->from.from_rank);
+    } else if (box->bytes[box->first] != bytes) {
+        result = pmlp__seat_fail(&box->party->seats[end->rank], PMLP_ERROR_RANK,
+                                 "rank %d sent %.0f bytes, not %.0f", box->from.from_rank,
+                                 (double)box->bytes[box->first], (double)bytes);
+    } else {
+        if (bytes) memcpy(data, box->messages + (size_t)box->first * box->message, bytes);
+        box->first = (box->first + 1) % box->slots;
+        box->count--;
+        if (box->has_from) box->from.wake(box->from.from_wake);
+    }
+    pmlp__mutex_unlock(&box->mutex);
+    return result;
+}
+
+/* --- the groups ------------------------------------------------------------------------------- */
+
+static void pmlp__party_destroy(pmlp__party *party) {
+    const pmlp_allocator allocator = party->allocator;
+    pmlp__meeting_destroy(party, party->all);
+    while (party->sums) {
+        pmlp__meeting *m = party->sums;
+        party->sums = m->next;
+        pmlp__meeting_destroy(party, m);
+    }
+    if (party->has_mutex) pmlp__mutex_done(&party->mutex);
+    if (party->has_why_mutex) pmlp__mutex_done(&party->why_mutex);
+    pmlp__delete(&allocator, party->seats);
+    pmlp__delete(&allocator, party);
+}
+
+static void pmlp__party_edges(pmlp__party *party) {
+    pmlp_edges *e = &party->edges;
+    e->abi = PMLP_EDGES_ABI;
+    e->size = (uint32_t)sizeof *e;
+    e->name = "threads of several ranks";
+    e->user = party->seats;
+    e->shared = false;
+    e->transport = PMLP_TRANSPORT_SLOTS;
+    e->connect = pmlp__box_connect;
+    e->disconnect = pmlp__box_disconnect;
+    e->reset = pmlp__box_reset;
+    e->send = pmlp__box_send;
+    e->receive = pmlp__box_receive;
+}
+
+static void pmlp__party_table(pmlp__party *party, int rank, pmlp_group *group) {
+    party->seats[rank].party = party;
+    party->seats[rank].rank = rank;
+    memset(group, 0, sizeof *group);
+    group->abi = PMLP_GROUP_ABI;
+    group->size = (uint32_t)sizeof *group;
+    group->name = "threads";
+    group->rank = rank;
+    group->ranks = party->ranks;
+    group->context = &party->seats[rank];
+    group->host = true;
+    group->edges = &party->edges;
+    group->gather = pmlp__party_gather;
+    group->broadcast = pmlp__party_broadcast;
+    group->sum = pmlp__party_sum;
+    group->abort = pmlp__party_abort;
+    group->explain = pmlp__party_explain;
+    group->per_machine = party->ranks;
+}
+
+PMLP_API pmlp_result pmlp_thread_groups_create(int ranks, const pmlp_allocator *allocator,
+                                               pmlp_group *groups, pmlp_error *error) {
+    const pmlp_allocator from = pmlp__allocator_or_default(allocator);
+    pmlp__party *party;
+    int i;
+    if (!groups) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "groups: is NULL");
+    if (ranks < 1 || ranks > PMLP__MAX_WORKERS)
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "ranks: %d is not in 1 .. %d", ranks,
+                          PMLP__MAX_WORKERS);
+    if (pmlp__is_half(&from))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "allocator: has only one of alloc and free");
+    memset(groups, 0, (size_t)ranks * sizeof *groups);
+    party = (pmlp__party *)pmlp__new(&from, 1, sizeof *party);
+    if (!party) return pmlp__no_memory(error, "a group");
+    party->allocator = from;
+    party->ranks = ranks;
+    party->seats = (pmlp__seat *)pmlp__new(&from, (size_t)ranks, sizeof *party->seats);
+    party->has_mutex = pmlp__mutex_init(&party->mutex);
+    party->has_why_mutex = pmlp__mutex_init(&party->why_mutex);
+    party->all = pmlp__meeting_new(party, -1);
+    if (!party->seats || !party->has_mutex || !party->has_why_mutex || !party->all) {
+        pmlp__party_destroy(party);
+        return pmlp__no_memory(error, "a group");
+    }
+    pmlp__party_edges(party);
+    for (i = 0; i < ranks; i++) pmlp__party_table(party, i, &groups[i]);
+    return PMLP_OK;
+}
+
+PMLP_API void pmlp_thread_groups_destroy(pmlp_group *groups) {
+    if (groups && groups->context) pmlp__party_destroy(((pmlp__seat *)groups->context)->party);
+    if (groups) groups->context = NULL;
+}
+
+/*============================================================================================*/
 /* >>model                                                                                    */
 /*============================================================================================*/
 
@@ -7199,7 +8188,7 @@ static pmlp_result pmlp__model_readable(const pmlp_model *model, pmlp_error *err
     return pmlp__fail(error, PMLP_ERROR_STATE,
                       model->trainer
                           ? "the model's weights are with its trainer: call pmlp_trainer_sync()"
-                          : "the model's weights are lost: its trainer failed amid an update");
+                          : "the model's weights are lost: its trainer failed");
 }
 
 PMLP_API pmlp_result pmlp_model_params(pmlp_model *model, int layer, pmlp_params *params,
@@ -7222,7 +8211,7 @@ PMLP_API pmlp_result pmlp_model_hash(const pmlp_model *model, uint64_t *hash, pm
     const pmlp_result result = pmlp__model_readable(model, error);
     if (result != PMLP_OK) return result;
     if (!hash) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "hash: is NULL");
-    *hash = pmlp_hash(0, model->params, model->param_count * sizeof *model->params);
+    *hash = pmlp__hash_floats(0, model->params, model->param_count);
     return PMLP_OK;
 }
 
@@ -7503,7 +8492,11 @@ static bool pmlp__is_whole_backend(const pmlp_backend *b) {
     return b->name && b->open && b->close && b->alloc && b->free && b->row_floats &&
            b->layer_create && b->layer_destroy && b->write && b->read && b->input && b->forward &&
            b->backward_input && b->backward_weight && b->loss && b->gradient_squares && b->update &&
-           b->synchronize;
+           b->gradient && b->synchronize;
+}
+
+static bool pmlp__is_edges(const pmlp_edges *e) {
+    return e->abi == PMLP_EDGES_ABI && e->size == (uint32_t)sizeof *e;
 }
 
 static bool pmlp__is_whole_edges(const pmlp_edges *e) {
@@ -7532,6 +8525,8 @@ static void pmlp__validate_numbers(const pmlp_trainer_desc *d, pmlp__problems *p
     PMLP__BAD(pmlp__below_zero(d->clip_norm), "clip_norm", number);
     PMLP__BAD(d->virtual_stages < 0 || d->virtual_stages > PMLP__MAX_WORKERS, "virtual_stages",
               "is not in 1 .. 16384");
+    PMLP__BAD((int)d->bad_numbers < 0 || d->bad_numbers >= PMLP_BAD_NUMBERS_COUNT, "bad_numbers",
+              "is no value of its type");
     PMLP__BAD(d->slots < 0, "slots", "is negative");
     PMLP__BAD(d->trace < 0 || d->trace > 65536, "trace", "is not in 0 .. 65536");
     PMLP__BAD(!(d->memory >= 0.0), "memory", "is negative or not a number");
@@ -7548,6 +8543,39 @@ static void pmlp__validate_schedule(const pmlp_trainer_desc *d, pmlp__problems *
               "microbatches", "is not in 1 .. 131072, as asynchronous schedules want it");
     PMLP__BAD(!d->custom && pmlp__is_asynchronous(d->schedule) && d->clip_norm > 0.0f, "clip_norm",
               "wants the whole gradient, which an asynchronous schedule never has at once");
+    PMLP__BAD(!d->custom && pmlp__is_asynchronous(d->schedule) &&
+                  d->bad_numbers == PMLP_BAD_NUMBERS_SKIP,
+              "bad_numbers", "of an asynchronous schedule are in the weights when they are found");
+}
+
+/* A group that can be called at all. */
+static bool pmlp__is_whole_group(const pmlp_group *g) {
+    return g->abi == PMLP_GROUP_ABI && g->size == (uint32_t)sizeof *g && g->gather &&
+           g->broadcast && g->abort && g->edges && g->ranks >= 1 &&
+           g->ranks <= PMLP__MAX_WORKERS && g->rank >= 0 && g->rank < g->ranks;
+}
+
+static void pmlp__validate_group(const pmlp_trainer_desc *d, pmlp__problems *p) {
+    const pmlp_group *g = d->group;
+    const int replicas = d->replicas > 1 ? d->replicas : 1;
+    const bool exact = !d->backend || d->backend->exact;
+    int workers = d->workers > 1 ? d->workers : 1;
+    if (d->custom) workers = d->custom->workers;
+    PMLP__BAD(d->replicas < 0, "replicas", "is negative");
+    PMLP__BAD(replicas > 1 && !g, "replicas", "want a group of ranks");
+    PMLP__BAD(!(d->deadline >= 0.0 && d->deadline <= 1e9), "deadline", "is not in 0 .. 1e9");
+    PMLP__BAD(replicas > 1 && !d->custom && pmlp__is_asynchronous(d->schedule), "replicas",
+              "want a synchronous schedule");
+    if (!g || p->first != PMLP_OK) return;
+    PMLP__BAD(!pmlp__is_edges(g->edges) || !pmlp__is_whole_edges(g->edges), "group",
+              "has edges for another version of pipemlp.h, or with an entry that is NULL");
+    PMLP__BAD(g->edges->shared, "group", "has edges that share memory, which ranks do not");
+    PMLP__BAD(g->host && d->backend && d->backend->edges, "group",
+              "is for the host's memory, which this back end does not work in");
+    PMLP__BAD(g->ranks % replicas != 0, "replicas", "do not divide the group's ranks");
+    PMLP__BAD(g->ranks / replicas > workers, "group", "has more ranks than there are workers");
+    PMLP__BAD(replicas > 1 && !g->sum && (d->allreduce || !exact), "allreduce",
+              "wants a group that can sum; so does a back end that is not exact");
 }
 
 static void pmlp__validate_tables(const pmlp_trainer_desc *d, pmlp__problems *p) {
@@ -7556,9 +8584,8 @@ static void pmlp__validate_tables(const pmlp_trainer_desc *d, pmlp__problems *p)
                              d->backend->size != (uint32_t)sizeof(pmlp_backend)),
               "backend", "was built for another version of pipemlp.h");
     if (!edges && p->first == PMLP_OK && d->backend) edges = d->backend->edges;
-    PMLP__BAD(edges && (edges->abi != PMLP_EDGES_ABI ||
-                        edges->size != (uint32_t)sizeof(pmlp_edges)),
-              "edges", "was built for another version of pipemlp.h");
+    PMLP__BAD(edges && !pmlp__is_edges(edges), "edges",
+              "was built for another version of pipemlp.h");
     PMLP__BAD(p->first == PMLP_OK && d->backend && !pmlp__is_whole_backend(d->backend), "backend",
               "has an entry that is NULL");
     PMLP__BAD(p->first == PMLP_OK && edges && !pmlp__is_whole_edges(edges), "edges",
@@ -7599,6 +8626,7 @@ static pmlp_result pmlp__validate_desc(const pmlp_model *model, const pmlp_train
     pmlp__validate_numbers(d, &p);
     pmlp__validate_schedule(d, &p);
     pmlp__validate_tables(d, &p);
+    pmlp__validate_group(d, &p);
     pmlp__validate_cuts(model, d, &p);
     pmlp__text_end(&p.text, NULL);
     return p.first == PMLP_OK ? PMLP_OK : pmlp__fail(error, p.first, "%s", text);
@@ -7640,23 +8668,36 @@ static pmlp_result pmlp__validate_data(const pmlp_model *model, const pmlp_data 
 /* layer 0, of which it then computes the other columns into the same rows.                   */
 /*============================================================================================*/
 
+/* One end of a queue, or both, if both are this rank's. */
+typedef struct pmlp__edge {
+    const pmlp_edges *table;
+    void *handle;
+    int other; /* the rank at the other end; -1: this one */
+} pmlp__edge;
+
 typedef struct pmlp__stage {
     int index, worker, first_layer, layers;
     size_t first_column, columns; /* of its first layer: all, unless that is layer 0, cut inside */
     int below;                    /* what the stage below hands over: x[below], for dz[below] */
     bool is_last;
+    bool is_here;                 /* its worker is this rank's; if not, there is nothing below */
+    bool shares_below;            /* nobody copies over x[below], which the stage below has, too */
     void **handles;    /* [layers]: the back end's layers */
     float **x, **dz;   /* [layers + 1] */
     bool *owns_x, *owns_dz;
     size_t *row;       /* [layers + 1]: floats from row to row of x[l] and dz[l] */
-    void *send_f, *recv_f, *send_b, *recv_b; /* edges; NULL inside one worker */
+    pmlp__edge *send_f, *recv_f, *send_b, *recv_b; /* NULL inside one worker */
+    pmlp__edge *from_before, *to_next; /* between replicas: gradients that are being summed, */
+    pmlp__edge *from_next, *to_before; /* and on their way back; NULL at the ends of the chain */
     int w_begin, w_end; /* micro-batches whose W is put off; none if begin = end */
+    pmlp_span *adding;  /* where its part in the chain of replicas is noted */
     bool *own;          /* [m]: its columns of layer 0 are there, maybe ahead of the rest of F */
     int ahead;          /* micro-batches from 0 of which that is so */
 
     /* Version n of the weights, what the n-th update left, is in place n % versions. */
     int versions;
     uint64_t updates, updates_before; /* so far; before this pass */
+    uint64_t first_version; /* what was loaded; older ones are of another training */
     uint64_t *version_at;   /* [versions]: which is in a place */
     uint64_t *version_of;   /* [trainer's ring of micro-batches]: which its forward read */
     uint64_t gradients, stale, most_stale, torn; /* micro-batches and what was measured of them */
@@ -7685,6 +8726,10 @@ typedef struct pmlp__worker {
     const pmlp_action *list;
     int count, next;
     int w_pending; /* stages of this worker whose W is put off */
+    int linked;    /* parts of the chain of replicas that it has done in this pass */
+    bool has_summed, has_arrived; /* at the gate */
+    int asks;      /* the rank at the other end of the edge that was BUSY last; -1: none */
+    double asking_since;
     double begun, finished, blocked_since, blocked; /* seconds, of the present pass */
     double busy;            /* seconds, of the present call */
     pmlp__trace trace;
@@ -7697,6 +8742,13 @@ typedef struct pmlp__worker {
     pmlp__thread_start start;
     char gap[128];
 } pmlp__worker;
+
+/* What each rank says before all do something: they go on if all say the same. */
+typedef struct pmlp__sheet {
+    int32_t result, flag;
+    char facts[1528]; /* "name: value\n" for each; the name of the call comes first */
+    char why[512];    /* if the result is not PMLP_OK */
+} pmlp__sheet;
 
 struct pmlp_trainer {
     pmlp_trainer_desc desc; /* resolved */
@@ -7711,8 +8763,19 @@ struct pmlp_trainer {
     double *layer_costs;    /* [layers]: by which they were chosen */
     pmlp__stage *stages;
     pmlp__worker *workers;
-    void **connected;       /* all edges, for reset */
+    pmlp__edge *connected;  /* all edges, for reset */
     int connected_count;
+
+    pmlp_group *group;      /* NULL: all workers and stages are here */
+    int replica;            /* of desc.replicas */
+    int first_worker, end_worker; /* that are here */
+    int expected;           /* of these, those that will arrive at the gate */
+    size_t share;           /* most rows of a batch that one replica has */
+    bool is_known;          /* the last failure is one that all ranks were told */
+    bool is_watched;        /* some rank has a progress callback */
+    pmlp__sheet *sheets;    /* [1 + ranks]: what this one says, what all say */
+    double *mail;           /* [1 + ranks][mail_size]: alike */
+    size_t mail_size;
     int pauses, spins; /* of a worker that waits: how often it looks again before it gives its core
                           away, and before it sleeps */
     bool polled;            /* the edges do not wake anybody */
@@ -7720,7 +8783,9 @@ struct pmlp_trainer {
     /* the present pass, written before the workers start */
     const pmlp_data *data;
     const uint32_t *index;  /* of the batch's rows in data, or NULL: first, first + 1, ... */
-    size_t first, rows;
+    size_t first, rows;     /* of this replica: all, or its share */
+    size_t whole, offset;   /* rows of all replicas, and where in row_loss this one's are */
+    size_t hits;            /* of all */
     bool training;
     double *row_loss;       /* [pass_batches * batch] */
     unsigned char *row_hit; /* [pass_batches * batch] */
@@ -7729,18 +8794,24 @@ struct pmlp_trainer {
 
     pmlp__atomic done;      /* of the tasks given to the workers' threads at once */
     pmlp__atomic failed, stop, in_use;
-    pmlp__atomic gathered;  /* stages that have all gradients of the step, or are about to */
-    pmlp__atomic gate;      /* 1 when all have: updates may begin */
+    pmlp__atomic gathered;  /* workers that have all gradients of the step, or are about to */
+    pmlp__atomic gate;      /* 1 when all have, of all ranks: updates may begin */
     pmlp__atomic updating;  /* 1 when one has begun: a failure now leaves the weights mixed */
     pmlp__atomic no_query;  /* 0 while the progress callback runs: it may ask, one call at a time */
 
     uint32_t *order;        /* of the rows, in an epoch */
     size_t order_size;
     uint64_t step, epoch;
+    uint64_t updates_loaded; /* what was loaded had been updated so often */
+    uint64_t epoch_total, epoch_rows, epoch_hits; /* of an epoch under way: the rows of its data, */
+    double epoch_loss;       /* those done, and the sums over them; 0 if there is none */
+    bool has_gradient;       /* of a step of this trainer */
+    bool bad;               /* the step's loss or gradient is not finite: no update */
     double gradient_norm;
-    double *idle;           /* [workers] */
+    double *idle, *busy;    /* [workers]: what stats tell; seconds of the call so far */
+    double seconds;         /* of the call so far, on rank 0's clock, if there are ranks */
     int traced;             /* steps traced so far, while they are fewer than desc.trace */
-    double *costs;          /* [7][stages]: what pmlp_trainer_costs() hands out */
+    double *costs;          /* [7][stages] and latency: what pmlp_trainer_costs() hands out */
     pmlp_error error;       /* of the last call that failed */
     pmlp_error failure;     /* of the pipeline; written by the worker that sets `failed` first */
 };
@@ -7750,16 +8821,16 @@ struct pmlp_trainer {
    empty, and their actions do nothing. */
 static size_t pmlp__row_of(const pmlp_trainer *t, int microbatch) {
     const int m = t->schedule->microbatches;
-    const size_t first = (size_t)(microbatch / m) * t->desc.batch;
+    const size_t first = (size_t)(microbatch / m) * t->share;
     const size_t left = t->rows > first ? t->rows - first : 0;
-    const size_t rows = left < t->desc.batch ? left : t->desc.batch;
+    const size_t rows = left < t->share ? left : t->share;
     if (left == 0) return t->rows;
     return first + (size_t)((uint64_t)rows * (uint64_t)(microbatch % m) / (uint64_t)m);
 }
 
 /* Where that is in the buffers, which hold `ring` batches and are used in turn. */
 static size_t pmlp__place_of(const pmlp_trainer *t, size_t row) {
-    return row % ((size_t)t->ring * t->desc.batch);
+    return row % ((size_t)t->ring * t->share);
 }
 
 static size_t pmlp__rows_between(const pmlp_trainer *t, int begin, int end) {
@@ -7779,7 +8850,7 @@ static bool pmlp__ends_group(const pmlp_trainer *t, int microbatch) {
 static size_t pmlp__group_rows(const pmlp_trainer *t, int microbatch) {
     const int first = pmlp__group_of(t, microbatch);
     return t->schedule->per_update ? pmlp__rows_between(t, first, first + t->schedule->per_update)
-                                   : t->rows;
+                                   : t->whole;
 }
 
 /* The stages that have layer 0, or some of it, read the input rows; nobody needs the gradient of
@@ -7804,19 +8875,21 @@ static pmlp_result pmlp__stage_loss(pmlp_trainer *t, pmlp__stage *stage, int mic
     args.first = t->first + from;
     args.scale = 1.0f / (float)pmlp__group_rows(t, microbatch);
     args.dz = t->training ? stage->dz[n] + place * stage->row[n] : NULL;
-    args.row_loss = t->row_loss + from;
-    args.row_hit = t->row_hit + from;
+    args.row_loss = t->row_loss + t->offset + from;
+    args.row_hit = t->row_hit + t->offset + from;
     return t->backend->loss(pmlp__context_of(t, stage), stage->handles[n - 1], &args);
 }
 
 /* The place of the weights that a forward reads: of the version that the schedule wants, or,
    without stashing, of what is there in its stead. */
 static int pmlp__forward_version(pmlp_trainer *t, pmlp__stage *stage, int microbatch) {
-    const uint64_t wanted = t->training ? pmlp__version_read(t->schedule, stage->updates_before,
-                                                             stage->updates, microbatch)
-                                        : stage->updates;
-    const int place = (int)(wanted % (uint64_t)stage->versions);
+    uint64_t wanted = t->training ? pmlp__version_read(t->schedule, stage->updates_before,
+                                                       stage->updates, microbatch)
+                                  : stage->updates;
     const int ring = t->ring * t->schedule->microbatches;
+    int place;
+    if (wanted < stage->first_version) wanted = stage->first_version;
+    place = (int)(wanted % (uint64_t)stage->versions);
     if (t->training) stage->version_of[microbatch % ring] = stage->version_at[place];
     return place;
 }
@@ -7855,7 +8928,8 @@ static pmlp_result pmlp__forward_layers(pmlp_trainer *t, pmlp__stage *stage, int
    Not if what is received is copied over them, and not of an asynchronous schedule, whose
    micro-batches may want different weights. */
 static bool pmlp__goes_ahead(const pmlp_trainer *t, const pmlp__stage *stage) {
-    return stage->below > 0 && t->edges->shared && !(t->training && t->schedule->per_update);
+    return stage->below > 0 && stage->shares_below &&
+           !(t->training && t->schedule->per_update);
 }
 
 static bool pmlp__can_go_ahead(const pmlp_trainer *t, pmlp__stage *stage) {
@@ -7902,20 +8976,30 @@ static pmlp_result pmlp__stage_backward_input(pmlp_trainer *t, pmlp__stage *stag
     return result;
 }
 
+/* Whether gradients begin with those of the replica before. Their W waits for these. */
+static bool pmlp__continues(const pmlp_trainer *t) {
+    return t->replica > 0 && !t->desc.allreduce;
+}
+
 /* W of micro-batches begin .. end-1 of one group: one product with a longer k, and the same bits as
    several */
-static pmlp_result pmlp__stage_backward_weight(pmlp_trainer *t, pmlp__stage *stage, int begin,
-                                               int end) {
+static pmlp_result pmlp__layer_weight(pmlp_trainer *t, pmlp__stage *stage, int l, int begin,
+                                      int end) {
     const size_t place = pmlp__place_of(t, pmlp__row_of(t, begin));
     const size_t rows = pmlp__rows_between(t, begin, end);
-    const bool anew = begin == pmlp__group_of(t, begin);
+    const bool anew = begin == pmlp__group_of(t, begin) && !pmlp__continues(t);
+    if (rows == 0 && !anew) return PMLP_OK;
+    return t->backend->backward_weight(pmlp__context_of(t, stage), stage->handles[l], rows,
+                                       stage->x[l] + place * stage->row[l],
+                                       stage->dz[l + 1] + place * stage->row[l + 1], !anew);
+}
+
+static pmlp_result pmlp__stage_backward_weight(pmlp_trainer *t, pmlp__stage *stage, int begin,
+                                               int end) {
     pmlp_result result = PMLP_OK;
     int l;
-    if (rows == 0 && !anew) return PMLP_OK;
     for (l = stage->layers - 1; result == PMLP_OK && l >= 0; l--)
-        result = t->backend->backward_weight(pmlp__context_of(t, stage), stage->handles[l], rows,
-                                             stage->x[l] + place * stage->row[l],
-                                             stage->dz[l + 1] + place * stage->row[l + 1], !anew);
+        result = pmlp__layer_weight(t, stage, l, begin, end);
     return result;
 }
 
@@ -7937,7 +9021,7 @@ static bool pmlp__wants_norm(const pmlp_trainer *t) {
 
 /* Whether whole gradients are to be had, before U and behind it. */
 static bool pmlp__keeps_gradients(const pmlp_trainer *t) {
-    return t->desc.keep_gradients || pmlp__wants_norm(t);
+    return t->desc.keep_gradients || pmlp__wants_norm(t) || t->desc.replicas > 1;
 }
 
 /* Summed per layer, then over the layers, whoever computed them. */
@@ -7987,7 +9071,7 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage, int m
     args.epsilon = d->epsilon;
     args.weight_decay = d->weight_decay;
     args.from = (int)(stage->updates % versions);
-    args.step = ++stage->updates;
+    args.step = t->updates_loaded + ++stage->updates - stage->first_version;
     args.to = (int)(stage->updates % versions);
     args.gradient_scale = 1.0f;
     if (d->clip_norm > 0.0f) {
@@ -8006,9 +9090,7 @@ static pmlp_result pmlp__stage_update(pmlp_trainer *t, pmlp__stage *stage, int m
     return result;
 }
 
-/*============================================================================================*/
-/* >>worker: one short loop                                                                   */
-/*============================================================================================*/
+/* --- what wakes a worker, and what stops all -------------------------------------------------- */
 
 /* Sleeping without missing the call to wake up: the sleeper sets `sleeping`, then looks once more
    whether what it waits for has come, and only then sleeps; the other side first makes it come,
@@ -8027,25 +9109,306 @@ static void pmlp__wake(void *worker) {
 
 static void pmlp__wake_all(pmlp_trainer *t) {
     int i;
-    for (i = 0; i < t->schedule->workers; i++) pmlp__wake(&t->workers[i]);
+    for (i = t->first_worker; t->workers && i < t->end_worker; i++) pmlp__wake(&t->workers[i]);
 }
 
-/* What went wrong, in the back end's words if it has some. */
+/* The first failure wins: it is kept, and the other ranks are told. All workers stop. */
+static void pmlp__trainer_fail(pmlp_trainer *t, const pmlp_error *why) {
+    if (pmlp__exchange(&t->failed, 1) == 0) {
+        t->failure = *why;
+        if (t->group) t->group->abort(t->group->context, t->failure.text);
+    }
+    pmlp__wake_all(t);
+}
+
+/*============================================================================================*/
+/* >>ranks: what they tell each other                                                         */
+/*                                                                                            */
+/* Before each call all ranks exchange a sheet of what they are about to do; before each      */
+/* synchronous update they wait for each other; behind each pass they exchange what came of   */
+/* it. Everything else goes over edges. Without a group nothing here does anything.           */
+/*============================================================================================*/
+
+/* Why the group's last call failed, or "". */
+static const char *pmlp__group_reason(const pmlp_group *group) {
+    const char *why = group && group->explain ? group->explain(group->context) : NULL;
+    return why ? why : "";
+}
+
+/* The first worker of each rank of a pipeline, i = 0 .. n. */
+static int pmlp__block(const pmlp_trainer *t, int i) {
+    const int ranks = t->group ? t->group->ranks / t->desc.replicas : 1;
+    return (int)((int64_t)i * t->schedule->workers / ranks);
+}
+
+/* The rank that has a worker of a replica. */
+static int pmlp__rank_of(const pmlp_trainer *t, int replica, int worker) {
+    const int ranks = t->group ? t->group->ranks / t->desc.replicas : 1;
+    int i = 0;
+    while (worker >= pmlp__block(t, i + 1)) i++;
+    return replica * ranks + i;
+}
+
+/* Whether other ranks have stages that this one lacks. */
+static bool pmlp__is_spread(const pmlp_trainer *t) {
+    return t->group && t->group->ranks > t->desc.replicas;
+}
+
+/* Two sheets' first lines that differ. */
+static pmlp_result pmlp__disagree(const pmlp__sheet *a, const pmlp__sheet *b, int rank,
+                                  pmlp_error *error) {
+    const char *x = a->facts, *y = b->facts;
+    const size_t most = 150;
+    size_t at = 0, line = 0, x_size, y_size, name;
+    while (x[at] == y[at]) line = x[at++] == '\n' ? at : line;
+    x += line, y += line;
+    x_size = strcspn(x, "\n"), y_size = strcspn(y, "\n");
+    name = strcspn(x, ":") + 1;
+    if (name > x_size || strncmp(x, y, name) != 0) name = 0; /* one of them lacks the line */
+    else y += name + 1, y_size -= name + 1;
+    return pmlp__fail(error, PMLP_ERROR_RANK,
+                      "the ranks do not agree: %.*s on rank 0, %.*s on rank %d",
+                      (int)(x_size < most ? x_size : most), x,
+                      (int)(y_size < most ? y_size : most), y, rank);
+}
+
+/* A collective that failed leaves the ranks apart: nothing more can be done with them. */
+static pmlp_result pmlp__part(pmlp_trainer *t, const char *doing, pmlp_result result,
+                              pmlp_error *error) {
+    const char *why = pmlp__group_reason(t->group);
+    pmlp_error kept;
+    pmlp__fail(&kept, result, "%s with the other ranks: %.400s", doing,
+               *why ? why : pmlp_result_text(result));
+    pmlp__trainer_fail(t, &kept);
+    if (error) *error = t->failure;
+    return result;
+}
+
+/* All ranks hear what this one is about to do (t->sheets[0].facts) and how it fares. Failures of
+   any, and facts that differ, fail here. *flag, which may be NULL: in, whether this rank raises it;
+   out, 1 + the first that does, or 0. */
+static pmlp_result pmlp__agree(pmlp_trainer *t, pmlp_result own, int *flag, pmlp_error *error) {
+    pmlp__sheet *mine = t->sheets, *all = mine + 1;
+    pmlp_result result;
+    int i;
+    if (!t->group) return own;
+    mine->result = (int32_t)own;
+    mine->flag = flag ? *flag : 0;
+    snprintf(mine->why, sizeof mine->why, "%s", own == PMLP_OK ? "" : error->text);
+    result = t->group->gather(t->group->context, mine, sizeof *mine, all, t->desc.deadline);
+    if (result != PMLP_OK) return pmlp__part(t, "agreeing", result, error);
+    t->is_known = true;
+    if (own != PMLP_OK) return own;
+    for (i = 0; i < t->group->ranks; i++)
+        if (all[i].result != 0)
+            return pmlp__fail(error, PMLP_ERROR_RANK, "rank %d failed: %.400s", i, all[i].why);
+    for (i = 1; i < t->group->ranks; i++)
+        if (strcmp(all[0].facts, all[i].facts) != 0)
+            return pmlp__disagree(&all[0], &all[i], i, error);
+    t->is_known = false;
+    if (flag) *flag = 0;
+    for (i = t->group->ranks - 1; flag && i >= 0; i--)
+        if (all[i].flag) *flag = i + 1;
+    return PMLP_OK;
+}
+
+static void pmlp__fact(pmlp__text *facts, const char *name, const char *format, ...)
+    PMLP__FORMAT(3, 4);
+static void pmlp__fact(pmlp__text *facts, const char *name, const char *format, ...) {
+    char value[160];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(value, sizeof value, format, arguments);
+    va_end(arguments);
+    pmlp__put(facts, "%s: ", name);
+    pmlp__put(facts, "%s\n", value);
+}
+
+static pmlp__text pmlp__facts(pmlp_trainer *t, const char *call) {
+    pmlp__text facts;
+    facts.buffer = t->sheets->facts;
+    facts.size = sizeof t->sheets->facts;
+    facts.length = 0;
+    memset(facts.buffer, 0, facts.size);
+    pmlp__fact(&facts, "call", "%s", call);
+    return facts;
+}
+
+/* A number for the first, the middle and the last row: ranks that have other rows, or the same in
+   another order, nearly always differ here. */
+static uint64_t pmlp__data_digest(const pmlp_trainer *t, const pmlp_data *data) {
+    const size_t n_in = pmlp__n_in(t->model, 0);
+    const size_t n_out = pmlp__n_out(t->model, t->model->desc.layers - 1);
+    uint64_t hash = 0;
+    size_t i;
+    for (i = 0; i < 3; i++) {
+        const size_t row = (data->rows - 1) * i / 2;
+        hash = pmlp_hash(hash, data->x + row * n_in, n_in * sizeof *data->x);
+        if (data->labels) hash = pmlp_hash(hash, data->labels + row, sizeof *data->labels);
+        if (data->targets)
+            hash = pmlp_hash(hash, data->targets + row * n_out, n_out * sizeof *data->targets);
+    }
+    return hash;
+}
+
+/* Before a call that computes. */
+static pmlp_result pmlp__agree_on_call(pmlp_trainer *t, const char *call, const pmlp_data *data,
+                                       pmlp_result own) {
+    if (t->group) {
+        pmlp__text facts = pmlp__facts(t, call);
+        pmlp__fact(&facts, "rows", "%.0f", data ? (double)data->rows : 0.0);
+        pmlp__fact(&facts, "labels", "%s", data && data->labels ? "yes" : "no");
+        pmlp__fact(&facts, "some rows of the data", "digest %.0f",
+                   data && own == PMLP_OK ? (double)(pmlp__data_digest(t, data) >> 12) : 0.0);
+        pmlp__fact(&facts, "step", "%.0f", (double)t->step);
+        pmlp__fact(&facts, "learning_rate", "%.9g", (double)t->desc.learning_rate);
+    }
+    return pmlp__agree(t, own, NULL, &t->error);
+}
+
+/* Before weights or gradients are read from all. */
+static pmlp_result pmlp__agree_on_reading(pmlp_trainer *t, const char *call, int layer, bool w,
+                                          bool b, pmlp_result own) {
+    if (!t->group) return own;
+    if (own == PMLP_OK && pmlp__load(&t->failed) && pmlp__is_spread(t))
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE, "other ranks have what is asked for: %.300s",
+                          t->failure.text);
+    if (!pmlp__load(&t->failed)) {
+        pmlp__text facts = pmlp__facts(t, call);
+        pmlp__fact(&facts, "layer", "%d", layer);
+        pmlp__fact(&facts, "of it", "%s%s", w ? "w" : "", b ? "b" : "");
+        own = pmlp__agree(t, own, NULL, &t->error);
+    }
+    return own;
+}
+
+/* Row r of the mail is what rank r sent; what goes out lies before all of them. */
+static double *pmlp__mail_of(const pmlp_trainer *t, int rank, size_t count) {
+    return t->mail + t->mail_size + (size_t)rank * count;
+}
+
+static pmlp_result pmlp__exchange_mail(pmlp_trainer *t, size_t count) {
+    return t->group->gather(t->group->context, t->mail, count * sizeof *t->mail,
+                            t->mail + t->mail_size, t->desc.deadline);
+}
+
+/* At the gate: nobody goes on before all ranks are there, and knows then whether the numbers are
+   good; and the squares of all stages. */
+static pmlp_result pmlp__share_squares(pmlp_trainer *t) {
+    size_t neurons = 0;
+    pmlp_result result;
+    int i, l;
+    for (l = 0; pmlp__wants_norm(t) && l < t->model->desc.layers; l++)
+        neurons += pmlp__n_out(t->model, l);
+    t->mail[0] = t->bad ? 1.0 : 0.0;
+    if (neurons) memcpy(t->mail + 1, t->squares, neurons * sizeof *t->mail);
+    result = pmlp__exchange_mail(t, 1 + neurons);
+    for (i = 0; result == PMLP_OK && i < t->group->ranks; i++)
+        t->bad = t->bad || *pmlp__mail_of(t, i, 1 + neurons) != 0.0;
+    for (i = 0; result == PMLP_OK && neurons && i < t->schedule->stages; i++) {
+        const pmlp__stage *s = &t->stages[i];
+        const double *from =
+            pmlp__mail_of(t, pmlp__rank_of(t, t->replica, s->worker), 1 + neurons) + 1;
+        for (l = 0; !s->is_here && l < s->layers; l++) {
+            const size_t n = l == 0 ? s->columns : pmlp__n_out(t->model, s->first_layer + l);
+            const size_t at = t->squares_at[s->first_layer + l] + (l == 0 ? s->first_column : 0);
+            memcpy(t->squares + at, from + at, n * sizeof *from);
+        }
+    }
+    return result;
+}
+
+/* Rows of a batch that replica j has begin here. */
+static size_t pmlp__share_begin(const pmlp_trainer *t, size_t rows, int j) {
+    return (size_t)((uint64_t)rows * (uint64_t)j / (uint64_t)t->desc.replicas);
+}
+
+/* What a rank tells behind a pass: seconds, hits; of each worker, how long it was busy; of each
+   stage, how old its gradients were; the losses of its rows, if it has the last stage. */
+enum { PMLP__MAIL_HEAD = 2, PMLP__MAIL_STAGE = 4 };
+
+static size_t pmlp__results_size(const pmlp_trainer *t, size_t rows) {
+    return PMLP__MAIL_HEAD + (size_t)t->schedule->workers +
+           PMLP__MAIL_STAGE * (size_t)t->schedule->stages + rows;
+}
+
+static void pmlp__write_results(const pmlp_trainer *t, double seconds, double *to) {
+    const int workers = t->schedule->workers, stages = t->schedule->stages;
+    int i;
+    *to++ = seconds;
+    *to++ = (double)t->hits;
+    for (i = 0; i < workers; i++) *to++ = t->workers[i].busy;
+    for (i = 0; i < stages; i++) {
+        const pmlp__stage *s = &t->stages[i];
+        *to++ = (double)s->gradients;
+        *to++ = (double)s->stale;
+        *to++ = (double)s->most_stale;
+        *to++ = (double)s->torn;
+    }
+    memcpy(to, t->row_loss + t->offset, t->rows * sizeof *to);
+}
+
+/* Of one rank: what it has, and nobody else of its replica. */
+static void pmlp__read_results(pmlp_trainer *t, int rank, const double *from) {
+    const int ranks = t->group->ranks / t->desc.replicas, replica = rank / ranks;
+    const int begin = pmlp__block(t, rank % ranks), end = pmlp__block(t, rank % ranks + 1);
+    const size_t first = pmlp__share_begin(t, t->whole, replica);
+    const size_t rows = pmlp__share_begin(t, t->whole, replica + 1) - first;
+    const double *stage = from + PMLP__MAIL_HEAD + t->schedule->workers;
+    int i;
+    if (rank == 0) t->seconds = from[0];
+    t->hits += (size_t)from[1];
+    for (i = begin; replica == 0 && i < end; i++)
+        t->busy[i] = from[PMLP__MAIL_HEAD + i];
+    for (i = 0; i < t->schedule->stages; i++, stage += PMLP__MAIL_STAGE) {
+        pmlp__stage *s = &t->stages[i];
+        if (replica != t->replica || s->worker < begin || s->worker >= end || s->is_here) continue;
+        s->gradients = (uint64_t)stage[0];
+        s->stale = (uint64_t)stage[1];
+        s->most_stale = (uint64_t)stage[2];
+        s->torn = (uint64_t)stage[3];
+    }
+    i = t->stages[t->schedule->stages - 1].worker;
+    if (i >= begin && i < end) memcpy(t->row_loss + first, stage, rows * sizeof *stage);
+}
+
+/* Behind a pass: all ranks know what all others did. */
+static pmlp_result pmlp__share_results(pmlp_trainer *t, double seconds) {
+    const size_t most = (t->whole + (size_t)t->desc.replicas - 1) / (size_t)t->desc.replicas;
+    const size_t count = pmlp__results_size(t, most);
+    pmlp_result result;
+    int i;
+    pmlp__write_results(t, seconds, t->mail);
+    result = pmlp__exchange_mail(t, count);
+    if (result != PMLP_OK) return pmlp__part(t, "ending a step", result, &t->error);
+    t->hits = 0;
+    for (i = 0; i < t->group->ranks; i++)
+        pmlp__read_results(t, i, pmlp__mail_of(t, i, count));
+    return PMLP_OK;
+}
+
+/*============================================================================================*/
+/* >>worker: one short loop                                                                   */
+/*============================================================================================*/
+
+/* The one whose list the calling thread runs. */
+static pmlp__worker *pmlp__caller(pmlp_trainer *t) { return &t->workers[t->first_worker]; }
+
+/* What went wrong, in the words of the group or the back end, if they have some. */
 static const char *pmlp__reason(pmlp__worker *w, pmlp_result result) {
     const pmlp_backend *b = w->trainer->backend;
-    const char *why = b->explain ? b->explain(w->context) : NULL;
+    const char *why = NULL;
+    if (result == PMLP_ERROR_RANK) why = pmlp__group_reason(w->trainer->group);
+    else if (b->explain) why = b->explain(w->context);
     return why && *why ? why : pmlp_result_text(result);
 }
 
-/* The first failure wins; the others only stop. */
 static void pmlp__worker_fail(pmlp__worker *w, pmlp_action a, pmlp_result result) {
-    pmlp_trainer *t = w->trainer;
-    if (pmlp__exchange(&t->failed, 1) == 0) {
-        pmlp__fail(&t->failure, result, "worker %d failed in %s: %s", w->index,
-                   pmlp__action_label(a).text, pmlp__reason(w, result));
-        pmlp__error_place(&t->failure, w->index, a);
-    }
-    pmlp__wake_all(t);
+    pmlp_error why;
+    pmlp__fail(&why, result, "worker %d failed in %s: %s", w->index, pmlp__action_label(a).text,
+               pmlp__reason(w, result));
+    pmlp__error_place(&why, w->index, a);
+    pmlp__trainer_fail(w->trainer, &why);
 }
 
 static void pmlp__blocked(pmlp__worker *w) {
@@ -8056,21 +9419,6 @@ static void pmlp__unblocked(pmlp__worker *w) {
     if (w->blocked_since == 0.0) return;
     w->blocked += pmlp__clock() - w->blocked_since;
     w->blocked_since = 0.0;
-}
-
-/* A stage that has all gradients of a synchronous step, or, if they are not kept, all that its last
-   W needs: the last such stage computes the norm and opens the gate to the updates. Until
-   then nothing is lost if something fails. */
-static pmlp_result pmlp__gradients_done(pmlp_trainer *t, pmlp__stage *stage) {
-    if (pmlp__wants_norm(t)) {
-        const pmlp_result result = pmlp__stage_squares(t, stage);
-        if (result != PMLP_OK) return result;
-    }
-    if (pmlp__add(&t->gathered, 1) + 1 < t->schedule->stages) return PMLP_OK;
-    if (pmlp__wants_norm(t)) t->gradient_norm = pmlp__gradient_norm(t);
-    pmlp__store(&t->gate, 1);
-    pmlp__wake_all(t);
-    return PMLP_OK;
 }
 
 /* The time at which all that a worker has begun is done: now, or, if its back end works on by
@@ -8114,9 +9462,6 @@ static pmlp_result pmlp__flush_stage(pmlp__worker *w, pmlp__stage *stage) {
     pmlp__trace_end(w, span);
     stage->w_begin = stage->w_end;
     w->w_pending--;
-    if (result == PMLP_OK && pmlp__keeps_gradients(t) && !t->schedule->per_update &&
-        stage->w_end == t->schedule->microbatches)
-        result = pmlp__gradients_done(t, stage);
     if (result != PMLP_OK) {
         const pmlp_action a = {PMLP_OP_W, stage->index, stage->w_end - 1};
         pmlp__worker_fail(w, a, result);
@@ -8136,7 +9481,8 @@ static pmlp_result pmlp__flush_weights(pmlp__worker *w) {
 
 /* W of neighbouring micro-batches is merged: put off until enough rows are together. That they come
    in ascending order, one behind the other, is a rule of the checker. The last one is kept for U,
-   which can do both in one go, unless the gradient itself is wanted. */
+   which can do both in one go, unless the gradient itself is wanted. All is kept where gradients
+   continue those of another replica. */
 static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, int microbatch) {
     pmlp_trainer *t = w->trainer;
     if (stage->w_begin == stage->w_end) {
@@ -8144,30 +9490,41 @@ static pmlp_result pmlp__put_off_weights(pmlp__worker *w, pmlp__stage *stage, in
         w->w_pending++;
     }
     stage->w_end = microbatch + 1;
-    if (!pmlp__keeps_gradients(t) && pmlp__ends_group(t, microbatch))
-        return t->schedule->per_update ? PMLP_OK : pmlp__gradients_done(t, stage);
+    if (pmlp__continues(t) || (!pmlp__keeps_gradients(t) && pmlp__ends_group(t, microbatch)))
+        return PMLP_OK;
     return pmlp__rows_between(t, stage->w_begin, stage->w_end) < t->desc.w_rows
                ? PMLP_OK
                : pmlp__flush_stage(w, stage);
 }
 
-static pmlp_result pmlp__send(pmlp_trainer *t, pmlp__stage *stage, bool forward, int microbatch) {
+/* Over one edge, either way. Who has to wait for another rank does not do so forever. */
+static pmlp_result pmlp__hand_over(pmlp__worker *w, const pmlp__edge *edge, bool sends,
+                                   int microbatch, float *data, size_t bytes) {
+    const pmlp_result result = sends ? edge->table->send(edge->handle, microbatch, data, bytes)
+                                     : edge->table->receive(edge->handle, microbatch, data, bytes);
+    w->asks = result == PMLP_BUSY ? edge->other : -1;
+    return result;
+}
+
+static pmlp_result pmlp__send(pmlp__worker *w, pmlp__stage *stage, bool forward, int microbatch) {
+    const pmlp_trainer *t = w->trainer;
     const int l = forward ? stage->layers : stage->below;
     const size_t place = pmlp__place_of(t, pmlp__row_of(t, microbatch));
     const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
-    const float *data = (forward ? stage->x : stage->dz)[l] + place * stage->row[l];
-    return t->edges->send(forward ? stage->send_f : stage->send_b, microbatch, data,
-                          rows * stage->row[l] * sizeof *data);
+    float *data = (forward ? stage->x : stage->dz)[l] + place * stage->row[l];
+    return pmlp__hand_over(w, forward ? stage->send_f : stage->send_b, true, microbatch, data,
+                           rows * stage->row[l] * sizeof *data);
 }
 
-static pmlp_result pmlp__receive(pmlp_trainer *t, pmlp__stage *stage, bool forward,
+static pmlp_result pmlp__receive(pmlp__worker *w, pmlp__stage *stage, bool forward,
                                  int microbatch) {
+    const pmlp_trainer *t = w->trainer;
     const int l = forward ? stage->below : stage->layers;
     const size_t place = pmlp__place_of(t, pmlp__row_of(t, microbatch));
     const size_t rows = pmlp__rows_between(t, microbatch, microbatch + 1);
     float *data = (forward ? stage->x : stage->dz)[l] + place * stage->row[l];
-    return t->edges->receive(forward ? stage->recv_f : stage->recv_b, microbatch, data,
-                             rows * stage->row[l] * sizeof *data);
+    return pmlp__hand_over(w, forward ? stage->recv_f : stage->recv_b, false, microbatch, data,
+                           rows * stage->row[l] * sizeof *data);
 }
 
 /* F or I */
@@ -8198,6 +9555,178 @@ static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pml
     return result;
 }
 
+/* U of a step with bad numbers: what was kept for it is forgotten. */
+static pmlp_result pmlp__no_update(pmlp__worker *w, pmlp__stage *stage) {
+    if (stage->w_begin < stage->w_end) w->w_pending--;
+    stage->w_begin = stage->w_end;
+    return PMLP_OK;
+}
+
+/* --- gradients of several replicas ------------------------------------------------------------ */
+
+/* W of one layer. A trace has one span for all layers of the stage, with the waits between. */
+static pmlp_result pmlp__add_to_chain(pmlp__worker *w, pmlp__stage *stage, int l) {
+    const pmlp_action traced = {PMLP_OP_W, stage->index, stage->w_begin};
+    pmlp_result result;
+    if (!pmlp__continues(w->trainer)) return PMLP_OK; /* it has done its own */
+    if (!stage->adding) stage->adding = pmlp__trace_begin(w, traced);
+    if (stage->adding) stage->adding->count = stage->w_end - stage->w_begin;
+    result = pmlp__layer_weight(w->trainer, stage, l, stage->w_begin, stage->w_end);
+    pmlp__trace_end(w, stage->adding);
+    return result;
+}
+
+/* A layer's share in the chain, in parts that may each have to wait: the sum so far comes from the
+   replica before, this one's rows continue it, it goes on to the next; and what it has become in
+   the last one comes back the same way. */
+enum { PMLP__LINK_TAKE, PMLP__LINK_ADD, PMLP__LINK_GIVE, PMLP__LINK_BACK, PMLP__LINK_ON };
+
+static pmlp_result pmlp__link(pmlp__worker *w, pmlp__stage *stage, int l, int part) {
+    pmlp_trainer *t = w->trainer;
+    pmlp__edge *const edge = part == PMLP__LINK_TAKE   ? stage->from_before
+                             : part == PMLP__LINK_GIVE ? stage->to_next
+                             : part == PMLP__LINK_BACK ? stage->from_next
+                             : part == PMLP__LINK_ON   ? stage->to_before
+                                                       : NULL;
+    float *data;
+    size_t floats;
+    pmlp_result result;
+    if (part == PMLP__LINK_ADD) return pmlp__add_to_chain(w, stage, l);
+    if (!edge) return PMLP_OK;
+    result = t->backend->gradient(w->context, stage->handles[l], &data, &floats);
+    if (result != PMLP_OK) return result;
+    return pmlp__hand_over(w, edge, part == PMLP__LINK_GIVE || part == PMLP__LINK_ON, l, data,
+                           floats * sizeof *data);
+}
+
+/* The parts `first` .. `last` for all layers of the worker, from the top, as far as they go;
+   *number counts those of the whole chain. */
+static pmlp_result pmlp__links(pmlp__worker *w, int first, int last, int *number) {
+    pmlp_trainer *t = w->trainer;
+    int i, l, part;
+    for (i = t->schedule->stages - 1; i >= 0; i--) {
+        pmlp__stage *stage = &t->stages[i];
+        for (l = stage->layers - 1; stage->worker == w->index && l >= 0; l--)
+            for (part = first; part <= last; part++) {
+                pmlp_result result;
+                if ((*number)++ < w->linked) continue;
+                result = pmlp__link(w, stage, l, part);
+                if (result != PMLP_OK) return result;
+                w->asking_since = 0.0;
+                w->linked = *number;
+            }
+    }
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__chain(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    int number = 0, i;
+    pmlp_result result = pmlp__links(w, PMLP__LINK_TAKE, PMLP__LINK_GIVE, &number);
+    if (result == PMLP_OK) result = pmlp__links(w, PMLP__LINK_BACK, PMLP__LINK_ON, &number);
+    if (result != PMLP_OK) return result;
+    for (i = 0; i < t->schedule->stages; i++)
+        if (t->stages[i].worker == w->index) t->stages[i].w_begin = t->stages[i].w_end;
+    w->w_pending = 0;
+    return PMLP_OK;
+}
+
+/* Each replica's own gradients, added up. Without threads one worker after the other, so that the
+   ranks meet in one order. */
+static pmlp_result pmlp__sum(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    pmlp_result result = PMLP_OK;
+    int i, l;
+    if (t->desc.no_threads)
+        for (i = t->first_worker; i < w->index; i++)
+            if (!t->workers[i].has_summed && t->workers[i].count > 0) return PMLP_BUSY;
+    pmlp__blocked(w);
+    for (i = t->schedule->stages - 1; i >= 0; i--) {
+        pmlp__stage *stage = &t->stages[i];
+        for (l = stage->layers - 1; stage->worker == w->index && l >= 0; l--) {
+            float *data;
+            size_t floats;
+            result = t->backend->gradient(w->context, stage->handles[l], &data, &floats);
+            if (result == PMLP_OK)
+                result = t->group->sum(t->group->context, w->index, t->desc.replicas, w->context,
+                                       data, floats, t->desc.deadline);
+            if (result != PMLP_OK) return result;
+        }
+    }
+    pmlp__unblocked(w);
+    return result;
+}
+
+/* --- the gate --------------------------------------------------------------------------------- */
+
+/* The first of count numbers that is not finite; count: all are. */
+static size_t pmlp__bad_one(const double *numbers, size_t count) {
+    size_t i;
+    for (i = 0; i < count && numbers[i] - numbers[i] == 0.0; i++) continue;
+    return i;
+}
+
+/* Whether a loss of this rank's rows is not finite, as far as that is known before the update. */
+static bool pmlp__has_bad_loss(const pmlp_trainer *t) {
+    return t->stages[t->schedule->stages - 1].is_here &&
+           (!t->backend->edges || pmlp__wants_norm(t)) &&
+           pmlp__bad_one(t->row_loss + t->offset, t->rows) < t->rows;
+}
+
+/* The last worker of a rank waits for those of the other ranks. */
+static pmlp_result pmlp__open_gate(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    t->bad = pmlp__has_bad_loss(t);
+    if (t->group) {
+        pmlp_result result;
+        pmlp__blocked(w);
+        result = pmlp__share_squares(t);
+        if (result != PMLP_OK) return result;
+        pmlp__unblocked(w);
+    }
+    if (pmlp__wants_norm(t)) {
+        t->gradient_norm = pmlp__gradient_norm(t);
+        t->bad = t->bad || pmlp__bad_one(&t->gradient_norm, 1) == 0;
+    }
+    pmlp__store(&t->gate, 1);
+    pmlp__wake_all(t);
+    return PMLP_OK;
+}
+
+/* The squares of all stages of the worker, whose gradients are complete. */
+static pmlp_result pmlp__squares(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    int i;
+    for (i = 0; i < t->schedule->stages; i++) {
+        const pmlp_action last_w = {PMLP_OP_W, i, t->schedule->microbatches - 1};
+        pmlp_result result;
+        if (t->stages[i].worker != w->index) continue;
+        result = pmlp__stage_squares(t, &t->stages[i]);
+        if (result == PMLP_OK) continue;
+        pmlp__worker_fail(w, last_w, result);
+        return result;
+    }
+    return PMLP_OK;
+}
+
+/* A worker that comes to its first U of a synchronous step has all gradients, or, if they are not
+   kept, all that its last W needs. The last worker of all opens the gate to the updates; until then
+   nothing is lost if something fails. PMLP_BUSY: another replica is waited for. */
+static pmlp_result pmlp__arrive(pmlp__worker *w) {
+    pmlp_trainer *t = w->trainer;
+    pmlp_result result = PMLP_OK;
+    if (w->has_arrived) return PMLP_OK;
+    if (pmlp__keeps_gradients(t) && !pmlp__continues(t)) result = pmlp__flush_weights(w);
+    if (result == PMLP_OK && t->desc.replicas > 1)
+        result = t->desc.allreduce ? pmlp__sum(w) : pmlp__chain(w);
+    if (result != PMLP_OK) return result;
+    w->has_summed = true;
+    if (pmlp__wants_norm(t)) result = pmlp__squares(w);
+    if (result != PMLP_OK) return result;
+    w->has_arrived = true;
+    return pmlp__add(&t->gathered, 1) + 1 < t->expected ? PMLP_OK : pmlp__open_gate(w);
+}
+
 /* One action. PMLP_BUSY: not yet. */
 static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     pmlp_trainer *t = w->trainer;
@@ -8207,15 +9736,17 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
     case PMLP_OP_F:
     case PMLP_OP_I: return pmlp__compute(w, stage, a);
     case PMLP_OP_W: return pmlp__put_off_weights(w, stage, a.microbatch);
-    case PMLP_OP_SEND_F: return pmlp__send(t, stage, true, a.microbatch);
-    case PMLP_OP_RECV_F: return pmlp__receive(t, stage, true, a.microbatch);
-    case PMLP_OP_SEND_B: return pmlp__send(t, stage, false, a.microbatch);
-    case PMLP_OP_RECV_B: return pmlp__receive(t, stage, false, a.microbatch);
+    case PMLP_OP_SEND_F: return pmlp__send(w, stage, true, a.microbatch);
+    case PMLP_OP_RECV_F: return pmlp__receive(w, stage, true, a.microbatch);
+    case PMLP_OP_SEND_B: return pmlp__send(w, stage, false, a.microbatch);
+    case PMLP_OP_RECV_B: return pmlp__receive(w, stage, false, a.microbatch);
     case PMLP_OP_U:
+        if (!t->schedule->per_update && (result = pmlp__arrive(w)) != PMLP_OK) return result;
         if (!pmlp__load(&t->gate)) return PMLP_BUSY;
         if (pmlp__keeps_gradients(t) && (result = pmlp__flush_stage(w, stage)) != PMLP_OK)
             return result;
         pmlp__unblocked(w);
+        if (t->bad) return pmlp__no_update(w, stage);
         pmlp__store(&t->updating, 1);
         return pmlp__update_weights(w, stage, a);
     default: return PMLP_ERROR_SCHEDULE;
@@ -8229,7 +9760,7 @@ static pmlp_result pmlp__fill_in(pmlp__worker *w, pmlp_action a) {
     pmlp_action traced = {PMLP_OP_F, 0, 0};
     pmlp_result result;
     pmlp_span *span;
-    if (w->w_pending > 0) return pmlp__flush_weights(w);
+    if (w->w_pending > 0 && !pmlp__continues(w->trainer)) return pmlp__flush_weights(w);
     if (a.op != PMLP_OP_RECV_F || !pmlp__can_go_ahead(w->trainer, stage)) return PMLP_BUSY;
     traced.stage = a.stage;
     traced.microbatch = stage->ahead;
@@ -8242,6 +9773,21 @@ static pmlp_result pmlp__fill_in(pmlp__worker *w, pmlp_action a) {
     return result;
 }
 
+/* Whether a worker has asked another rank in vain for too long, which it then says. */
+static bool pmlp__gives_up(pmlp__worker *w, pmlp_action a) {
+    pmlp_trainer *t = w->trainer;
+    const double now = w->asks >= 0 ? pmlp__clock() : 0.0;
+    pmlp_error why;
+    if (w->asks < 0) return false;
+    if (w->asking_since == 0.0) w->asking_since = now;
+    if (now - w->asking_since < t->desc.deadline) return false;
+    pmlp__fail(&why, PMLP_ERROR_RANK, "worker %d waited %g s for rank %d in %s", w->index,
+               t->desc.deadline, w->asks, pmlp__action_label(a).text);
+    pmlp__error_place(&why, w->index, a);
+    pmlp__trainer_fail(t, &why);
+    return true;
+}
+
 /* Runs the list until its end (PMLP_OK), until something is not there yet (PMLP_BUSY), or until
    something fails. */
 static pmlp_result pmlp__advance(pmlp__worker *w) {
@@ -8249,16 +9795,18 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
         const pmlp_action a = w->list[w->next];
         pmlp_result result = PMLP_OK;
         if (pmlp__load(&w->trainer->failed)) return PMLP_ERROR_STATE;
+        w->asks = -1;
         result = pmlp__execute(w, a);
         if (result == PMLP_OK) {
             pmlp__unblocked(w);
+            w->asking_since = 0.0;
             w->next++;
             continue;
         }
         if (result == PMLP_BUSY) result = pmlp__fill_in(w, a);
         if (result == PMLP_BUSY) {
             pmlp__blocked(w);
-            return result;
+            return pmlp__gives_up(w, a) ? PMLP_ERROR_RANK : result;
         }
         if (result != PMLP_OK) {
             pmlp__worker_fail(w, a, result);
@@ -8290,8 +9838,10 @@ static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
 static void pmlp__worker_begin(pmlp__worker *w, const pmlp_schedule *lowered) {
     w->list = pmlp_schedule_actions(lowered, w->index, &w->count);
     w->next = 0;
-    w->w_pending = 0;
-    w->blocked = w->blocked_since = 0.0;
+    w->w_pending = w->linked = 0;
+    w->has_summed = w->has_arrived = false;
+    w->asks = -1;
+    w->blocked = w->blocked_since = w->asking_since = 0.0;
     w->begun = w->finished = pmlp__clock();
 }
 
@@ -8300,15 +9850,13 @@ static void pmlp__worker_finish(pmlp__worker *w, pmlp_result result) {
     pmlp_trainer *t = w->trainer;
     const pmlp_result synchronized = t->backend->synchronize(w->context);
     if (result == PMLP_OK && synchronized != PMLP_OK) {
-        if (pmlp__exchange(&t->failed, 1) == 0) {
-            const pmlp_action last = w->list[w->count - 1];
-            pmlp__fail(&t->failure, synchronized,
-                       "worker %d failed in what it had begun up to %s: %s", w->index,
-                       pmlp__label_of(last.op, last.stage, last.microbatch).text,
-                       pmlp__reason(w, synchronized));
-            pmlp__error_place(&t->failure, w->index, last);
-        }
-        pmlp__wake_all(t);
+        const pmlp_action last = w->list[w->count - 1];
+        pmlp_error why;
+        pmlp__fail(&why, synchronized, "worker %d failed in what it had begun up to %s: %s",
+                   w->index, pmlp__label_of(last.op, last.stage, last.microbatch).text,
+                   pmlp__reason(w, synchronized));
+        pmlp__error_place(&why, w->index, last);
+        pmlp__trainer_fail(t, &why);
     }
     w->finished = pmlp__clock();
     pmlp__unblocked(w);
@@ -8334,7 +9882,7 @@ static pmlp_result pmlp__worker_pass(pmlp_trainer *t, int index, pmlp_error *err
     return result;
 }
 
-/* The thread of workers 1 .. p-1. */
+/* The thread of all workers but the caller. */
 static void pmlp__worker_main(void *argument) {
     pmlp__worker *w = (pmlp__worker *)argument;
     pmlp_trainer *t = w->trainer;
@@ -8348,7 +9896,7 @@ static void pmlp__worker_main(void *argument) {
         tasks++;
         w->task_result = w->task(t, w->task_index, &w->task_error);
         pmlp__add(&t->done, 1);
-        pmlp__wake(&t->workers[0]);
+        pmlp__wake(pmlp__caller(t));
         spins = 0;
     }
 }
@@ -8361,11 +9909,12 @@ static void pmlp__give_task(pmlp__worker *w, pmlp__task task, int index) {
     pmlp__wake(w);
 }
 
-/* Waits, on the thread of worker 0, until the others have done so many tasks. */
+/* Waits, on the calling thread, until the other workers have done so many tasks. */
 static void pmlp__await_tasks(pmlp_trainer *t, int count) {
+    pmlp__worker *const w = pmlp__caller(t);
     int spins = 0;
-    while (pmlp__load(&t->done) < count) pmlp__backoff(&t->workers[0], &spins, false);
-    pmlp__store(&t->workers[0].sleeping, 0);
+    while (pmlp__load(&t->done) < count) pmlp__backoff(w, &spins, false);
+    pmlp__store(&w->sleeping, 0);
 }
 
 /*============================================================================================*/
@@ -8401,9 +9950,14 @@ static pmlp_trainer_desc pmlp__trainer_defaults(const pmlp_trainer_desc *desc) {
     if (d.beta2 == 0.0f) d.beta2 = 0.999f;
     if (d.epsilon == 0.0f) d.epsilon = 1e-8f;
     if (!d.backend) d.backend = pmlp_cpu_backend();
+    if (!d.bad_numbers) d.bad_numbers = PMLP_BAD_NUMBERS_STOP;
+    if (d.bad_numbers == PMLP_BAD_NUMBERS_SKIP && d.backend->edges) d.gradient_norm = true;
     if (!d.w_rows) d.w_rows = d.backend->exact ? 128 : 1;
     if (!d.backend->exact) d.whole_layers = true;
     if (!d.edges) d.edges = d.backend->edges ? d.backend->edges : pmlp_thread_edges();
+    if (!d.replicas) d.replicas = 1;
+    if (d.replicas > 1 && !d.backend->exact) d.allreduce = true;
+    if (d.deadline == 0.0) d.deadline = 60.0;
     return d;
 }
 
@@ -8426,14 +9980,19 @@ static pmlp_result pmlp__trainer_schedule(const pmlp_trainer_desc *d, int batche
     return pmlp_schedule_create(&s, schedule, error);
 }
 
+/* Whether hand-offs have to meet, here or between ranks. */
+static bool pmlp__meets(const pmlp_trainer *t) {
+    return t->edges->transport == PMLP_TRANSPORT_RENDEZVOUS ||
+           (t->group && t->group->edges->transport == PMLP_TRANSPORT_RENDEZVOUS);
+}
+
 /* Written out for the edges that there are, and proved to finish over them. */
 static pmlp_result pmlp__trainer_lower(const pmlp_trainer *t, const pmlp_schedule *s,
                                        pmlp_schedule **lowered, pmlp_error *error) {
     const int slots = t->desc.slots;
     pmlp_result result = pmlp_schedule_check(s, slots, NULL, error);
     if (result != PMLP_OK) return result;
-    if (t->edges->transport != PMLP_TRANSPORT_RENDEZVOUS)
-        return pmlp_schedule_lower(s, lowered, error);
+    if (!pmlp__meets(t)) return pmlp_schedule_lower(s, lowered, error);
     result = pmlp_schedule_lower_in_order(s, NULL, lowered, error);
     return result != PMLP_OK ? result
                              : pmlp_schedule_replay(*lowered, PMLP_TRANSPORT_RENDEZVOUS, 0, NULL,
@@ -8442,7 +10001,7 @@ static pmlp_result pmlp__trainer_lower(const pmlp_trainer *t, const pmlp_schedul
 
 /* The forwards alone, which evaluation runs. */
 static pmlp_result pmlp__trainer_forwards(pmlp_trainer *t, pmlp_error *error) {
-    const bool meet = t->edges->transport == PMLP_TRANSPORT_RENDEZVOUS;
+    const bool meet = pmlp__meets(t);
     const int edges = 2 * t->schedule->stages;
     pmlp_result result;
     int *slots, edge;
@@ -8634,6 +10193,18 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
     return result;
 }
 
+/* What was measured on rank 0 is what all go by. */
+static pmlp_result pmlp__from_rank_0(const pmlp_trainer_desc *d, double *values, size_t count,
+                                     pmlp_error *error) {
+    const pmlp_result result = d->group->broadcast(d->group->context, 0, values,
+                                                   count * sizeof *values, d->deadline);
+    const char *why = pmlp__group_reason(d->group);
+    return result == PMLP_OK
+               ? result
+               : pmlp__fail(error, result, "what rank 0 measures: %.400s",
+                            *why ? why : pmlp_result_text(result));
+}
+
 /* Fills cuts [stages - 1] as the desc says, and costs [layers] with what each layer costs. */
 static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer_desc *d,
                                      int stages, const pmlp_cut *wanted, double *costs,
@@ -8646,7 +10217,9 @@ static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer
                                   : pmlp__output_cost(model, NULL, l) *
                                         (double)pmlp__n_out(model, l);
     if (d->measure_layers && stages > 1 && !d->layer_costs && !wanted) {
-        result = pmlp_measure_layers(model, d, costs, error);
+        if (!d->group || d->group->rank == 0) result = pmlp_measure_layers(model, d, costs, error);
+        if (result == PMLP_OK && d->group)
+            result = pmlp__from_rank_0(d, costs, (size_t)model->desc.layers, error);
         if (result != PMLP_OK) return result;
     }
     if (!wanted) return pmlp_partition(model, stages, d->whole_layers, costs, cuts, NULL, error);
@@ -8678,11 +10251,12 @@ static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
     int l;
     t->workers = (pmlp__worker *)pmlp__new(allocator, workers, sizeof *t->workers);
     t->stages = (pmlp__stage *)pmlp__new(allocator, stages, sizeof *t->stages);
-    t->connected = (void **)pmlp__new(allocator, 2 * stages, sizeof *t->connected);
+    t->connected = (pmlp__edge *)pmlp__new(allocator, 6 * stages, sizeof *t->connected);
     t->row_loss = (double *)pmlp__new(allocator, rows, sizeof *t->row_loss);
     t->row_hit = (unsigned char *)pmlp__new(allocator, rows, 1);
-    t->costs = (double *)pmlp__new(allocator, 7 * stages, sizeof *t->costs);
+    t->costs = (double *)pmlp__new(allocator, 7 * stages + 1, sizeof *t->costs);
     t->idle = (double *)pmlp__new(allocator, workers, sizeof *t->idle);
+    t->busy = (double *)pmlp__new(allocator, workers, sizeof *t->busy);
     t->squares_at =
         (size_t *)pmlp__new(allocator, (size_t)t->model->desc.layers, sizeof *t->squares_at);
     for (l = 0; t->squares_at && l < t->model->desc.layers; l++) {
@@ -8690,8 +10264,14 @@ static pmlp_result pmlp__trainer_arrays(pmlp_trainer *t, pmlp_error *error) {
         neurons += pmlp__n_out(t->model, l);
     }
     t->squares = (double *)pmlp__new(allocator, neurons, sizeof *t->squares);
+    if (t->group) {
+        const size_t results = pmlp__results_size(t, (size_t)t->pass_batches * t->share);
+        t->mail_size = results > 1 + neurons ? results : 1 + neurons;
+        t->mail = (double *)pmlp__new(allocator, 1 + (size_t)t->group->ranks,
+                                      t->mail_size * sizeof *t->mail);
+    }
     if (t->workers && t->stages && t->connected && t->row_loss && t->row_hit && t->idle &&
-        t->costs && t->squares_at && t->squares)
+        t->busy && t->costs && t->squares_at && t->squares && (t->mail || !t->group))
         return PMLP_OK;
     return pmlp__no_memory(error, "a trainer");
 }
@@ -8716,8 +10296,8 @@ static pmlp_result pmlp__worker_bind(pmlp_trainer *t, int index, pmlp_error *err
 }
 
 static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
-    int i;
-    for (i = 0; i < t->schedule->workers; i++) {
+    int threads = t->end_worker - t->first_worker, i;
+    for (i = t->first_worker; i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->trainer = t;
         w->index = i;
@@ -8728,10 +10308,11 @@ static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     }
     /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
        from the very worker that is waited for. */
-    t->pauses = t->schedule->workers <= pmlp__cores() ? 2000 : 20;
+    if (t->group && t->group->per_machine > 1) threads *= t->group->per_machine;
+    t->pauses = threads <= pmlp__cores() ? 2000 : 20;
     t->spins = t->pauses + 1000;
-    t->polled = t->edges != pmlp_thread_edges();
-    for (i = 1; !t->desc.no_threads && i < t->schedule->workers; i++) {
+    t->polled = t->edges != pmlp_thread_edges() || t->group;
+    for (i = t->first_worker + 1; !t->desc.no_threads && i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->start.run = pmlp__worker_main;
         w->start.argument = w;
@@ -8749,8 +10330,8 @@ static pmlp_result pmlp__worker_open(pmlp_trainer *t, int index, pmlp_error *err
     pmlp__worker *w = &t->workers[index];
     pmlp_backend_desc open;
     pmlp_result result;
-    open.worker = index;
-    open.workers = t->schedule->workers;
+    open.worker = index - t->first_worker;
+    open.workers = t->end_worker - t->first_worker;
     open.allocator = t->desc.allocator;
     result = t->backend->open(t->backend, &open, &w->context, error);
     if (result != PMLP_OK && error->text[0] == '\0')
@@ -8761,7 +10342,7 @@ static pmlp_result pmlp__worker_open(pmlp_trainer *t, int index, pmlp_error *err
 
 static pmlp_result pmlp__stage_buffer(pmlp_trainer *t, pmlp__stage *stage, int l, float **buffer,
                                       bool *owned) {
-    const size_t rows = (size_t)t->ring * t->desc.batch;
+    const size_t rows = (size_t)t->ring * t->share;
     void *memory = NULL;
     pmlp_result result;
     if (pmlp__mul_overflows(rows, stage->row[l] * sizeof(float))) return PMLP_ERROR_MEMORY;
@@ -8788,6 +10369,9 @@ static void pmlp__stage_extent(pmlp_trainer *t, int index) {
     s->columns =
         (cut_inside ? (size_t)end.column : pmlp__n_out(t->model, begin.layer)) - s->first_column;
     s->below = begin.column > 0;
+    s->is_here = s->worker >= t->first_worker && s->worker < t->end_worker;
+    s->versions =
+        t->desc.no_stashing ? 1 : pmlp_schedule_versions(t->many ? t->many : t->schedule, index);
 }
 
 /* The layers of a stage with their weights. */
@@ -8819,7 +10403,6 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index, pmlp_error *er
     pmlp_result result;
     size_t n;
     int l;
-    pmlp__stage_extent(t, index);
     n = (size_t)s->layers;
     s->handles = (void **)pmlp__new(allocator, n, sizeof *s->handles);
     s->x = (float **)pmlp__new(allocator, n + 1, sizeof *s->x);
@@ -8827,8 +10410,6 @@ static pmlp_result pmlp__stage_layers(pmlp_trainer *t, int index, pmlp_error *er
     s->owns_x = (bool *)pmlp__new(allocator, n + 1, sizeof *s->owns_x);
     s->owns_dz = (bool *)pmlp__new(allocator, n + 1, sizeof *s->owns_dz);
     s->row = (size_t *)pmlp__new(allocator, n + 1, sizeof *s->row);
-    s->versions =
-        t->desc.no_stashing ? 1 : pmlp_schedule_versions(t->many ? t->many : t->schedule, index);
     s->version_at =
         (uint64_t *)pmlp__new(allocator, (size_t)s->versions, sizeof *s->version_at);
     s->version_of = (uint64_t *)pmlp__new(
@@ -8855,7 +10436,8 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
     pmlp__stage *s = &t->stages[index];
     pmlp__stage *above = s->is_last ? NULL : &t->stages[index + 1];
     const int n = s->layers;
-    const bool shared = above && (t->edges->shared || above->worker == s->worker);
+    const bool shared =
+        above && above->is_here && (t->edges->shared || above->worker == s->worker);
     pmlp_result result = PMLP_OK;
     int l;
     for (l = 0; result == PMLP_OK && l <= n; l++)
@@ -8865,6 +10447,7 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
     if (result == PMLP_OK && shared) {
         above->x[above->below] = s->x[n];
         above->dz[above->below] = s->dz[n];
+        above->shares_below = s->below == 0 || s->shares_below;
     }
     if (result != PMLP_OK)
         pmlp__fail(error, result, "the batch of stage %d: %s", index,
@@ -8872,32 +10455,130 @@ static pmlp_result pmlp__stage_buffers(pmlp_trainer *t, int index, pmlp_error *e
     return result;
 }
 
-/* One queue per boundary and direction. Activations and gradients of different stages in one queue
-   would be mixed up as soon as a worker has two stages. */
-static pmlp_result pmlp__connect_edge(pmlp_trainer *t, int from, int to, void **edge,
-                                      pmlp_error *error) {
-    const pmlp__stage *upper = &t->stages[from > to ? from : to];
+/* What an edge is for. Each kind of each stage and replica has a channel of its own. */
+enum { PMLP__FORWARDS, PMLP__BACKWARDS, PMLP__TO_NEXT, PMLP__TO_BEFORE, PMLP__EDGE_KINDS };
+
+/* One queue per boundary and direction: activations and gradients of different stages in one queue
+   would be mixed up as soon as a worker has two stages. Between workers of this rank it is the back
+   end's, else the group's. d has the stages, the ranks, the kind of message and its size. */
+static pmlp_result pmlp__connect_edge(pmlp_trainer *t, pmlp_edge_desc *d, int replica, int kind,
+                                      pmlp__edge **out, pmlp_error *error) {
+    const int lower = d->to_stage < d->from_stage ? d->to_stage : d->from_stage;
+    const int mine = t->group ? t->group->rank : 0;
+    const bool from_here = d->from_rank == mine, to_here = d->to_rank == mine;
+    pmlp__edge *edge = &t->connected[t->connected_count];
+    pmlp_result result;
+    d->from_worker = t->stages[d->from_stage].worker;
+    d->to_worker = t->stages[d->to_stage].worker;
+    d->channel = (replica * t->schedule->stages + lower) * PMLP__EDGE_KINDS + kind;
+    d->seconds = t->desc.deadline;
+    d->from_context = from_here ? t->workers[d->from_worker].context : NULL;
+    d->to_context = to_here ? t->workers[d->to_worker].context : NULL;
+    d->wake = pmlp__wake;
+    d->from_wake = from_here ? &t->workers[d->from_worker] : NULL;
+    d->to_wake = to_here ? &t->workers[d->to_worker] : NULL;
+    d->allocator = t->desc.allocator;
+    edge->table = from_here && to_here ? t->edges : t->group->edges;
+    edge->other = from_here && to_here ? -1 : from_here ? d->to_rank : d->from_rank;
+    result = edge->table->connect(edge->table, d, &edge->handle, error);
+    if (result == PMLP_OK) {
+        t->connected_count++;
+        *out = edge;
+    } else if (error->text[0] == '\0') {
+        const char *why = result == PMLP_ERROR_RANK ? pmlp__group_reason(t->group) : "";
+        pmlp__fail(error, result,
+                   "the edge from stage %d to stage %d could not be connected%s%.300s",
+                   d->from_stage, d->to_stage, *why ? ": " : "", why);
+    }
+    return result;
+}
+
+/* Both edges between a stage and the one above, if any of the two is here. */
+static pmlp_result pmlp__connect_stages(pmlp_trainer *t, int lower, pmlp_error *error) {
+    pmlp__stage *s = &t->stages[lower], *above = &t->stages[lower + 1];
+    const int low_rank = pmlp__rank_of(t, t->replica, s->worker);
+    const int high_rank = pmlp__rank_of(t, t->replica, above->worker);
+    const size_t m = (size_t)t->desc.microbatches;
+    pmlp__edge *edge = NULL;
     pmlp_edge_desc d;
     pmlp_result result;
-    d.from_stage = from;
-    d.to_stage = to;
-    d.from_worker = t->stages[from].worker;
-    d.to_worker = t->stages[to].worker;
-    d.gradient = to < from;
+    if (s->worker == above->worker || (!s->is_here && !above->is_here)) return PMLP_OK;
+    memset(&d, 0, sizeof d);
     d.slots = t->desc.slots;
-    d.row_bytes = upper->row[upper->below] * sizeof(float);
-    d.max_rows = (t->desc.batch + (size_t)t->desc.microbatches - 1) / (size_t)t->desc.microbatches;
-    d.from_context = t->workers[d.from_worker].context;
-    d.to_context = t->workers[d.to_worker].context;
-    d.wake = pmlp__wake;
-    d.from_wake = &t->workers[d.from_worker];
-    d.to_wake = &t->workers[d.to_worker];
-    d.allocator = t->desc.allocator;
-    result = t->edges->connect(t->edges, &d, edge, error);
-    if (result == PMLP_OK) t->connected[t->connected_count++] = *edge;
-    else if (error->text[0] == '\0')
-        pmlp__fail(error, result, "the edge from stage %d to stage %d could not be connected", from,
-                   to);
+    d.row_bytes = (s->is_here ? s->row[s->layers] : above->row[above->below]) * sizeof(float);
+    d.max_rows = (t->share + m - 1) / m;
+    d.from_stage = lower;
+    d.to_stage = lower + 1;
+    d.from_rank = low_rank;
+    d.to_rank = high_rank;
+    result = pmlp__connect_edge(t, &d, t->replica, PMLP__FORWARDS, &edge, error);
+    if (result != PMLP_OK) return result;
+    s->send_f = above->recv_f = edge;
+    d.from_stage = lower + 1;
+    d.to_stage = lower;
+    d.from_rank = high_rank;
+    d.to_rank = low_rank;
+    d.gradient = true;
+    result = pmlp__connect_edge(t, &d, t->replica, PMLP__BACKWARDS, &edge, error);
+    if (result == PMLP_OK) above->send_b = s->recv_b = edge;
+    return result;
+}
+
+/* The bytes of a stage's largest gradient. */
+static pmlp_result pmlp__largest_gradient(pmlp_trainer *t, const pmlp__stage *s, size_t *bytes) {
+    pmlp_result result = PMLP_OK;
+    float *data;
+    size_t floats;
+    int l;
+    *bytes = 0;
+    for (l = 0; result == PMLP_OK && l < s->layers; l++) {
+        result = t->backend->gradient(pmlp__context_of(t, s), s->handles[l], &data, &floats);
+        if (result == PMLP_OK && floats * sizeof *data > *bytes) *bytes = floats * sizeof *data;
+    }
+    return result;
+}
+
+/* The links of the chain from a stage of one replica to the same of the next, there and back. */
+static pmlp_result pmlp__connect_replicas(pmlp_trainer *t, pmlp__stage *s, int replica,
+                                          pmlp_error *error) {
+    const bool is_lower = t->replica == replica;
+    pmlp_edge_desc d;
+    pmlp_result result;
+    memset(&d, 0, sizeof d);
+    d.from_stage = d.to_stage = s->index;
+    d.gradient = true;
+    d.slots = 2;
+    d.max_rows = 1;
+    result = pmlp__largest_gradient(t, s, &d.row_bytes);
+    if (result != PMLP_OK)
+        return pmlp__fail(error, result, "the gradients of stage %d: %s", s->index,
+                          pmlp__reason(&t->workers[s->worker], result));
+    d.from_rank = pmlp__rank_of(t, replica, s->worker);
+    d.to_rank = pmlp__rank_of(t, replica + 1, s->worker);
+    result = pmlp__connect_edge(t, &d, replica, PMLP__TO_NEXT,
+                                is_lower ? &s->to_next : &s->from_before, error);
+    if (result != PMLP_OK) return result;
+    d.from_rank = d.to_rank;
+    d.to_rank = pmlp__rank_of(t, replica, s->worker);
+    return pmlp__connect_edge(t, &d, replica, PMLP__TO_BEFORE,
+                              is_lower ? &s->from_next : &s->to_before, error);
+}
+
+/* How the replicas' gradients will be summed. */
+static pmlp_result pmlp__connect_sums(pmlp_trainer *t, pmlp_error *error) {
+    pmlp_result result = PMLP_OK;
+    int i, j;
+    for (i = 0; !t->desc.allreduce && i < t->schedule->stages; i++)
+        for (j = 0; result == PMLP_OK && j + 1 < t->desc.replicas; j++)
+            if (t->stages[i].is_here && (t->replica == j || t->replica == j + 1))
+                result = pmlp__connect_replicas(t, &t->stages[i], j, error);
+    for (i = t->first_worker; t->desc.allreduce && result == PMLP_OK && i < t->end_worker; i++) {
+        result = t->group->sum(t->group->context, i, t->desc.replicas, t->workers[i].context, NULL,
+                               0, t->desc.deadline);
+        if (result != PMLP_OK)
+            pmlp__fail(error, result, "the sums of worker %d: %.400s", i,
+                       pmlp__reason(&t->workers[i], result));
+    }
     return result;
 }
 
@@ -8905,18 +10586,23 @@ static pmlp_result pmlp__trainer_stages(pmlp_trainer *t, pmlp_error *error) {
     const int stages = t->schedule->stages;
     pmlp_result result = PMLP_OK;
     int i;
+    for (i = 0; i < stages; i++) pmlp__stage_extent(t, i);
     for (i = 0; result == PMLP_OK && i < stages; i++)
-        result = pmlp__on_worker(t, t->schedule->stage_worker[i], pmlp__stage_layers, i, error);
+        if (t->stages[i].is_here)
+            result = pmlp__on_worker(t, t->stages[i].worker, pmlp__stage_layers, i, error);
     for (i = 0; result == PMLP_OK && i < stages; i++)
-        result = pmlp__on_worker(t, t->schedule->stage_worker[i], pmlp__stage_buffers, i, error);
-    for (i = 0; result == PMLP_OK && i + 1 < stages; i++) {
-        pmlp__stage *s = &t->stages[i], *above = &t->stages[i + 1];
-        if (s->worker == above->worker) continue;
-        result = pmlp__connect_edge(t, i, i + 1, &s->send_f, error);
-        above->recv_f = s->send_f;
-        if (result == PMLP_OK) result = pmlp__connect_edge(t, i + 1, i, &above->send_b, error);
-        s->recv_b = above->send_b;
-    }
+        if (t->stages[i].is_here)
+            result = pmlp__on_worker(t, t->stages[i].worker, pmlp__stage_buffers, i, error);
+    return result;
+}
+
+/* In one order for all ranks: a connect() may wait for the other end. */
+static pmlp_result pmlp__trainer_connect(pmlp_trainer *t, pmlp_error *error) {
+    pmlp_result result = PMLP_OK;
+    int i;
+    for (i = 0; result == PMLP_OK && i + 1 < t->schedule->stages; i++)
+        result = pmlp__connect_stages(t, i, error);
+    if (result == PMLP_OK && t->desc.replicas > 1) result = pmlp__connect_sums(t, error);
     return result;
 }
 
@@ -8944,7 +10630,7 @@ static pmlp_result pmlp__zero_data(const pmlp_model *model, pmlp_data *data, flo
 static pmlp_result pmlp__trainer_traces(pmlp_trainer *t, pmlp_error *error) {
     const int kept = t->desc.trace;
     int i;
-    for (i = 0; kept > 0 && i < t->schedule->workers; i++) {
+    for (i = t->first_worker; kept > 0 && i < t->end_worker; i++) {
         pmlp__trace *trace = &t->workers[i].trace;
         const int actions = t->lowered->lists[i].count;
         const int batches = t->schedule->per_update ? PMLP__TRACED_BATCHES : 1;
@@ -8960,22 +10646,58 @@ static pmlp_result pmlp__trainer_traces(pmlp_trainer *t, pmlp_error *error) {
     return PMLP_OK;
 }
 
+/* Which workers are here. Each rank has some, and they have something to do. */
+static pmlp_result pmlp__trainer_workers(pmlp_trainer *t, pmlp_error *error) {
+    const int ranks = t->group ? t->group->ranks / t->desc.replicas : 1;
+    const int mine = t->group ? t->group->rank % ranks : 0;
+    int i, worker;
+    t->first_worker = pmlp__block(t, mine);
+    t->end_worker = pmlp__block(t, mine + 1);
+    for (worker = t->first_worker; worker < t->end_worker; worker++)
+        t->expected += t->schedule->lists[worker].count > 0;
+    for (i = 0; t->group && i < ranks; i++) {
+        int busy = 0;
+        for (worker = pmlp__block(t, i); worker < pmlp__block(t, i + 1); worker++)
+            busy += t->schedule->lists[worker].count > 0;
+        if (busy == 0)
+            return pmlp__fail(error, PMLP_ERROR_SHAPE, "rank %d would have no stage", i);
+    }
+    return PMLP_OK;
+}
+
+/* All but what reaches out to other ranks. */
 static pmlp_result pmlp__trainer_build(pmlp_trainer *t, pmlp_error *error) {
     pmlp_result result = pmlp__trainer_schedules(t, error);
     int i;
+    if (result == PMLP_OK) result = pmlp__trainer_workers(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_cuts(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_arrays(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_threads(t, error);
-    for (i = 0; result == PMLP_OK && i < t->schedule->workers; i++)
+    for (i = t->first_worker; result == PMLP_OK && i < t->end_worker; i++)
         result = pmlp__on_worker(t, i, pmlp__worker_open, i, error);
     if (result == PMLP_OK) result = pmlp__trainer_stages(t, error);
     return result == PMLP_OK ? pmlp__trainer_traces(t, error) : result;
 }
 
-/* Auto without costs: a copy of the model is trained for some steps on zeros, by all workers, and
-   what that took is what the search goes by. Then everything else is as if the costs had been
-   given. */
-static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) {
+/* Costs whose arrays are [7][stages], with what is no array behind these. */
+static pmlp_costs pmlp__costs_in(const double *arrays, int stages) {
+    pmlp_costs costs;
+    memset(&costs, 0, sizeof costs);
+    costs.stages = stages;
+    costs.f = arrays;
+    costs.i = arrays + stages;
+    costs.w = arrays + 2 * stages;
+    costs.u = arrays + 3 * stages;
+    costs.message_bytes = arrays + 4 * stages;
+    costs.held = arrays + 5 * stages;
+    costs.ahead = arrays + 6 * stages;
+    costs.latency = arrays[7 * stages];
+    return costs;
+}
+
+/* A copy of the model is trained for some steps on zeros, by all workers, if they are all here, and
+   else by their lists on this thread. *arrays, as above, is to be freed. */
+static pmlp_result pmlp__probe(const pmlp_trainer *t, double **arrays, pmlp_error *error) {
     const pmlp_model *model = t->model;
     pmlp_trainer_desc d = t->desc;
     pmlp_model *copy = NULL;
@@ -8983,66 +10705,196 @@ static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) 
     pmlp_costs costs;
     pmlp_data zeros;
     float *x = NULL;
-    double *arrays = NULL;
     pmlp_result result = pmlp_model_clone(model, &copy, error);
     int i;
     memset(&d.logger, 0, sizeof d.logger);
     memset(&zeros, 0, sizeof zeros);
-    zeros.rows = d.batch;
+    d.batch = zeros.rows = t->share;
     d.schedule = d.virtual_stages > 1 ? PMLP_SCHEDULE_LOOPED_BFS : PMLP_SCHEDULE_GPIPE;
     d.trace = PMLP__PROBE_STEPS;
+    if (d.group) d.no_threads = true;
+    d.group = NULL;
+    d.replicas = 1;
     if (result == PMLP_OK) result = pmlp__zero_data(model, &zeros, &x, error);
     if (result == PMLP_OK) result = pmlp_trainer_create(copy, &d, &probe, error);
     for (i = 0; result == PMLP_OK && i < PMLP__PROBE_STEPS + 2; i++)
         result = pmlp_trainer_step(probe, &zeros, NULL);
     if (result == PMLP_OK) result = pmlp_trainer_costs(probe, &costs);
     if (result == PMLP_OK) {
-        arrays = probe->costs; /* they outlive it */
+        *arrays = probe->costs; /* they outlive it */
         probe->costs = NULL;
-        if (d.no_threads) costs.latency = 0.0; /* that was the other workers' turns */
+        if (d.no_threads) (*arrays)[7 * costs.stages] = 0.0; /* it was the other workers' turns */
     } else if (probe) {
         *error = *pmlp_trainer_error(probe);
     }
     pmlp_trainer_destroy(probe);
     pmlp_model_destroy(copy);
     pmlp__delete(&model->desc.allocator, x);
+    return result;
+}
+
+/* Auto without costs: those of some steps, measured on rank 0, are what the search goes by. Then
+   everything else is as if the costs had been given. */
+static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) {
+    const int stages = t->desc.workers * t->desc.virtual_stages;
+    const size_t count = 7 * (size_t)stages + 1;
+    double *arrays = NULL;
+    pmlp_costs costs;
+    pmlp_result result = PMLP_OK;
+    if (!t->group || t->group->rank == 0) result = pmlp__probe(t, &arrays, error);
+    else if (!(arrays = (double *)pmlp__new(&t->desc.allocator, count, sizeof *arrays)))
+        result = pmlp__no_memory(error, "costs");
+    if (result == PMLP_OK && t->group)
+        result = pmlp__from_rank_0(&t->desc, arrays, count, error);
     if (result == PMLP_OK) {
+        costs = pmlp__costs_in(arrays, stages);
         t->desc.costs = &costs;
         result = pmlp__trainer_build(t, error);
     }
+    t->desc.costs = NULL;
     pmlp__delete(&t->desc.allocator, arrays);
     return result;
+}
+
+/* A number for what a pointer of the desc points to; 0: NULL. */
+static double pmlp__digest(const void *bytes, size_t size) {
+    return bytes ? (double)(pmlp_hash(0, bytes, size) >> 12) : 0.0;
+}
+
+static void pmlp__model_facts(const pmlp_model *model, pmlp__text *facts) {
+    const size_t layers = (size_t)model->desc.layers;
+    pmlp__fact(facts, "layers", "%d", model->desc.layers);
+    pmlp__fact(facts, "sizes", "%d ... %d, digest %.0f", model->sizes[0], model->sizes[layers],
+               pmlp__digest(model->sizes, (layers + 1) * sizeof *model->sizes));
+    pmlp__fact(facts, "activations", "digest %.0f",
+               pmlp__digest(model->activations, layers * sizeof *model->activations));
+    pmlp__fact(facts, "loss", "%s", pmlp_loss_name(model->desc.loss));
+    pmlp__fact(facts, "weights", "digest %.0f",
+               pmlp__digest(model->params, model->param_count * sizeof *model->params));
+}
+
+/* What all ranks must have set alike. */
+static void pmlp__trainer_facts(pmlp_trainer *t) {
+    const pmlp_trainer_desc *d = &t->desc;
+    const pmlp_costs *c = d->costs;
+    pmlp__text facts = pmlp__facts(t, "create");
+    pmlp__fact(&facts, "version", "%d.%d.%d", PMLP_VERSION_MAJOR, PMLP_VERSION_MINOR,
+               PMLP_VERSION_PATCH);
+    pmlp__fact(&facts, "backend", "%s", d->backend->name);
+    pmlp__fact(&facts, "exact", "%d", d->backend->exact);
+    pmlp__fact(&facts, "workers", "%d", d->workers);
+    pmlp__fact(&facts, "virtual_stages", "%d", d->virtual_stages);
+    pmlp__fact(&facts, "microbatches", "%d", d->microbatches);
+    pmlp__fact(&facts, "batch", "%.0f", (double)d->batch);
+    pmlp__fact(&facts, "schedule", "%s", pmlp_schedule_kind_name(d->schedule));
+    pmlp__fact(&facts, "memory", "%.9g", d->memory);
+    pmlp__fact(&facts, "no_stashing", "%d", d->no_stashing);
+    pmlp__fact(&facts, "whole_layers", "%d", d->whole_layers);
+    pmlp__fact(&facts, "measure_layers", "%d", d->measure_layers);
+    pmlp__fact(&facts, "costs", "%s, %.9g", c ? "given" : "no", c ? c->latency : 0.0);
+    pmlp__fact(&facts, "slots", "%d", d->slots);
+    pmlp__fact(&facts, "w_rows", "%.0f", (double)d->w_rows);
+    pmlp__fact(&facts, "optimizer", "%s", pmlp_optimizer_name(d->optimizer));
+    pmlp__fact(&facts, "learning_rate", "%.9g", (double)d->learning_rate);
+    pmlp__fact(&facts, "momentum", "%.9g", (double)d->momentum);
+    pmlp__fact(&facts, "beta1", "%.9g", (double)d->beta1);
+    pmlp__fact(&facts, "beta2", "%.9g", (double)d->beta2);
+    pmlp__fact(&facts, "epsilon", "%.9g", (double)d->epsilon);
+    pmlp__fact(&facts, "weight_decay", "%.9g", (double)d->weight_decay);
+    pmlp__fact(&facts, "clip_norm", "%.9g", (double)d->clip_norm);
+    pmlp__fact(&facts, "bad_numbers", "%d", (int)d->bad_numbers);
+    pmlp__fact(&facts, "seed", "%.0f", (double)d->seed);
+    pmlp__fact(&facts, "no_shuffle", "%d", d->no_shuffle);
+    pmlp__fact(&facts, "gradient_norm", "%d", d->gradient_norm);
+    pmlp__fact(&facts, "keep_gradients", "%d", d->keep_gradients);
+    pmlp__fact(&facts, "replicas", "%d", d->replicas);
+    pmlp__fact(&facts, "allreduce", "%d", d->allreduce);
+    pmlp__fact(&facts, "edges", "transport %d, %d", (int)d->edges->transport,
+               (int)t->group->edges->transport);
+    pmlp__model_facts(t->model, &facts);
+}
+
+/* What all ranks must have come to. */
+static void pmlp__build_facts(pmlp_trainer *t) {
+    pmlp__text facts = pmlp__facts(t, "connect");
+    const pmlp_schedule *s = t->lowered;
+    uint64_t lists = 0;
+    int i;
+    for (i = 0; s && i < s->workers; i++)
+        lists = pmlp_hash(lists, s->lists[i].at,
+                          (size_t)s->lists[i].count * sizeof *s->lists[i].at);
+    pmlp__fact(&facts, "schedule", "digest %.0f", (double)(lists >> 12));
+    for (i = 0; s && t->cuts && i < s->stages - 1; i++)
+        pmlp__fact(&facts, "cuts", "%d at %d, %d", i + 1, t->cuts[i].layer, t->cuts[i].column);
+}
+
+/* Says what it has been told to do; does it; says what came of it; reaches out to the others; and
+   says whether that went well: all ranks get a trainer, or none does. */
+static pmlp_result pmlp__trainer_begin(pmlp_trainer *t, pmlp_error *error) {
+    int watched = t->desc.progress != NULL;
+    pmlp_result result = PMLP_OK;
+    if (t->group) {
+        t->sheets = (pmlp__sheet *)pmlp__new(&t->desc.allocator, 1 + (size_t)t->group->ranks,
+                                             sizeof *t->sheets);
+        if (!t->sheets) return pmlp__no_memory(error, "what ranks say");
+        pmlp__trainer_facts(t);
+        result = pmlp__agree(t, PMLP_OK, &watched, error);
+        t->is_watched = watched != 0;
+    }
+    if (result == PMLP_OK)
+        result = t->desc.schedule == PMLP_SCHEDULE_AUTO && !t->desc.costs
+                     ? pmlp__trainer_build_auto(t, error)
+                     : pmlp__trainer_build(t, error);
+    t->desc.costs = NULL; /* the caller's, for this call only */
+    if (!t->group) return result == PMLP_OK ? pmlp__trainer_connect(t, error) : result;
+    if (t->is_known || pmlp__load(&t->failed)) return result;
+    pmlp__build_facts(t);
+    result = pmlp__agree(t, result, NULL, error);
+    if (result == PMLP_OK) result = pmlp__trainer_connect(t, error);
+    else return result;
+    if (result != PMLP_OK) return result;
+    pmlp__facts(t, "begin");
+    return pmlp__agree(t, PMLP_OK, NULL, error);
 }
 
 PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_desc *desc,
                                          pmlp_trainer **trainer, pmlp_error *error) {
     pmlp_error why; /* complete on failure, and not the caller's on success */
-    pmlp_trainer *t;
+    pmlp_group *group;
+    pmlp_trainer *t = NULL;
     pmlp_result result;
     if (!trainer) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "trainer: is NULL");
     *trainer = NULL;
     if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
     if (!desc) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "desc: is NULL");
-    result = pmlp__validate_desc(model, desc, error);
-    if (result != PMLP_OK) return result;
-    if (model->trainer)
-        return pmlp__fail(error, PMLP_ERROR_STATE, "model: has a trainer already");
-    t = (pmlp_trainer *)pmlp__new(&desc->allocator, 1, sizeof *t);
-    if (!t) return pmlp__no_memory(error, "a trainer");
-    t->desc = pmlp__trainer_defaults(desc);
-    t->backend = t->desc.backend;
-    t->edges = t->desc.edges;
-    t->model = model;
-    pmlp__store(&t->no_query, 1);
-    pmlp__error_clear(&t->error);
-    pmlp__error_clear(&t->failure);
+    group = desc->group;
+    if (group && !pmlp__is_whole_group(group))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT,
+                          "group: was built for another version of pipemlp.h, lacks an entry, or "
+                          "has no rank in 0 .. ranks - 1");
     pmlp__error_clear(&why);
-    result = t->desc.schedule == PMLP_SCHEDULE_AUTO && !t->desc.costs
-                 ? pmlp__trainer_build_auto(t, &why)
-                 : pmlp__trainer_build(t, &why);
-    t->desc.costs = NULL; /* the caller's, for this call only */
+    result = pmlp__validate_desc(model, desc, &why);
+    if (result == PMLP_OK && model->trainer)
+        result = pmlp__fail(&why, PMLP_ERROR_STATE, "model: has a trainer already");
+    if (result == PMLP_OK && !(t = (pmlp_trainer *)pmlp__new(&desc->allocator, 1, sizeof *t)))
+        result = pmlp__no_memory(&why, "a trainer");
+    if (result == PMLP_OK) {
+        t->desc = pmlp__trainer_defaults(desc);
+        t->backend = t->desc.backend;
+        t->edges = t->desc.edges;
+        t->group = group;
+        t->replica = group ? group->rank / (group->ranks / t->desc.replicas) : 0;
+        t->share = (t->desc.batch + (size_t)t->desc.replicas - 1) / (size_t)t->desc.replicas;
+        t->model = model;
+        pmlp__store(&t->no_query, 1);
+        pmlp__error_clear(&t->error);
+        pmlp__error_clear(&t->failure);
+        result = pmlp__trainer_begin(t, &why);
+    }
     if (result != PMLP_OK) {
-        pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", why.text);
+        if (t) pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", why.text);
+        if (group && !(t && (t->is_known || pmlp__load(&t->failed))))
+            group->abort(group->context, why.text);
         pmlp_trainer_destroy(t);
         if (error) *error = why;
         return result;
@@ -9087,20 +10939,58 @@ static void pmlp__worker_close(pmlp_trainer *t, pmlp__worker *w) {
     if (w->has_cond) pmlp__cond_done(&w->cond);
 }
 
+/* Some floats that one rank has, for all. */
+static pmlp_result pmlp__spread(pmlp_trainer *t, int from, float *data, size_t floats) {
+    return data ? t->group->broadcast(t->group->context, from, data, floats * sizeof *data,
+                                      t->desc.deadline)
+                : PMLP_OK;
+}
+
+/* A stage's part of one of its layers' tensors, w and b being the whole. */
+static pmlp_result pmlp__read_part(pmlp_trainer *t, const pmlp__stage *s, int l, pmlp_tensor tensor,
+                                   float *w, float *b) {
+    const int layer = s->first_layer + l;
+    const size_t first = l == 0 ? s->first_column : 0;
+    const size_t n_in = pmlp__n_in(t->model, layer);
+    const size_t n_out = l == 0 ? s->columns : pmlp__n_out(t->model, layer);
+    const int from = pmlp__rank_of(t, 0, s->worker);
+    pmlp_result result = PMLP_OK;
+    w = w ? w + first * n_in : NULL;
+    b = b ? b + first : NULL;
+    if (!pmlp__is_spread(t) || from == t->group->rank)
+        result = t->backend->read(pmlp__context_of(t, s), s->handles[l], tensor, w, b);
+    if (!pmlp__is_spread(t)) return result;
+    if (result == PMLP_OK) result = pmlp__spread(t, from, w, n_out * n_in);
+    if (result == PMLP_OK) result = pmlp__spread(t, from, b, n_out);
+    return result == PMLP_OK ? result : pmlp__part(t, "sharing weights", result, NULL);
+}
+
 /* One of a layer's tensors from all stages that have some of it, into w [n_out][n_in] and b
-   [n_out]; either may be NULL. */
+   [n_out]; either may be NULL. All ranks get all of it. */
 static pmlp_result pmlp__read_layer(pmlp_trainer *t, int layer, pmlp_tensor tensor, float *w,
                                     float *b) {
+    pmlp_result result = PMLP_OK;
+    int i;
+    for (i = 0; result == PMLP_OK && i < t->schedule->stages; i++) {
+        const pmlp__stage *s = &t->stages[i];
+        const int l = layer - s->first_layer;
+        if (l >= 0 && l < s->layers) result = pmlp__read_part(t, s, l, tensor, w, b);
+    }
+    return result;
+}
+
+/* The way back: from w [n_out][n_in] and b [n_out] into all stages that have some of the layer. */
+static pmlp_result pmlp__write_layer(pmlp_trainer *t, int layer, pmlp_tensor tensor, const float *w,
+                                     const float *b) {
     pmlp_result result = PMLP_OK;
     int i;
     for (i = 0; result == PMLP_OK && i < t->schedule->stages; i++) {
         pmlp__stage *s = &t->stages[i];
         const int l = layer - s->first_layer;
         const size_t first = l == 0 ? s->first_column : 0;
-        if (l < 0 || l >= s->layers) continue;
-        result = t->backend->read(pmlp__context_of(t, s), s->handles[l], tensor,
-                                  w ? w + first * pmlp__n_in(t->model, layer) : NULL,
-                                  b ? b + first : NULL);
+        if (!s->is_here || l < 0 || l >= s->layers) continue;
+        result = t->backend->write(pmlp__context_of(t, s), s->handles[l], tensor,
+                                   w + first * pmlp__n_in(t->model, layer), b + first);
     }
     return result;
 }
@@ -9118,6 +11008,23 @@ static bool pmlp__is_mixed(pmlp_trainer *t) {
     return pmlp__load(&t->failed) && pmlp__load(&t->updating);
 }
 
+/* What the model lacks of its weights, from all ranks, if nothing has failed. */
+static void pmlp__write_back(pmlp_trainer *t) {
+    if (!t->model->stale || pmlp__is_mixed(t)) return;
+    if (pmlp__is_spread(t) &&
+        pmlp__agree_on_reading(t, "destroy", -1, true, true, PMLP_OK) != PMLP_OK)
+        return;
+    if (pmlp__read_weights(t) == PMLP_OK) t->model->stale = false;
+}
+
+/* What the stages have is neither this nor that: the trainer does no more. */
+static void pmlp__trainer_lose(pmlp_trainer *t, pmlp_result result) {
+    pmlp__fail(&t->error, result, "writing what was loaded into the stages: %s",
+               pmlp_result_text(result));
+    pmlp__store(&t->updating, 1);
+    pmlp__trainer_fail(t, &t->error);
+}
+
 PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp_allocator allocator;
     int i;
@@ -9129,13 +11036,13 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     for (i = 0; t->workers && i < t->schedule->workers; i++)
         if (t->workers[i].has_thread) pmlp__thread_join(t->workers[i].thread);
     if (t->model->trainer == t) {
-        if (t->model->stale && !pmlp__is_mixed(t) && pmlp__read_weights(t) == PMLP_OK)
-            t->model->stale = false;
+        pmlp__write_back(t);
         if (t->model->stale)
             pmlp__log(&t->desc.logger, PMLP_LOG_ERROR, "the weights could not be read back");
         t->model->trainer = NULL;
     }
-    for (i = 0; i < t->connected_count; i++) t->edges->disconnect(t->connected[i]);
+    for (i = 0; i < t->connected_count; i++)
+        t->connected[i].table->disconnect(t->connected[i].handle);
     for (i = 0; t->stages && t->workers && i < t->schedule->stages; i++)
         pmlp__stage_destroy(t, &t->stages[i]);
     for (i = 0; t->workers && i < t->schedule->workers; i++) pmlp__worker_close(t, &t->workers[i]);
@@ -9153,6 +11060,9 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
     pmlp__delete(&allocator, t->squares);
     pmlp__delete(&allocator, t->squares_at);
     pmlp__delete(&allocator, t->idle);
+    pmlp__delete(&allocator, t->busy);
+    pmlp__delete(&allocator, t->sheets);
+    pmlp__delete(&allocator, t->mail);
     pmlp__delete(&allocator, t->costs);
     pmlp__delete(&allocator, t->order);
     pmlp__delete(&allocator, t);
@@ -9165,17 +11075,17 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *t) {
 
 /* Each worker in turn until it has to wait. By the checker's proof somebody can always go on. */
 static void pmlp__pass_without_threads(pmlp_trainer *t) {
-    const int workers = t->schedule->workers;
+    const int workers = t->end_worker - t->first_worker;
     int i, left = workers, still = 0;
     for (i = 0; left > 0; i = (i + 1) % workers) {
-        pmlp__worker *w = &t->workers[i];
+        pmlp__worker *w = &t->workers[t->first_worker + i];
         const int before = w->next;
         const double begin = pmlp__clock();
         pmlp_result result;
         if (w->list == NULL) continue;
         result = pmlp__advance(w);
+        w->busy += pmlp__clock() - begin - w->blocked;
         w->blocked = w->blocked_since = 0.0;
-        w->busy += pmlp__clock() - begin;
         if (result != PMLP_BUSY) {
             pmlp__worker_finish(w, result);
             w->list = NULL;
@@ -9189,13 +11099,13 @@ static void pmlp__pass_without_threads(pmlp_trainer *t) {
 }
 
 static void pmlp__pass_with_threads(pmlp_trainer *t) {
-    const int others = t->schedule->workers - 1;
+    const int first = t->first_worker, end = t->end_worker;
     int i;
     pmlp__store(&t->done, 0);
-    for (i = 1; i <= others; i++) pmlp__give_task(&t->workers[i], pmlp__worker_pass, i);
-    pmlp__worker_pass(t, 0, NULL);
-    pmlp__await_tasks(t, others);
-    for (i = 0; i <= others; i++) {
+    for (i = first + 1; i < end; i++) pmlp__give_task(&t->workers[i], pmlp__worker_pass, i);
+    pmlp__worker_pass(t, first, NULL);
+    pmlp__await_tasks(t, end - first - 1);
+    for (i = first; i < end; i++) {
         const pmlp__worker *w = &t->workers[i];
         t->workers[i].busy += w->finished - w->begun - w->blocked;
     }
@@ -9204,7 +11114,7 @@ static void pmlp__pass_with_threads(pmlp_trainer *t) {
 /* The oldest of the steps that are kept makes room for the next one. */
 static void pmlp__trace_next(pmlp_trainer *t) {
     int i;
-    for (i = 0; t->desc.trace > 0 && i < t->schedule->workers; i++) {
+    for (i = t->first_worker; t->desc.trace > 0 && i < t->end_worker; i++) {
         pmlp__trace *trace = &t->workers[i].trace;
         if (t->traced > 0) trace->at = (trace->at + 1) % t->desc.trace;
         trace->counts[trace->at] = 0;
@@ -9226,40 +11136,69 @@ static pmlp_result pmlp__pass_lists(pmlp_trainer *t, size_t rows, bool training,
     return result;
 }
 
-/* Rows first .. first + rows - 1 of data (through index, if there is one), trained on or
-   evaluated. */
-static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
-                              size_t first, size_t rows, bool training) {
-    const pmlp_schedule *lists;
-    pmlp_result result = pmlp__pass_lists(t, rows, training, &lists);
+/* All is as it was before the first action. */
+static pmlp_result pmlp__pass_begin(pmlp_trainer *t, const pmlp_schedule *lists) {
+    pmlp_result result = PMLP_OK;
     int i;
-    if (result != PMLP_OK) return result;
-    t->data = data;
-    t->index = index ? index + first : NULL;
-    t->first = first;
-    t->rows = rows;
-    t->training = training;
+    t->bad = false;
     pmlp__store(&t->gathered, 0);
     pmlp__store(&t->gate, t->schedule->per_update ? 1 : 0); /* asynchronous updates do not wait */
     pmlp__store(&t->updating, 0);
-    if (training) pmlp__trace_next(t);
-    for (i = 0; i < t->schedule->workers; i++) pmlp__worker_begin(&t->workers[i], lists);
+    if (t->training) pmlp__trace_next(t);
+    for (i = t->first_worker; i < t->end_worker; i++) pmlp__worker_begin(&t->workers[i], lists);
     for (i = 0; i < t->schedule->stages; i++) {
-        t->stages[i].w_begin = t->stages[i].w_end = 0;
-        t->stages[i].ahead = 0;
-        memset(t->stages[i].own, 0, (size_t)t->schedule->microbatches * sizeof(bool));
-        t->stages[i].updates_before = t->stages[i].updates;
+        pmlp__stage *s = &t->stages[i];
+        if (!s->is_here) continue;
+        s->w_begin = s->w_end = 0;
+        s->adding = NULL;
+        s->ahead = 0;
+        memset(s->own, 0, (size_t)t->schedule->microbatches * sizeof(bool));
+        s->updates_before = s->updates;
     }
     for (i = 0; result == PMLP_OK && i < t->connected_count; i++)
-        result = t->edges->reset(t->connected[i]);
+        result = t->connected[i].table->reset(t->connected[i].handle);
+    return result;
+}
+
+/* What it did, told to all ranks. */
+static pmlp_result pmlp__pass_end(pmlp_trainer *t, double begun) {
+    const bool has_losses = t->stages[t->schedule->stages - 1].is_here;
+    size_t i;
+    int w;
+    t->hits = 0;
+    for (i = 0; has_losses && i < t->rows; i++) t->hits += t->row_hit[t->offset + i];
+    for (w = t->first_worker; w < t->end_worker; w++) t->busy[w] = t->workers[w].busy;
+    return t->group ? pmlp__share_results(t, pmlp__clock() - begun) : PMLP_OK;
+}
+
+/* Rows first .. first + rows - 1 of data (through index, if there is one), or this replica's share
+   of them, trained on or evaluated, in a call that has begun at that time. */
+static pmlp_result pmlp__pass(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
+                              size_t first, size_t rows, bool training, double begun) {
+    const pmlp_schedule *lists;
+    pmlp_result result = pmlp__pass_lists(t, rows, training, &lists);
     if (result != PMLP_OK) {
-        pmlp__store(&t->failed, 1);
-        pmlp__fail(&t->failure, result, "an edge could not be reset: %s", pmlp_result_text(result));
+        if (t->group) pmlp__trainer_fail(t, &t->error); /* they have begun */
+        return result;
+    }
+    t->offset = pmlp__share_begin(t, rows, t->replica);
+    t->rows = pmlp__share_begin(t, rows, t->replica + 1) - t->offset;
+    t->whole = rows;
+    t->data = data;
+    t->index = index ? index + first + t->offset : NULL;
+    t->first = first + t->offset;
+    t->training = training;
+    result = pmlp__pass_begin(t, lists);
+    if (result != PMLP_OK) {
+        pmlp_error why;
+        pmlp__fail(&why, result, "an edge could not be reset: %s", pmlp_result_text(result));
+        pmlp__trainer_fail(t, &why);
     } else if (t->desc.no_threads) {
         pmlp__pass_without_threads(t);
     } else {
         pmlp__pass_with_threads(t);
     }
+    if (!pmlp__load(&t->failed)) pmlp__pass_end(t, begun);
     if (!pmlp__load(&t->failed)) return PMLP_OK;
     t->error = t->failure;
     pmlp__log(&t->desc.logger, PMLP_LOG_ERROR, "%s", t->error.text);
@@ -9288,10 +11227,12 @@ static pmlp_result pmlp__leave(pmlp_trainer *t, pmlp_result result) {
    behind for each row: in the order of the rows, so that the loss does not depend on the pipeline
    either. */
 
-/* Sums that grow over the passes of one call. */
+/* Sums that grow over the passes of one call, or of the calls that make an epoch. */
 typedef struct pmlp__tally {
     double loss, begun;
-    size_t rows, total_rows, hits, steps;
+    size_t rows, total_rows, hits;
+    size_t rows_before; /* this call */
+    size_t skipped, left_out; /* steps that changed nothing, and their rows */
     bool has_labels;
 } pmlp__tally;
 
@@ -9302,53 +11243,197 @@ static pmlp__tally pmlp__tally_begin(pmlp_trainer *t, const pmlp_data *data) {
     tally.begun = pmlp__clock();
     tally.total_rows = data->rows;
     tally.has_labels = data->labels != NULL;
-    for (i = 0; i < t->schedule->workers; i++) t->workers[i].busy = 0.0;
+    for (i = t->first_worker; i < t->end_worker; i++) t->workers[i].busy = 0.0;
     return tally;
 }
 
 /* Losses in the order of the samples, in double. */
 static void pmlp__tally_add(pmlp__tally *tally, const pmlp_trainer *t) {
     size_t i;
-    for (i = 0; i < t->rows; i++) {
-        tally->loss += t->row_loss[i];
-        tally->hits += t->row_hit[i];
+    tally->rows += t->whole;
+    if (t->bad) {
+        tally->skipped++;
+        tally->left_out += t->whole;
+        return;
     }
-    tally->rows += t->rows;
-    tally->steps += (t->rows + t->desc.batch - 1) / t->desc.batch;
+    for (i = 0; i < t->whole; i++) tally->loss += t->row_loss[i];
+    tally->hits += t->hits;
+}
+
+/* Where an epoch is when this call begins; nowhere, mostly. */
+static void pmlp__tally_resume(pmlp__tally *tally, const pmlp_trainer *t) {
+    tally->loss = t->epoch_loss;
+    tally->rows = tally->rows_before = (size_t)t->epoch_rows;
+    tally->hits = (size_t)t->epoch_hits;
+}
+
+/* And where it is when the pipeline is empty. */
+static void pmlp__tally_keep(const pmlp__tally *tally, pmlp_trainer *t) {
+    t->epoch_loss = tally->loss;
+    t->epoch_rows = tally->rows;
+    t->epoch_hits = tally->hits;
+    t->epoch_total = tally->total_rows;
+}
+
+static void pmlp__no_epoch(pmlp_trainer *t) {
+    t->epoch_total = t->epoch_rows = t->epoch_hits = 0;
+    t->epoch_loss = 0.0;
 }
 
 static void pmlp__tally_stats(const pmlp__tally *tally, pmlp_trainer *t, pmlp_stats *stats) {
-    const double seconds = pmlp__clock() - tally->begun;
+    const double seconds = t->group ? t->seconds : pmlp__clock() - tally->begun;
+    const size_t counted = tally->rows - tally->left_out;
     int i;
     for (i = 0; i < t->schedule->workers; i++) {
-        const double idle = seconds > 0.0 ? 1.0 - t->workers[i].busy / seconds : 0.0;
+        const double idle = seconds > 0.0 ? 1.0 - t->busy[i] / seconds : 0.0;
         t->idle[i] = idle < 0.0 ? 0.0 : idle;
     }
     memset(stats, 0, sizeof *stats);
     stats->step = t->step;
     stats->epoch = t->epoch;
-    stats->steps = tally->steps;
+    stats->steps = (tally->rows + t->desc.batch - 1) / t->desc.batch;
     stats->rows = tally->rows;
     stats->total_rows = tally->total_rows;
-    stats->loss = tally->rows ? tally->loss / (double)tally->rows : 0.0;
+    stats->loss = counted ? tally->loss / (double)counted : 0.0;
     stats->accuracy = !tally->has_labels ? -1.0
-                      : tally->rows      ? (double)tally->hits / (double)tally->rows
+                      : counted          ? (double)tally->hits / (double)counted
                                          : 0.0;
+    stats->skipped = tally->skipped;
     stats->seconds = seconds;
-    stats->samples_per_second = seconds > 0.0 ? (double)tally->rows / seconds : 0.0;
+    stats->samples_per_second =
+        seconds > 0.0 ? (double)(tally->rows - tally->rows_before) / seconds : 0.0;
     stats->gradient_norm = t->gradient_norm;
     stats->workers = t->schedule->workers;
     stats->idle = t->idle;
 }
 
+/* --- bad numbers ------------------------------------------------------------------------------ */
+
+static size_t pmlp__bad_float(const float *numbers, size_t count) {
+    size_t i;
+    for (i = 0; i < count && numbers[i] - numbers[i] == 0.0f; i++) continue;
+    return i;
+}
+
+/* Whether these hold a bad number, which is then named; layer -1: they are of none. */
+static bool pmlp__name_bad(pmlp__text *text, const char *what, int layer, const float *numbers,
+                           size_t count) {
+    const size_t at = pmlp__bad_float(numbers, count);
+    if (at == count) return false;
+    pmlp__put(text, "%s %.0f", what, (double)at);
+    if (layer >= 0) pmlp__put(text, " of layer %d", layer);
+    pmlp__put(text, " is %g", (double)numbers[at]);
+    return true;
+}
+
+/* The first layer whose weights or outputs for one row are bad, by computing them anew; w has room
+   for the weights of any layer, `rows` for five times its outputs. Every rank does this alike. */
+static bool pmlp__name_bad_layer(pmlp_trainer *t, const float *x, float *w, float *rows,
+                                 size_t widest, pmlp__text *text) {
+    const float *in = x;
+    float *out = rows, *b = rows + 4 * widest;
+    size_t o, i;
+    int l;
+    for (l = 0; l < t->model->desc.layers; l++) {
+        const size_t n_in = pmlp__n_in(t->model, l), n_out = pmlp__n_out(t->model, l);
+        if (pmlp__read_layer(t, l, PMLP_TENSOR_PARAMS, w, b) != PMLP_OK) return false;
+        if (pmlp__name_bad(text, "weight", l, w, n_in * n_out) ||
+            pmlp__name_bad(text, "bias", l, b, n_out))
+            return true;
+        for (o = 0; o < n_out; o++) {
+            double z = 0.0;
+            for (i = 0; i < n_in; i++) z += (double)in[i] * (double)w[o * n_in + i];
+            out[o] = (float)z;
+        }
+        pmlp__activate_generic(t->model->activations[l], 1, n_out, b, out, n_out, widest);
+        if (pmlp__name_bad(text, "output", l, out, n_out)) return true;
+        in = out;
+        out = out == rows ? rows + 2 * widest : rows;
+    }
+    return false;
+}
+
+/* Room for the above. */
+static float *pmlp__layer_scratch(const pmlp_trainer *t, size_t *largest, size_t *widest) {
+    int l;
+    *largest = *widest = 1;
+    for (l = 0; l < t->model->desc.layers; l++) {
+        const size_t n = pmlp__n_in(t->model, l) * pmlp__n_out(t->model, l);
+        if (n > *largest) *largest = n;
+        if (pmlp__n_out(t->model, l) > *widest) *widest = pmlp__n_out(t->model, l);
+    }
+    return (float *)pmlp__new(&t->desc.allocator, *largest + 5 * *widest, sizeof(float));
+}
+
+/* What is bad in a row of the data or in what the layers make of it. */
+static void pmlp__name_bad_row(pmlp_trainer *t, size_t row, pmlp__text *text) {
+    const size_t first = t->first - t->offset;
+    const size_t at = t->index ? (t->index - t->offset)[row] : first + row;
+    const size_t n_in = pmlp__n_in(t->model, 0);
+    const size_t n_out = pmlp__n_out(t->model, t->model->desc.layers - 1);
+    const float *x = t->data->x + at * n_in;
+    size_t largest, widest;
+    float *scratch = NULL;
+    pmlp_error unused;
+    pmlp_result result = PMLP_OK;
+    pmlp__put(text, "row %.0f of the data: ", (double)at);
+    if (pmlp__name_bad(text, "input", -1, x, n_in)) return;
+    if (t->data->targets &&
+        pmlp__name_bad(text, "target", -1, t->data->targets + at * n_out, n_out))
+        return;
+    scratch = pmlp__layer_scratch(t, &largest, &widest);
+    if (!scratch) result = pmlp__no_memory(&unused, "a layer");
+    if (t->group) pmlp__facts(t, "looking for a bad number");
+    if (pmlp__agree(t, result, NULL, &unused) != PMLP_OK ||
+        !pmlp__name_bad_layer(t, x, scratch, scratch + largest, widest, text))
+        pmlp__put(text, "the loss is %g", t->row_loss[row]);
+    pmlp__delete(&t->desc.allocator, scratch);
+}
+
+/* The output of which layer has a bad gradient. */
+static void pmlp__name_bad_gradient(const pmlp_trainer *t, pmlp__text *text) {
+    int l;
+    for (l = 0; l < t->model->desc.layers; l++) {
+        const size_t n = pmlp__n_out(t->model, l);
+        const size_t at = pmlp__bad_one(t->squares + t->squares_at[l], n);
+        if (at == n) continue;
+        pmlp__put(text, "the gradient of output %.0f of layer %d is not finite", (double)at, l);
+        return;
+    }
+    pmlp__put(text, "the norm of the gradient is %g", t->gradient_norm);
+}
+
+/* Says why a step with bad numbers was none, or, if they were found too late, is one too many. */
+static pmlp_result pmlp__bad_number(pmlp_trainer *t) {
+    const size_t row = pmlp__bad_one(t->row_loss, t->whole);
+    char buffer[320];
+    pmlp__text text;
+    text.buffer = buffer;
+    text.size = sizeof buffer;
+    text.length = 0;
+    buffer[0] = '\0';
+    if (row < t->whole) pmlp__name_bad_row(t, row, &text);
+    else pmlp__name_bad_gradient(t, &text);
+    return pmlp__fail(&t->error, PMLP_ERROR_NUMBER, "step %.0f: %s; %s",
+                      (double)t->step + (t->bad ? 1.0 : 0.0), buffer,
+                      t->bad ? "the weights are those before it"
+                             : "the weights have been updated with it");
+}
+
 static pmlp_result pmlp__train_batch(pmlp_trainer *t, const pmlp_data *data, const uint32_t *index,
-                                     size_t first, size_t rows) {
+                                     size_t first, size_t rows, double begun) {
     pmlp_result result;
     t->model->stale = true;
-    result = pmlp__pass(t, data, index, first, rows, true);
+    result = pmlp__pass(t, data, index, first, rows, true, begun);
     if (result != PMLP_OK) return result;
-    t->step += (rows + t->desc.batch - 1) / t->desc.batch;
-    return PMLP_OK;
+    if (!t->bad) {
+        t->step += (rows + t->desc.batch - 1) / t->desc.batch;
+        t->has_gradient = true;
+        if (pmlp__bad_one(t->row_loss, rows) == rows) return PMLP_OK;
+    } else if (t->desc.bad_numbers == PMLP_BAD_NUMBERS_SKIP) {
+        return PMLP_OK;
+    }
+    return pmlp__bad_number(t);
 }
 
 PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *t, const pmlp_data *batch, pmlp_stats *stats) {
@@ -9361,9 +11446,10 @@ PMLP_API pmlp_result pmlp_trainer_step(pmlp_trainer *t, const pmlp_data *batch, 
             pmlp__fail(&t->error, PMLP_ERROR_SHAPE, "data: %.0f rows are more than a batch of %.0f",
                        (double)batch->rows, (double)t->desc.batch);
     else result = pmlp__validate_data(t->model, batch, &t->error);
+    result = pmlp__agree_on_call(t, "step", batch, result);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     tally = pmlp__tally_begin(t, batch);
-    result = pmlp__train_batch(t, batch, NULL, 0, batch->rows);
+    result = pmlp__train_batch(t, batch, NULL, 0, batch->rows, tally.begun);
     if (result == PMLP_OK) {
         pmlp__tally_add(&tally, t);
         pmlp__tally_stats(&tally, t, stats ? stats : &unused);
@@ -9384,31 +11470,47 @@ static pmlp_result pmlp__epoch_order(pmlp_trainer *t, size_t rows) {
     return PMLP_OK;
 }
 
-/* The batches of an epoch. The progress callback may call back in, one call at a time. */
+/* Asks the progress callback, which may call back in, one call at a time, and, if any rank has one,
+   what those of the other ranks say. */
+static pmlp_result pmlp__report(pmlp_trainer *t, const pmlp__tally *tally, pmlp_stats *stats) {
+    int stopped = 0;
+    pmlp_result result = PMLP_OK;
+    if (t->desc.progress) {
+        pmlp__tally_stats(tally, t, stats);
+        pmlp__store(&t->no_query, 0);
+        stopped = !t->desc.progress(stats, t->desc.progress_user);
+        while (pmlp__exchange(&t->no_query, 1)) pmlp__pause(); /* a query of another thread */
+    }
+    if (t->is_watched) {
+        pmlp__text facts = pmlp__facts(t, "epoch, behind the progress callback");
+        pmlp__fact(&facts, "learning_rate", "%.9g", (double)t->desc.learning_rate);
+        result = pmlp__agree(t, PMLP_OK, &stopped, &t->error);
+        if (result != PMLP_OK) return result;
+    }
+    if (stopped)
+        result = pmlp__fail(&t->error, PMLP_ERROR_CANCELLED,
+                            "the progress callback stopped the epoch after %.0f of %.0f rows",
+                            (double)tally->rows, (double)tally->total_rows);
+    return result;
+}
+
+/* The batches of an epoch. */
 static pmlp_result pmlp__epoch_batches(pmlp_trainer *t, const pmlp_data *data, pmlp__tally *tally,
                                        pmlp_stats *stats) {
     const uint32_t *order = t->desc.no_shuffle ? NULL : t->order;
     const size_t most = (size_t)t->pass_batches * t->desc.batch;
-    size_t first, rows;
-    for (first = 0; first < data->rows; first += rows) {
-        pmlp_result result;
-        rows = data->rows - first < most ? data->rows - first : most;
-        result = pmlp__train_batch(t, data, order, first, rows);
+    while (tally->rows < data->rows) {
+        const size_t left = data->rows - tally->rows;
+        pmlp_result result = pmlp__train_batch(t, data, order, tally->rows,
+                                               left < most ? left : most, tally->begun);
         if (result != PMLP_OK) return result;
         pmlp__tally_add(tally, t);
-        if (t->desc.progress) {
-            bool go_on;
-            pmlp__tally_stats(tally, t, stats);
-            pmlp__store(&t->no_query, 0);
-            go_on = t->desc.progress(stats, t->desc.progress_user);
-            while (pmlp__exchange(&t->no_query, 1)) pmlp__pause(); /* a query of another thread */
-            if (!go_on)
-                return pmlp__fail(&t->error, PMLP_ERROR_CANCELLED,
-                                  "the progress callback stopped the epoch after %.0f of %.0f rows",
-                                  (double)tally->rows, (double)tally->total_rows);
-        }
+        pmlp__tally_keep(tally, t);
+        result = pmlp__report(t, tally, stats);
+        if (result != PMLP_OK) return result;
     }
     t->epoch++;
+    pmlp__no_epoch(t);
     return PMLP_OK;
 }
 
@@ -9419,8 +11521,16 @@ PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *t, const pmlp_data *data, 
     if (result != PMLP_OK) return result;
     if (!stats) stats = &unused;
     result = pmlp__validate_data(t->model, data, &t->error);
-    if (result == PMLP_OK) tally = pmlp__tally_begin(t, data);
+    if (result == PMLP_OK && t->epoch_rows > 0 && t->epoch_total != data->rows)
+        result = pmlp__fail(&t->error, PMLP_ERROR_SHAPE,
+                            "data: has %.0f rows, but the epoch that was interrupted after %.0f "
+                            "rows began with %.0f", (double)data->rows, (double)t->epoch_rows,
+                            (double)t->epoch_total);
     if (result == PMLP_OK) result = pmlp__epoch_order(t, data->rows);
+    result = pmlp__agree_on_call(t, "epoch", data, result);
+    if (result != PMLP_OK) return pmlp__leave(t, result);
+    tally = pmlp__tally_begin(t, data);
+    pmlp__tally_resume(&tally, t);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     result = pmlp__epoch_batches(t, data, &tally, stats);
     if (result == PMLP_OK || result == PMLP_ERROR_CANCELLED) pmlp__tally_stats(&tally, t, stats);
@@ -9434,18 +11544,27 @@ PMLP_API pmlp_result pmlp_trainer_eval(pmlp_trainer *t, const pmlp_data *data, p
     pmlp_result result = pmlp__enter(t);
     if (result != PMLP_OK) return result;
     result = pmlp__validate_data(t->model, data, &t->error);
+    result = pmlp__agree_on_call(t, "eval", data, result);
     if (result != PMLP_OK) return pmlp__leave(t, result);
     tally = pmlp__tally_begin(t, data);
     for (first = 0; result == PMLP_OK && first < data->rows; first += rows) {
         rows = data->rows - first < t->desc.batch ? data->rows - first : t->desc.batch;
-        result = pmlp__pass(t, data, NULL, first, rows, false);
+        result = pmlp__pass(t, data, NULL, first, rows, false, tally.begun);
         if (result == PMLP_OK) pmlp__tally_add(&tally, t);
     }
     if (result == PMLP_OK) {
-        tally.steps = 0;
-        pmlp__tally_stats(&tally, t, stats ? stats : &unused);
+        if (!stats) stats = &unused;
+        pmlp__tally_stats(&tally, t, stats);
+        stats->steps = 0;
     }
     return pmlp__leave(t, result);
+}
+
+PMLP_API pmlp_result pmlp_trainer_restart_epoch(pmlp_trainer *t) {
+    const pmlp_result result = pmlp__enter(t);
+    if (result != PMLP_OK) return result;
+    pmlp__no_epoch(t);
+    return pmlp__leave(t, PMLP_OK);
 }
 
 /* Calls that compute nothing: allowed after a failure, and from the progress callback. */
@@ -9460,6 +11579,11 @@ static pmlp_result pmlp__leave_query(pmlp__atomic *entered, pmlp_result result) 
     return result;
 }
 
+static pmlp_result pmlp__read_failed(pmlp_trainer *t, const char *what, pmlp_result result) {
+    return pmlp__fail(&t->error, result, "reading %s: %.400s", what,
+                      pmlp__load(&t->failed) ? t->failure.text : pmlp_result_text(result));
+}
+
 PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *t) {
     pmlp_result result;
     pmlp__atomic *const entered = pmlp__enter_query(t);
@@ -9469,9 +11593,11 @@ PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *t) {
                             t->failure.text);
         return pmlp__leave_query(entered, result);
     }
+    result = pmlp__agree_on_reading(t, "sync", -1, true, true, PMLP_OK);
+    if (result != PMLP_OK) return pmlp__leave_query(entered, result);
     result = pmlp__read_weights(t);
     if (result == PMLP_OK) t->model->stale = false;
-    else pmlp__fail(&t->error, result, "reading the weights back: %s", pmlp_result_text(result));
+    else pmlp__read_failed(t, "the weights back", result);
     return pmlp__leave_query(entered, result);
 }
 
@@ -9486,24 +11612,29 @@ PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *t, float learn
     return pmlp__leave_query(entered, result);
 }
 
+/* Whether there is a gradient to be had. */
+static pmlp_result pmlp__check_gradient(pmlp_trainer *t, int layer) {
+    if (layer < 0 || layer >= t->model->desc.layers)
+        return pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "layer: %d is not in 0 .. %d", layer,
+                          t->model->desc.layers - 1);
+    if (!t->has_gradient || pmlp__load(&t->failed))
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient %s",
+                          t->has_gradient ? "of a step that failed" : "before the first step");
+    if (!t->desc.keep_gradients)
+        return pmlp__fail(&t->error, PMLP_ERROR_STATE,
+                          "gradients are not kept: set desc.keep_gradients");
+    return PMLP_OK;
+}
+
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *t, int layer, float *dw, float *db) {
     pmlp_result result;
     pmlp__atomic *const entered = pmlp__enter_query(t);
     if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
-    if (layer < 0 || layer >= t->model->desc.layers) {
-        result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "layer: %d is not in 0 .. %d", layer,
-                            t->model->desc.layers - 1);
-    } else if (t->step == 0 || pmlp__load(&t->failed)) {
-        result = pmlp__fail(&t->error, PMLP_ERROR_STATE, "there is no gradient %s",
-                            t->step == 0 ? "before the first step" : "of a step that failed");
-    } else if (!t->desc.keep_gradients) {
-        result = pmlp__fail(&t->error, PMLP_ERROR_STATE,
-                            "gradients are not kept: set desc.keep_gradients");
-    } else {
-        result = pmlp__read_layer(t, layer, PMLP_TENSOR_GRADIENTS, dw, db);
-        if (result != PMLP_OK)
-            pmlp__fail(&t->error, result, "reading the gradient: %s", pmlp_result_text(result));
-    }
+    result = pmlp__agree_on_reading(t, "gradient", layer, dw != NULL, db != NULL,
+                                    pmlp__check_gradient(t, layer));
+    if (result != PMLP_OK) return pmlp__leave_query(entered, result);
+    result = pmlp__read_layer(t, layer, PMLP_TENSOR_GRADIENTS, dw, db);
+    if (result != PMLP_OK) pmlp__read_failed(t, "the gradient", result);
     return pmlp__leave_query(entered, result);
 }
 
@@ -9515,6 +11646,19 @@ PMLP_API pmlp_trainer_desc pmlp_trainer_query_desc(const pmlp_trainer *t) {
     pmlp_trainer_desc nothing;
     memset(&nothing, 0, sizeof nothing);
     return t ? t->desc : nothing;
+}
+
+PMLP_API pmlp_result pmlp_trainer_position(pmlp_trainer *t, pmlp_position *position) {
+    pmlp__atomic *const entered = pmlp__enter_query(t);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    if (!position)
+        return pmlp__leave_query(entered, pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT,
+                                                     "position: is NULL"));
+    position->step = t->step;
+    position->epoch = t->epoch;
+    position->rows = (size_t)t->epoch_rows;
+    position->total_rows = (size_t)t->epoch_total;
+    return pmlp__leave_query(entered, PMLP_OK);
 }
 
 PMLP_API const pmlp_schedule *pmlp_trainer_schedule(const pmlp_trainer *t) {
@@ -9552,8 +11696,8 @@ PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *t, int stage, pmlp_s
 static const pmlp_span *pmlp__traced(const pmlp_trainer *t, int worker, int back, int *count) {
     const pmlp__trace *trace = &t->workers[worker].trace;
     const int at = (trace->at - back + t->desc.trace) % t->desc.trace;
-    *count = trace->counts[at];
-    return trace->spans + (size_t)at * (size_t)trace->capacity;
+    *count = trace->counts ? trace->counts[at] : 0;
+    return *count == 0 ? NULL : trace->spans + (size_t)at * (size_t)trace->capacity;
 }
 
 static double pmlp__step_begin(const pmlp_trainer *t, int back, double *end) {
@@ -9583,10 +11727,10 @@ static int pmlp__median_step(const pmlp_trainer *t, double *lengths) {
 
 /* What a stage keeps of a micro-batch: its share of x and dz, in bytes. */
 static double pmlp__stage_bytes(const pmlp_trainer *t, const pmlp__stage *s) {
-    const double rows = (double)t->desc.batch / (double)t->schedule->microbatches;
+    const double rows = (double)t->share / (double)t->schedule->microbatches;
     double floats = 0.0;
     int l;
-    for (l = 0; l <= s->layers; l++)
+    for (l = 0; s->is_here && l <= s->layers; l++)
         floats += (double)s->row[l] * (l == 0 && pmlp__reads_input(s) ? 1.0 : 2.0);
     return rows * floats * (double)sizeof(float);
 }
@@ -9702,10 +11846,11 @@ static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *
                              pmlp_costs *costs) {
     static const pmlp_op ops[] = {PMLP_OP_F, PMLP_OP_I, PMLP_OP_W, PMLP_OP_U};
     const int stages = t->schedule->stages;
-    const double rows = (double)t->desc.batch / (double)t->schedule->microbatches;
+    const double rows = (double)t->share / (double)t->schedule->microbatches;
     int i, n;
     for (i = 0; i < stages; i++) {
         const pmlp__stage *s = &t->stages[i];
+        if (!s->is_here) continue;
         for (n = 0; n < 4; n++)
             t->costs[n * stages + i] = pmlp__median_cost(all, s->worker, i, ops[n], false, values);
         t->costs[6 * stages + i] = pmlp__median_cost(all, s->worker, i, PMLP_OP_F, true, values);
@@ -9713,15 +11858,8 @@ static void pmlp__fill_costs(pmlp_trainer *t, const pmlp_timeline *all, double *
         t->costs[4 * stages + i] = rows * (double)s->row[s->layers] * (double)sizeof(float);
         t->costs[5 * stages + i] = pmlp__stage_bytes(t, s);
     }
-    costs->stages = stages;
-    costs->f = t->costs;
-    costs->i = t->costs + stages;
-    costs->w = t->costs + 2 * stages;
-    costs->u = t->costs + 3 * stages;
-    costs->message_bytes = t->costs + 4 * stages;
-    costs->held = t->costs + 5 * stages;
-    costs->ahead = t->costs + 6 * stages;
-    costs->latency = pmlp__median_latency(all, values);
+    t->costs[7 * stages] = pmlp__median_latency(all, values);
+    *costs = pmlp__costs_in(t->costs, stages);
 }
 
 PMLP_API pmlp_result pmlp_trainer_costs(pmlp_trainer *t, pmlp_costs *costs) {
@@ -9900,6 +12038,8 @@ PMLP_API pmlp_result pmlp_verify(const pmlp_model *model, const pmlp_trainer_des
     d.edges = NULL;
     d.slots = 0;
     d.no_threads = true;
+    d.group = NULL;
+    d.replicas = 1;
     if (result == PMLP_OK) result = pmlp__run_begin(&serial, model, &d, error);
     report->identical = result == PMLP_OK;
     while (result == PMLP_OK && report->steps < steps &&
@@ -10174,8 +12314,10 @@ PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_de
 }
 
 /*============================================================================================*/
-/* >>io: IDX files                                                                            */
+/* >>io: IDX files, safetensors                                                               */
 /*============================================================================================*/
+
+/* --- IDX files -------------------------------------------------------------------------------- */
 
 /* An IDX file is a magic number (0, 0, type, number of dimensions), the sizes as 32-bit big-endian
    integers, and the data, the last dimension fastest. Sizes are compared with the length of the
@@ -10271,16 +12413,23 @@ PMLP_API pmlp_result pmlp_images_parse(const void *image_bytes, size_t image_siz
 /* A whole file; *bytes must be freed with pmlp__delete. */
 static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *allocator,
                                    unsigned char **bytes, size_t *size, pmlp_error *error) {
-    FILE *file = fopen(path, "rb");
     size_t capacity = 0;
+    FILE *file;
+    long length = 0;
+    int reason;
     *bytes = NULL;
     *size = 0;
-    if (!file)
-        return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be opened", pmlp__path_end(path));
+    errno = 0;
+    file = fopen(path, "rb");
+    if (!file) return pmlp__file_failed(path, "opened", errno, error);
+    if (pmlp__is_file(path) && fseek(file, 0, SEEK_END) == 0) length = ftell(file);
+    rewind(file);
     for (;;) {
-        if (*size == capacity) {
+        if (*size == capacity) { /* one more than there is, to see the end */
             unsigned char *grown;
-            capacity = capacity ? 2 * capacity : 1 << 16;
+            capacity = capacity     ? 2 * capacity
+                       : length > 0 ? (size_t)length + 1
+                                    : (size_t)1 << 16;
             grown = (unsigned char *)pmlp__new(allocator, capacity, 1);
             if (grown && *size) memcpy(grown, *bytes, *size);
             pmlp__delete(allocator, *bytes);
@@ -10290,6 +12439,7 @@ static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *alloc
         *size += fread(*bytes + *size, 1, capacity - *size, file);
         if (*size < capacity) break;
     }
+    reason = ferror(file) ? errno : 0;
     if (*bytes && !ferror(file)) {
         fclose(file);
         return PMLP_OK;
@@ -10298,7 +12448,7 @@ static pmlp_result pmlp__read_file(const char *path, const pmlp_allocator *alloc
     if (!*bytes) return pmlp__no_memory(error, "a file");
     pmlp__delete(allocator, *bytes);
     *bytes = NULL;
-    return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be read", pmlp__path_end(path));
+    return pmlp__file_failed(path, "read", reason, error);
 }
 
 PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_path, size_t limit,
@@ -10325,6 +12475,1308 @@ PMLP_API pmlp_result pmlp_images_load(const char *image_path, const char *label_
     pmlp__delete(&memory, image_bytes);
     pmlp__delete(&memory, label_bytes);
     return result;
+}
+
+/* --- files that are replaced ------------------------------------------------------------------ */
+
+/* Onto the disk, in a file that is not there yet. 0, or the errno that says why not; then there is
+   none. */
+static int pmlp__write_new(const char *path, const unsigned char *bytes, size_t size) {
+    const int file = pmlp__create_file(path);
+    size_t done = 0;
+    int reason = 0;
+    if (file < 0) return errno;
+    while (!reason && done < size) {
+        const long n = pmlp__write_some(file, bytes + done, size - done);
+        if (n > 0) done += (size_t)n;
+        else if (n == 0) reason = EIO;
+        else if (errno != EINTR) reason = errno;
+    }
+    if (!reason && pmlp__flush_file(file) != 0) reason = errno;
+    if (pmlp__close_file(file) != 0 && !reason) reason = errno;
+    if (reason) remove(path);
+    return reason;
+}
+
+/* Cuts a path down to its folder. */
+static const char *pmlp__folder_of(char *path) {
+    size_t end = strlen(path);
+    while (end > 0 && !strchr(PMLP__FOLDER_ENDS, path[end - 1])) end--;
+    path[end] = '\0';
+    return end > 0 ? path : ".";
+}
+
+/* The path has these bytes afterwards or, on failure, what it had before; whoever looks meanwhile
+   sees one or the other. The process's number keeps two programs with one path apart, the second
+   number two threads, or one program from what another one left when it was killed. */
+static pmlp_result pmlp__replace_file(const char *path, const unsigned char *bytes, size_t size,
+                                      const pmlp_allocator *allocator, pmlp_error *error) {
+    const size_t room = strlen(path) + 48;
+    int reason = EEXIST, n;
+    char *beside;
+    if (pmlp__exists(path) && !pmlp__is_file(path))
+        return pmlp__fail(error, PMLP_ERROR_FILE, "%s: cannot be written: it is no regular file",
+                          pmlp__path_end(path));
+    beside = (char *)pmlp__new(allocator, room, 1);
+    if (!beside) return pmlp__no_memory(error, "the name of a file");
+    for (n = 0; reason == EEXIST && n < 1000; n++) {
+        snprintf(beside, room, "%s.%lu-%d.tmp", path, pmlp__process(), n);
+        reason = pmlp__write_new(beside, bytes, size);
+    }
+    if (!reason && pmlp__rename_file(beside, path) != 0) {
+        reason = errno;
+        remove(beside);
+    }
+    if (!reason && pmlp__flush_folder(pmlp__folder_of(beside)) != 0) reason = errno;
+    pmlp__delete(allocator, beside);
+    return reason ? pmlp__file_failed(path, "written", reason, error) : PMLP_OK;
+}
+
+/* --- safetensors: the header ------------------------------------------------------------------ */
+
+/* A safetensors file is the length of its header (64 bits, little-endian), the header, and the
+   bytes of its tensors, one behind the other. The header is a JSON object of one fixed form:
+
+      {"__metadata__": {"key": "value", ...},
+       "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+
+   It may come from anybody. The reader takes this form and nothing else: what it does not know, it
+   refuses. It never looks at a number before it has been compared with the size of the file. */
+
+#define PMLP__HEADER_MOST 100000000u /* bytes, as the format's own library has it */
+
+/* Text inside the file. */
+typedef struct pmlp__slice {
+    const char *at;
+    size_t length;
+} pmlp__slice;
+
+static bool pmlp__slice_is(pmlp__slice slice, const char *text) {
+    return slice.length == strlen(text) && memcmp(slice.at, text, slice.length) == 0;
+}
+
+static int pmlp__slice_order(pmlp__slice a, pmlp__slice b) {
+    const size_t both = a.length < b.length ? a.length : b.length;
+    const int order = both ? memcmp(a.at, b.at, both) : 0;
+    return order ? order : a.length < b.length ? -1 : a.length > b.length;
+}
+
+/* How much of it a sentence has room for, for "%.*s". */
+static int pmlp__shown(pmlp__slice slice) { return slice.length < 80 ? (int)slice.length : 80; }
+
+static const struct {
+    const char *name;
+    size_t size;
+} pmlp__types[] = {{"F32", 4}, {"F64", 8}, {"F16", 2}, {"BF16", 2}};
+enum { PMLP__F32, PMLP__F64, PMLP__F16, PMLP__BF16, PMLP__TYPE_COUNT };
+
+/* What a tensor is to its layer: parts 2 n and 2 n + 1 are w and b of one pmlp_tensor. */
+static const char *const pmlp__part_names[] = {"weight",         "bias",
+                                               "weight.moment1", "bias.moment1",
+                                               "weight.moment2", "bias.moment2"};
+enum { PMLP__PART_COUNT = 6 };
+
+typedef struct pmlp__pair {
+    pmlp__slice key, value;
+} pmlp__pair;
+
+typedef struct pmlp__entry {
+    pmlp__slice name;      /* "PREFIX<number>.part" */
+    unsigned long number;
+    int part;
+    int type, rank;        /* rank 3: three or more */
+    uint64_t shape[2];     /* the first two sizes */
+    uint64_t begin, end;   /* in the data */
+} pmlp__entry;
+
+/* A file in memory that belongs to somebody else. */
+typedef struct pmlp__tensors {
+    const pmlp_allocator *allocator;
+    const char *file;      /* its name, for sentences */
+    const unsigned char *data;
+    size_t data_size;
+    bool has_metadata;
+    pmlp__pair *pairs;     /* metadata, by key */
+    size_t pair_count, pair_room;
+    pmlp__entry *entries;  /* layer by layer, part by part */
+    size_t entry_count, entry_room;
+    int layers, parts;     /* parts: of each layer */
+} pmlp__tensors;
+
+/* A place in the header. */
+typedef struct pmlp__json {
+    const char *begin, *at, *end;
+    const char *file;
+    pmlp_error *error;
+} pmlp__json;
+
+static pmlp_result pmlp__json_fail(const pmlp__json *j, const char *why) {
+    return pmlp__fail(j->error, PMLP_ERROR_PARSE, "%s: its header, byte %.0f: %s", j->file,
+                      (double)(j->at - j->begin), why);
+}
+
+static void pmlp__json_space(pmlp__json *j) {
+    while (j->at < j->end && memchr(" \t\r\n", *j->at, 4)) j->at++;
+}
+
+/* Takes a character, if it comes next behind white space. */
+static bool pmlp__json_is(pmlp__json *j, char c) {
+    pmlp__json_space(j);
+    if (j->at == j->end || *j->at != c) return false;
+    j->at++;
+    return true;
+}
+
+static pmlp_result pmlp__json_expect(pmlp__json *j, char c) {
+    char why[] = "expected ' '";
+    why[10] = c;
+    return pmlp__json_is(j, c) ? PMLP_OK : pmlp__json_fail(j, why);
+}
+
+/* \n or \u0041 */
+static bool pmlp__json_escape(pmlp__json *j) {
+    const size_t left = (size_t)(j->end - j->at);
+    size_t i;
+    if (left < 2 || !memchr("\"\\/bfnrtu", j->at[1], 9)) return false;
+    if (j->at[1] != 'u') {
+        j->at += 2;
+        return true;
+    }
+    if (left < 6) return false;
+    for (i = 2; i < 6; i++)
+        if (!memchr("0123456789abcdefABCDEF", j->at[i], 22)) return false;
+    j->at += 6;
+    return true;
+}
+
+/* As it is written; escapes stay what they are. */
+static pmlp_result pmlp__json_string(pmlp__json *j, pmlp__slice *string) {
+    pmlp_result result = pmlp__json_expect(j, '"');
+    if (result != PMLP_OK) return result;
+    string->at = j->at;
+    while (j->at < j->end && *j->at != '"') {
+        if ((unsigned char)*j->at < 0x20) return pmlp__json_fail(j, "a control character");
+        if (*j->at != '\\') j->at++;
+        else if (!pmlp__json_escape(j)) return pmlp__json_fail(j, "an escape that is none");
+    }
+    if (j->at == j->end) return pmlp__json_fail(j, "a string without an end");
+    string->length = (size_t)(j->at++ - string->at);
+    return PMLP_OK;
+}
+
+/* A name and its colon. With escapes one name could be written in two ways. */
+static pmlp_result pmlp__json_key(pmlp__json *j, pmlp__slice *key) {
+    const pmlp_result result = pmlp__json_string(j, key);
+    if (result != PMLP_OK) return result;
+    if (key->length && memchr(key->at, '\\', key->length))
+        return pmlp__json_fail(j, "a name with an escape");
+    return pmlp__json_expect(j, ':');
+}
+
+static pmlp_result pmlp__json_whole(pmlp__json *j, uint64_t *value) {
+    const char *first;
+    pmlp__json_space(j);
+    first = j->at;
+    *value = 0;
+    for (; j->at < j->end && *j->at >= '0' && *j->at <= '9'; j->at++) {
+        const uint64_t digit = (uint64_t)(*j->at - '0');
+        if (*value > (UINT64_MAX - digit) / 10) return pmlp__json_fail(j, "too large a number");
+        *value = 10 * *value + digit;
+    }
+    if (j->at == first || (*first == '0' && j->at > first + 1))
+        return pmlp__json_fail(j, "expected a whole number");
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__json_type(pmlp__json *j, pmlp__entry *e) {
+    pmlp__slice type;
+    const pmlp_result result = pmlp__json_string(j, &type);
+    if (result != PMLP_OK) return result;
+    for (e->type = 0; e->type < PMLP__TYPE_COUNT; e->type++)
+        if (pmlp__slice_is(type, pmlp__types[e->type].name)) return PMLP_OK;
+    return pmlp__fail(j->error, PMLP_ERROR_UNSUPPORTED,
+                      "%s: the tensor '%.*s' has the type '%.*s'; what can be read is F32, F64, "
+                      "F16 and BF16", j->file, pmlp__shown(e->name), e->name.at, pmlp__shown(type),
+                      type.at);
+}
+
+static pmlp_result pmlp__json_shape(pmlp__json *j, pmlp__entry *e, uint64_t *elements) {
+    pmlp_result result = pmlp__json_expect(j, '[');
+    *elements = 1;
+    if (result != PMLP_OK || pmlp__json_is(j, ']')) return result;
+    do {
+        uint64_t size;
+        result = pmlp__json_whole(j, &size);
+        if (result != PMLP_OK) return result;
+        if (size > 0 && *elements > UINT64_MAX / 8 / size)
+            return pmlp__json_fail(j, "too large a shape");
+        *elements *= size;
+        if (e->rank < 2) e->shape[e->rank] = size;
+        if (e->rank < 3) e->rank++;
+    } while (pmlp__json_is(j, ','));
+    return pmlp__json_expect(j, ']');
+}
+
+static pmlp_result pmlp__json_offsets(pmlp__json *j, pmlp__entry *e) {
+    pmlp_result result = pmlp__json_expect(j, '[');
+    if (result == PMLP_OK) result = pmlp__json_whole(j, &e->begin);
+    if (result == PMLP_OK) result = pmlp__json_expect(j, ',');
+    if (result == PMLP_OK) result = pmlp__json_whole(j, &e->end);
+    return result == PMLP_OK ? pmlp__json_expect(j, ']') : result;
+}
+
+/* What stands behind a tensor's name. */
+static pmlp_result pmlp__json_tensor(pmlp__json *j, pmlp__entry *e) {
+    static const char *const names[] = {"dtype", "shape", "data_offsets"};
+    uint64_t elements = 0;
+    unsigned seen = 0;
+    pmlp_result result = pmlp__json_expect(j, '{');
+    if (result != PMLP_OK) return result;
+    do {
+        pmlp__slice key;
+        int field = 0;
+        result = pmlp__json_key(j, &key);
+        if (result != PMLP_OK) return result;
+        while (field < 3 && !pmlp__slice_is(key, names[field])) field++;
+        if (field == 3 || (seen & 1u << field))
+            return pmlp__json_fail(j, "expected dtype, shape and data_offsets, each once");
+        seen |= 1u << field;
+        result = field == 0   ? pmlp__json_type(j, e)
+                 : field == 1 ? pmlp__json_shape(j, e, &elements)
+                              : pmlp__json_offsets(j, e);
+        if (result != PMLP_OK) return result;
+    } while (pmlp__json_is(j, ','));
+    if (seen != 7) return pmlp__json_fail(j, "expected dtype, shape and data_offsets, each once");
+    if (e->end < e->begin || e->end - e->begin != elements * pmlp__types[e->type].size)
+        return pmlp__json_fail(j, "the tensor's offsets do not agree with its shape");
+    return pmlp__json_expect(j, '}');
+}
+
+/* An array with room for one more, moved perhaps; NULL: no memory, and the old one is as it was. */
+static void *pmlp__grown(const pmlp_allocator *allocator, void *array, size_t count, size_t *room,
+                         size_t size) {
+    const size_t larger = *room ? 2 * *room : 16;
+    void *grown;
+    if (count < *room) return array;
+    grown = pmlp__new(allocator, larger, size);
+    if (!grown) return NULL;
+    if (count > 0) memcpy(grown, array, count * size);
+    pmlp__delete(allocator, array);
+    *room = larger;
+    return grown;
+}
+
+static pmlp_result pmlp__json_metadata(pmlp__json *j, pmlp__tensors *f) {
+    pmlp_result result = pmlp__json_expect(j, '{');
+    if (f->has_metadata) return pmlp__json_fail(j, "__metadata__ stands there twice");
+    f->has_metadata = true;
+    if (result != PMLP_OK || pmlp__json_is(j, '}')) return result;
+    do {
+        pmlp__pair *pairs = (pmlp__pair *)pmlp__grown(f->allocator, f->pairs, f->pair_count,
+                                                      &f->pair_room, sizeof *pairs);
+        if (!pairs) return pmlp__no_memory(j->error, "a file's metadata");
+        f->pairs = pairs;
+        result = pmlp__json_key(j, &pairs[f->pair_count].key);
+        if (result == PMLP_OK) result = pmlp__json_string(j, &pairs[f->pair_count].value);
+        if (result != PMLP_OK) return result;
+        f->pair_count++;
+    } while (pmlp__json_is(j, ','));
+    return pmlp__json_expect(j, '}');
+}
+
+static pmlp_result pmlp__json_entry(pmlp__json *j, pmlp__tensors *f, pmlp__slice name) {
+    pmlp__entry *entries = (pmlp__entry *)pmlp__grown(f->allocator, f->entries, f->entry_count,
+                                                      &f->entry_room, sizeof *entries);
+    if (!entries) return pmlp__no_memory(j->error, "a file's list of tensors");
+    f->entries = entries;
+    entries[f->entry_count].name = name;
+    return pmlp__json_tensor(j, &entries[f->entry_count++]);
+}
+
+static pmlp_result pmlp__json_header(pmlp__json *j, pmlp__tensors *f) {
+    pmlp_result result = pmlp__json_expect(j, '{');
+    if (result == PMLP_OK && !pmlp__json_is(j, '}')) {
+        do {
+            pmlp__slice key;
+            result = pmlp__json_key(j, &key);
+            if (result != PMLP_OK) return result;
+            result = pmlp__slice_is(key, "__metadata__") ? pmlp__json_metadata(j, f)
+                                                         : pmlp__json_entry(j, f, key);
+            if (result != PMLP_OK) return result;
+        } while (pmlp__json_is(j, ','));
+        result = pmlp__json_expect(j, '}');
+    }
+    pmlp__json_space(j);
+    return result == PMLP_OK && j->at != j->end ? pmlp__json_fail(j, "expected its end") : result;
+}
+
+static bool pmlp__is_utf8(const unsigned char *p, size_t n) {
+    size_t i, k, more;
+    for (i = 0; i < n; i += more + 1) {
+        const unsigned lead = p[i];
+        if (lead >= 0x80 && (lead < 0xC2 || lead > 0xF4)) return false;
+        more = lead < 0x80 ? 0 : lead < 0xE0 ? 1 : lead < 0xF0 ? 2 : 3;
+        if (more > n - i - 1) return false;
+        for (k = 1; k <= more; k++)
+            if ((p[i + k] & 0xC0) != 0x80) return false;
+        if ((lead == 0xE0 && p[i + 1] < 0xA0) || (lead == 0xED && p[i + 1] > 0x9F) ||
+            (lead == 0xF0 && p[i + 1] < 0x90) || (lead == 0xF4 && p[i + 1] > 0x8F))
+            return false; /* too long a form, a surrogate, or beyond the last character */
+    }
+    return true;
+}
+
+/* --- safetensors: what the header says -------------------------------------------------------- */
+
+static int pmlp__by_key(const void *a, const void *b) {
+    return pmlp__slice_order(((const pmlp__pair *)a)->key, ((const pmlp__pair *)b)->key);
+}
+
+static int pmlp__by_name(const void *a, const void *b) {
+    return pmlp__slice_order(((const pmlp__entry *)a)->name, ((const pmlp__entry *)b)->name);
+}
+
+static int pmlp__by_offset(const void *a_, const void *b_) {
+    const pmlp__entry *a = (const pmlp__entry *)a_, *b = (const pmlp__entry *)b_;
+    if (a->begin != b->begin) return a->begin < b->begin ? -1 : 1;
+    return a->end < b->end ? -1 : a->end > b->end;
+}
+
+static int pmlp__by_layer(const void *a_, const void *b_) {
+    const pmlp__entry *a = (const pmlp__entry *)a_, *b = (const pmlp__entry *)b_;
+    if (a->number != b->number) return a->number < b->number ? -1 : 1;
+    return a->part - b->part;
+}
+
+/* No name twice, and each byte of the data belongs to one tensor. */
+static pmlp_result pmlp__tensors_tile(pmlp__tensors *f, pmlp_error *error) {
+    uint64_t end = 0;
+    size_t i;
+    if (f->pair_count > 1) qsort(f->pairs, f->pair_count, sizeof *f->pairs, pmlp__by_key);
+    for (i = 1; i < f->pair_count; i++)
+        if (pmlp__by_key(&f->pairs[i - 1], &f->pairs[i]) == 0)
+            return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: its metadata has '%.*s' twice", f->file,
+                              pmlp__shown(f->pairs[i].key), f->pairs[i].key.at);
+    if (f->entry_count == 0)
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: holds no tensors", f->file);
+    qsort(f->entries, f->entry_count, sizeof *f->entries, pmlp__by_name);
+    for (i = 1; i < f->entry_count; i++)
+        if (pmlp__by_name(&f->entries[i - 1], &f->entries[i]) == 0)
+            return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: has the tensor '%.*s' twice", f->file,
+                              pmlp__shown(f->entries[i].name), f->entries[i].name.at);
+    qsort(f->entries, f->entry_count, sizeof *f->entries, pmlp__by_offset);
+    for (i = 0; i < f->entry_count; end = f->entries[i++].end)
+        if (f->entries[i].begin != end)
+            return pmlp__fail(error, PMLP_ERROR_PARSE,
+                              "%s: the tensor '%.*s' begins at byte %.0f, the one before it ends "
+                              "at %.0f", f->file, pmlp__shown(f->entries[i].name),
+                              f->entries[i].name.at, (double)f->entries[i].begin, (double)end);
+    if (end != f->data_size)
+        return pmlp__fail(error, PMLP_ERROR_PARSE,
+                          "%s: its header promises %.0f bytes of data, but %.0f follow", f->file,
+                          (double)end, (double)f->data_size);
+    return PMLP_OK;
+}
+
+/* Reads "PREFIX<number>.part"; false if it is something else. */
+static bool pmlp__entry_place(pmlp__entry *e, pmlp__slice *prefix) {
+    const pmlp__slice name = e->name;
+    size_t stem = 0, digits = 0, i;
+    for (e->part = 0; e->part < PMLP__PART_COUNT; e->part++) {
+        const char *part = pmlp__part_names[e->part];
+        if (name.length < strlen(part) + 2) continue;
+        stem = name.length - strlen(part) - 1;
+        if (name.at[stem] == '.' && memcmp(name.at + stem + 1, part, strlen(part)) == 0) break;
+    }
+    if (e->part == PMLP__PART_COUNT) return false;
+    while (digits < stem && name.at[stem - 1 - digits] >= '0' && name.at[stem - 1 - digits] <= '9')
+        digits++;
+    if (digits == 0 || digits > 9 || (digits > 1 && name.at[stem - digits] == '0')) return false;
+    e->number = 0;
+    for (i = stem - digits; i < stem; i++)
+        e->number = 10 * e->number + (unsigned long)(name.at[i] - '0');
+    prefix->at = name.at;
+    prefix->length = stem - digits;
+    return true;
+}
+
+/* Puts the tensors into order, layer by layer. None may be missing, none may be another's. */
+static pmlp_result pmlp__tensors_layers(pmlp__tensors *f, pmlp_error *error) {
+    pmlp__slice first = {NULL, 0}, prefix = {NULL, 0};
+    size_t i, parts;
+    for (i = 0; i < f->entry_count; i++) {
+        pmlp__entry *e = &f->entries[i];
+        if (!pmlp__entry_place(e, &prefix))
+            return pmlp__fail(error, PMLP_ERROR_PARSE,
+                              "%s: the tensor '%.*s' is no layer's: expected names that end in "
+                              "<number>.weight and <number>.bias", f->file, pmlp__shown(e->name),
+                              e->name.at);
+        if (i == 0) first = prefix;
+        else if (pmlp__slice_order(first, prefix) != 0)
+            return pmlp__fail(error, PMLP_ERROR_PARSE,
+                              "%s: the tensors '%.*s' and '%.*s' do not belong to one list of "
+                              "layers", f->file, pmlp__shown(f->entries[0].name),
+                              f->entries[0].name.at, pmlp__shown(e->name), e->name.at);
+        if (e->part / 2 * 2 + 2 > f->parts) f->parts = e->part / 2 * 2 + 2;
+    }
+    qsort(f->entries, f->entry_count, sizeof *f->entries, pmlp__by_layer);
+    parts = (size_t)f->parts;
+    for (i = 0; i < f->entry_count || i % parts; i++) {
+        const pmlp__entry *owner = &f->entries[i % parts ? i - i % parts : i];
+        const bool there = i < f->entry_count && f->entries[i].part == (int)(i % parts) &&
+                           f->entries[i].number == owner->number;
+        if (!there)
+            return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: the tensor '%.*s%lu.%s' is missing",
+                              f->file, pmlp__shown(first), first.at, owner->number,
+                              pmlp__part_names[i % parts]);
+    }
+    if (f->entry_count / parts > 1 << 20)
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: has more than %d layers", f->file, 1 << 20);
+    f->layers = (int)(f->entry_count / parts);
+    return PMLP_OK;
+}
+
+static const pmlp__entry *pmlp__tensor(const pmlp__tensors *f, int layer, int part) {
+    return &f->entries[(size_t)layer * (size_t)f->parts + (size_t)part];
+}
+
+/* "[10][20]" */
+typedef struct pmlp__shape_label {
+    char text[64];
+} pmlp__shape_label;
+
+static pmlp__shape_label pmlp__shape_of(int rank, uint64_t a, uint64_t b) {
+    pmlp__shape_label label = {""};
+    if (rank == 0) snprintf(label.text, sizeof label.text, "a single number");
+    if (rank == 1) snprintf(label.text, sizeof label.text, "[%.0f]", (double)a);
+    if (rank >= 2)
+        snprintf(label.text, sizeof label.text, "[%.0f][%.0f]%s", (double)a, (double)b,
+                 rank > 2 ? "..." : "");
+    return label;
+}
+
+/* The layers must fit together: each takes what the one below gives. */
+static pmlp_result pmlp__tensors_shapes(const pmlp__tensors *f, pmlp_error *error) {
+    int l, part;
+    for (l = 0; l < f->layers; l++)
+        for (part = 0; part < f->parts; part++) {
+            const pmlp__entry *w = pmlp__tensor(f, l, 0), *e = pmlp__tensor(f, l, part);
+            const pmlp__entry *below = l > 0 ? pmlp__tensor(f, l - 1, 0) : NULL;
+            const pmlp__entry *beside = part ? w : below;
+            const int rank = part % 2 ? 1 : 2;
+            const uint64_t n_out = part ? w->shape[0] : e->shape[0];
+            const uint64_t n_in = part     ? w->shape[1]
+                                  : below ? below->shape[0]
+                                          : e->shape[1];
+            const pmlp__shape_label is = pmlp__shape_of(e->rank, e->shape[0], e->shape[1]);
+            const pmlp__shape_label should = pmlp__shape_of(rank, n_out, n_in);
+            if (part == 0 && (e->rank != 2 || e->shape[0] < 1 || e->shape[1] < 1 ||
+                              e->shape[0] > INT_MAX || e->shape[1] > INT_MAX))
+                return pmlp__fail(error, PMLP_ERROR_SHAPE,
+                                  "%s: the tensor '%.*s' is %s; weights are [outputs][inputs], "
+                                  "each in 1 .. %d", f->file, pmlp__shown(e->name), e->name.at,
+                                  is.text, INT_MAX);
+            if (e->rank != rank || e->shape[0] != n_out || (rank == 2 && e->shape[1] != n_in))
+                return pmlp__fail(error, PMLP_ERROR_SHAPE,
+                                  "%s: the tensor '%.*s' is %s, but beside '%.*s' it must be %s",
+                                  f->file, pmlp__shown(e->name), e->name.at, is.text,
+                                  pmlp__shown(beside->name), beside->name.at, should.text);
+        }
+    return PMLP_OK;
+}
+
+/* The value of a key in the metadata; at is NULL if there is none. */
+static pmlp__slice pmlp__metadata(const pmlp__tensors *f, const char *key) {
+    pmlp__slice none = {NULL, 0};
+    size_t i;
+    for (i = 0; i < f->pair_count; i++)
+        if (pmlp__slice_is(f->pairs[i].key, key)) return f->pairs[i].value;
+    return none;
+}
+
+static void pmlp__tensors_close(pmlp__tensors *f) {
+    pmlp__delete(f->allocator, f->pairs);
+    pmlp__delete(f->allocator, f->entries);
+}
+
+/* Reads a file in memory and finds what is wrong with it, the checksum apart. Close it in either
+   case. */
+static pmlp_result pmlp__tensors_open(pmlp__tensors *f, const unsigned char *bytes, size_t size,
+                                      const char *file, const pmlp_allocator *allocator,
+                                      pmlp_error *error) {
+    pmlp__json j;
+    uint64_t length = 0;
+    pmlp_result result;
+    int i;
+    memset(f, 0, sizeof *f);
+    f->allocator = allocator;
+    f->file = file;
+    if (size < 8)
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: %.0f bytes are too few for safetensors",
+                          file, (double)size);
+    for (i = 7; i >= 0; i--) length = length << 8 | bytes[i];
+    if (memcmp(bytes, "PK\3\4", 4) == 0)
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: is an archive, as torch.save() writes "
+                          "them; expected what safetensors.torch.save_file() writes", file);
+    if (length > PMLP__HEADER_MOST || length > size - 8)
+        return pmlp__fail(error, PMLP_ERROR_PARSE,
+                          "%s: promises a header of %.0f bytes, but %.0f follow; at most %.0f are "
+                          "read", file, (double)length, (double)(size - 8),
+                          (double)PMLP__HEADER_MOST);
+    if (!pmlp__is_utf8(bytes + 8, (size_t)length))
+        return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: its header is not UTF-8", file);
+    f->data = bytes + 8 + length;
+    f->data_size = size - 8 - (size_t)length;
+    j.file = file;
+    j.error = error;
+    j.begin = j.at = (const char *)bytes + 8;
+    j.end = (const char *)f->data;
+    result = pmlp__json_header(&j, f);
+    if (result == PMLP_OK) result = pmlp__tensors_tile(f, error);
+    if (result == PMLP_OK) result = pmlp__tensors_layers(f, error);
+    return result == PMLP_OK ? pmlp__tensors_shapes(f, error) : result;
+}
+
+/* --- safetensors: what is ours ---------------------------------------------------------------- */
+
+#define PMLP__FILE_VERSION "1"
+#define PMLP__CHECKSUM "pipemlp_checksum"
+
+static uint64_t pmlp__hash_slice(uint64_t hash, pmlp__slice slice) {
+    return pmlp_hash(pmlp_hash(hash, slice.at, slice.length), "", 1);
+}
+
+/* Over metadata and tensors, in an order that does not depend on that of the file. */
+static uint64_t pmlp__tensors_hash(const pmlp__tensors *f) {
+    uint64_t hash = 0;
+    size_t i;
+    for (i = 0; i < f->pair_count; i++)
+        if (!pmlp__slice_is(f->pairs[i].key, PMLP__CHECKSUM))
+            hash = pmlp__hash_slice(pmlp__hash_slice(hash, f->pairs[i].key), f->pairs[i].value);
+    for (i = 0; i < f->entry_count; i++) {
+        const pmlp__entry *e = &f->entries[i];
+        const pmlp__shape_label shape = pmlp__shape_of(e->rank, e->shape[0], e->shape[1]);
+        hash = pmlp__hash_slice(hash, e->name);
+        hash = pmlp_hash(hash, pmlp__types[e->type].name, strlen(pmlp__types[e->type].name) + 1);
+        hash = pmlp_hash(hash, shape.text, strlen(shape.text) + 1);
+        hash = pmlp_hash(hash, f->data + e->begin, (size_t)(e->end - e->begin));
+    }
+    return hash;
+}
+
+/* As pmlp_model_hash() of the model in the file. */
+static uint64_t pmlp__tensors_word(const pmlp__tensors *f) {
+    uint64_t hash = 0;
+    int l, part;
+    for (l = 0; l < f->layers; l++)
+        for (part = 0; part < 2; part++) {
+            const pmlp__entry *e = pmlp__tensor(f, l, part);
+            hash = pmlp_hash(hash, f->data + e->begin, (size_t)(e->end - e->begin));
+        }
+    return hash;
+}
+
+typedef struct pmlp__word_label {
+    char text[17];
+} pmlp__word_label;
+
+static pmlp__word_label pmlp__word_of(uint64_t word) {
+    pmlp__word_label label;
+    snprintf(label.text, sizeof label.text, "%08lx%08lx", (unsigned long)(word >> 32),
+             (unsigned long)(word & 0xFFFFFFFFu));
+    return label;
+}
+
+/* Files of this library say so, and then their checksum must hold. */
+static pmlp_result pmlp__tensors_prove(const pmlp__tensors *f, pmlp_error *error) {
+    const pmlp__slice version = pmlp__metadata(f, "pipemlp");
+    const pmlp__slice checksum = pmlp__metadata(f, PMLP__CHECKSUM);
+    if (!version.at && !checksum.at) return PMLP_OK;
+    if (version.at && !pmlp__slice_is(version, PMLP__FILE_VERSION))
+        return pmlp__fail(error, PMLP_ERROR_UNSUPPORTED,
+                          "%s: is of version '%.*s' of pipemlp's files; what can be read is "
+                          "version " PMLP__FILE_VERSION, f->file, pmlp__shown(version), version.at);
+    if (version.at && checksum.at &&
+        pmlp__slice_is(checksum, pmlp__word_of(pmlp__tensors_hash(f)).text))
+        return PMLP_OK;
+    return pmlp__fail(error, PMLP_ERROR_PARSE,
+                      "%s: is damaged, or was changed: its checksum is %.*s, that of what it holds "
+                      "%s", f->file, checksum.at ? pmlp__shown(checksum) : 7,
+                      checksum.at ? checksum.at : "missing",
+                      pmlp__word_of(pmlp__tensors_hash(f)).text);
+}
+
+static pmlp_result pmlp__tensors_read(pmlp__tensors *f, const unsigned char *bytes, size_t size,
+                                      const char *file, const pmlp_allocator *allocator,
+                                      pmlp_error *error) {
+    const pmlp_result result = pmlp__tensors_open(f, bytes, size, file, allocator, error);
+    return result == PMLP_OK ? pmlp__tensors_prove(f, error) : result;
+}
+
+static uint64_t pmlp__little_endian(const unsigned char *p, size_t size) {
+    uint64_t bits = 0;
+    while (size-- > 0) bits = bits << 8 | p[size];
+    return bits;
+}
+
+/* A half: 1 bit sign, 5 bits exponent, 10 bits behind the point. */
+static float pmlp__from_half(uint32_t half) {
+    const uint32_t sign = half >> 15 << 31, exponent = half >> 10 & 31, rest = half & 1023;
+    const uint32_t wide = exponent == 31 ? 255u : exponent + 112;
+    uint32_t bits = sign | wide << 23 | rest << 13;
+    float value;
+    if (exponent == 0) { /* too small for a leading 1 */
+        value = (float)rest / 16777216.0f;
+        return sign ? -value : value;
+    }
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static float pmlp__number(int type, const unsigned char *p) {
+    const uint64_t bits = pmlp__little_endian(p, pmlp__types[type].size);
+    const uint32_t low = (uint32_t)(type == PMLP__BF16 ? bits << 16 : bits);
+    double wide;
+    float value;
+    if (type == PMLP__F16) return pmlp__from_half(low);
+    if (type == PMLP__F64) {
+        memcpy(&wide, &bits, sizeof wide);
+        return (float)wide;
+    }
+    memcpy(&value, &low, sizeof value);
+    return value;
+}
+
+static void pmlp__tensor_copy(const pmlp__tensors *f, int layer, int part, float *out) {
+    const pmlp__entry *e = pmlp__tensor(f, layer, part);
+    const size_t size = pmlp__types[e->type].size, n = (size_t)(e->end - e->begin) / size;
+    const unsigned char *from = f->data + e->begin;
+    size_t i;
+    for (i = 0; i < n; i++) out[i] = pmlp__number(e->type, from + i * size);
+}
+
+static void pmlp__tensors_weights(const pmlp__tensors *f, pmlp_model *model) {
+    int l;
+    for (l = 0; l < f->layers; l++) {
+        pmlp__tensor_copy(f, l, 0, model->w[l]);
+        pmlp__tensor_copy(f, l, 1, model->b[l]);
+    }
+    model->stale = false;
+}
+
+/* "relu,linear" into out [layers]; each is _DEFAULT if the file does not say. */
+static pmlp_result pmlp__tensors_activations(const pmlp__tensors *f, pmlp_activation *out,
+                                             pmlp_error *error) {
+    const pmlp__slice list = pmlp__metadata(f, "activations");
+    pmlp__slice word = list;
+    int l, a = 1;
+    memset(out, 0, (size_t)f->layers * sizeof *out);
+    if (!list.at) return PMLP_OK;
+    for (l = 0; a < PMLP_ACTIVATION_COUNT && l < f->layers; l++) {
+        const size_t left = list.length - (size_t)(word.at - list.at);
+        const char *comma = left ? (const char *)memchr(word.at, ',', left) : NULL;
+        word.length = l < f->layers - 1 && comma ? (size_t)(comma - word.at) : left;
+        for (a = 1; a < PMLP_ACTIVATION_COUNT; a++)
+            if (pmlp__slice_is(word, pmlp_activation_name((pmlp_activation)a))) break;
+        out[l] = (pmlp_activation)a;
+        if (comma) word.at = comma + 1;
+        else word.at += left;
+    }
+    if (a < PMLP_ACTIVATION_COUNT) return PMLP_OK;
+    return pmlp__fail(error, PMLP_ERROR_PARSE,
+                      "%s: its activations are '%.*s', expected %d of relu, sigmoid, tanh, gelu "
+                      "and linear, with commas", f->file, pmlp__shown(list), list.at, f->layers);
+}
+
+static pmlp_result pmlp__tensors_loss(const pmlp__tensors *f, pmlp_loss *loss, pmlp_error *error) {
+    const pmlp__slice name = pmlp__metadata(f, "loss");
+    int i;
+    *loss = PMLP_LOSS_DEFAULT;
+    if (!name.at) return PMLP_OK;
+    for (i = 1; i < PMLP_LOSS_COUNT; i++)
+        if (pmlp__slice_is(name, pmlp_loss_name((pmlp_loss)i))) {
+            *loss = (pmlp_loss)i;
+            return PMLP_OK;
+        }
+    return pmlp__fail(error, PMLP_ERROR_PARSE, "%s: its loss is '%.*s', expected xent or mse",
+                      f->file, pmlp__shown(name), name.at);
+}
+
+static pmlp_result pmlp__tensors_model(const pmlp__tensors *f, pmlp_model **model,
+                                       pmlp_error *error) {
+    const size_t layers = (size_t)f->layers;
+    int *sizes = (int *)pmlp__new(f->allocator, layers + 1, sizeof *sizes);
+    pmlp_activation *activations =
+        (pmlp_activation *)pmlp__new(f->allocator, layers, sizeof *activations);
+    pmlp_model_desc desc;
+    pmlp_result result = PMLP_OK;
+    int l;
+    memset(&desc, 0, sizeof desc);
+    desc.allocator = *f->allocator;
+    desc.layers = f->layers;
+    desc.sizes = sizes;
+    desc.activations = activations;
+    if (!sizes || !activations) result = pmlp__no_memory(error, "a model's sizes");
+    if (result == PMLP_OK) result = pmlp__tensors_activations(f, activations, error);
+    if (result == PMLP_OK) result = pmlp__tensors_loss(f, &desc.loss, error);
+    if (result == PMLP_OK) {
+        sizes[0] = (int)pmlp__tensor(f, 0, 0)->shape[1];
+        for (l = 0; l < f->layers; l++) sizes[l + 1] = (int)pmlp__tensor(f, l, 0)->shape[0];
+        *model = pmlp__model_new(&desc);
+        if (*model) pmlp__tensors_weights(f, *model);
+        else result = pmlp__no_memory(error, "a model's weights");
+    }
+    pmlp__delete(f->allocator, sizes);
+    pmlp__delete(f->allocator, activations);
+    return result;
+}
+
+static pmlp_result pmlp__model_parse(const unsigned char *bytes, size_t size, const char *file,
+                                     const pmlp_allocator *allocator, pmlp_model **model,
+                                     pmlp_error *error) {
+    pmlp__tensors f;
+    pmlp_result result = pmlp__tensors_read(&f, bytes, size, file, allocator, error);
+    if (result == PMLP_OK) result = pmlp__tensors_model(&f, model, error);
+    pmlp__tensors_close(&f);
+    return result;
+}
+
+/* Whether the file's layers are the model's. */
+static pmlp_result pmlp__tensors_fit(const pmlp__tensors *f, const pmlp_model *model,
+                                     pmlp_error *error) {
+    int l;
+    if (f->layers != model->desc.layers)
+        return pmlp__fail(error, PMLP_ERROR_SHAPE, "%s: has %d layer%s, the model has %d", f->file,
+                          f->layers, f->layers == 1 ? "" : "s", model->desc.layers);
+    for (l = 0; l < f->layers; l++) {
+        const pmlp__entry *w = pmlp__tensor(f, l, 0);
+        const size_t n_in = pmlp__n_in(model, l), n_out = pmlp__n_out(model, l);
+        if (w->shape[0] == n_out && w->shape[1] == n_in) continue;
+        return pmlp__fail(error, PMLP_ERROR_SHAPE, "%s: the tensor '%.*s' is %s, the model's is %s",
+                          f->file, pmlp__shown(w->name), w->name.at,
+                          pmlp__shape_of(2, w->shape[0], w->shape[1]).text,
+                          pmlp__shape_of(2, n_out, n_in).text);
+    }
+    return PMLP_OK;
+}
+
+/* --- safetensors: numbers in the metadata ----------------------------------------------------- */
+
+static void pmlp__put_whole(pmlp__text *text, uint64_t value) {
+    char digits[24];
+    size_t at = sizeof digits - 1;
+    digits[at] = '\0';
+    do digits[--at] = (char)('0' + value % 10);
+    while (value /= 10);
+    pmlp__put(text, "%s", digits + at);
+}
+
+/* With as few digits as give the same bits when they are read, as a float or a double; and with a
+   point, whatever the locale has. */
+static void pmlp__put_exact(pmlp__text *text, double value, bool single) {
+    const int most = single ? 9 : 17;
+    char number[40], *c;
+    bool point = false;
+    int digits;
+    for (digits = 1; digits <= most; digits++) {
+        double back;
+        snprintf(number, sizeof number, "%.*g", digits, value);
+        back = strtod(number, NULL);
+        if (single ? (float)back == (float)value : back == value) break;
+    }
+    for (c = number; *c; c++) {
+        const bool plain = strchr("0123456789+-einfa", *c) != NULL;
+        if (plain) pmlp__put(text, "%c", *c);
+        else if (!point) pmlp__put(text, ".");
+        point = point || !plain;
+    }
+}
+
+static bool pmlp__read_whole(pmlp__slice slice, uint64_t most, uint64_t *value) {
+    size_t i;
+    *value = 0;
+    for (i = 0; i < slice.length; i++) {
+        const uint64_t digit = (uint64_t)(unsigned char)slice.at[i] - '0';
+        if (digit > 9 || *value > (most - digit) / 10) return false;
+        *value = 10 * *value + digit;
+    }
+    return slice.length > 0;
+}
+
+static bool pmlp__read_exact(pmlp__slice slice, double *value) {
+    char number[80], half[16], *end;
+    size_t length = 0, i, k;
+    if (slice.length == 0 || slice.length > 40 || slice.at[0] == ' ') return false;
+    snprintf(half, sizeof half, "%.1f", 0.5); /* the locale's point stands behind the 0 */
+    for (i = 0; i < slice.length; i++) {
+        if (slice.at[i] != '.') number[length++] = slice.at[i];
+        else
+            for (k = 1; half[k] != '5' && length < sizeof number - 1; k++)
+                number[length++] = half[k];
+        if (length + 8 > sizeof number) return false;
+    }
+    number[length] = '\0';
+    *value = strtod(number, &end);
+    return end == number + length;
+}
+
+/* --- trainings in files ----------------------------------------------------------------------- */
+
+/* What must be the same when a training goes on: name and value of the i-th such setting; false
+   behind the last. What the optimizer does not use is no setting. */
+static bool pmlp__setting(const pmlp_trainer *t, int i, const char **name, char value[48]) {
+    static const char *const names[] = {"batch", "optimizer", "seed", "shuffle", "weight_decay",
+                                        "clip_norm", "momentum", "beta1", "beta2", "epsilon"};
+    const pmlp_trainer_desc *d = &t->desc;
+    const float numbers[] = {d->weight_decay, d->clip_norm, d->momentum,
+                             d->beta1,        d->beta2,     d->epsilon};
+    const int moments = pmlp__moments(d->optimizer);
+    pmlp__text text;
+    if (i >= 6 && moments == 2) i++;
+    if (i >= (moments == 0 ? 6 : moments == 1 ? 7 : 10)) return false;
+    text.buffer = value;
+    text.size = 48;
+    text.length = 0;
+    *name = names[i];
+    if (i == 0) pmlp__put_whole(&text, d->batch);
+    else if (i == 1) pmlp__put(&text, "%s", pmlp_optimizer_name(d->optimizer));
+    else if (i == 2) pmlp__put_whole(&text, d->seed);
+    else if (i == 3) pmlp__put(&text, "%s", d->no_shuffle ? "no" : "yes");
+    else pmlp__put_exact(&text, (double)numbers[i - 4], true);
+    pmlp__text_end(&text, NULL);
+    return true;
+}
+
+/* How far a training has come. */
+enum {
+    PMLP__STEP, PMLP__UPDATES, PMLP__EPOCH, PMLP__EPOCH_TOTAL, PMLP__EPOCH_ROWS, PMLP__EPOCH_HITS,
+    PMLP__COUNTS
+};
+typedef struct pmlp__state {
+    uint64_t counts[PMLP__COUNTS];
+    double epoch_loss, learning_rate;
+} pmlp__state;
+
+static const char *const pmlp__count_names[] = {"step",             "updates",    "epoch",
+                                                "epoch_total_rows", "epoch_rows", "epoch_hits"};
+
+static pmlp__state pmlp__state_of(const pmlp_trainer *t) {
+    pmlp__state s;
+    uint64_t updates = 0;
+    int i;
+    for (i = 0; i < t->schedule->stages; i++) /* they have equally many between calls */
+        if (t->stages[i].updates - t->stages[i].first_version > updates)
+            updates = t->stages[i].updates - t->stages[i].first_version;
+    s.counts[PMLP__STEP] = t->step;
+    s.counts[PMLP__UPDATES] = t->updates_loaded + updates;
+    s.counts[PMLP__EPOCH] = t->epoch;
+    s.counts[PMLP__EPOCH_TOTAL] = t->epoch_total;
+    s.counts[PMLP__EPOCH_ROWS] = t->epoch_rows;
+    s.counts[PMLP__EPOCH_HITS] = t->epoch_hits;
+    s.epoch_loss = t->epoch_loss;
+    s.learning_rate = (double)t->desc.learning_rate;
+    return s;
+}
+
+/* The trainer's layers hold the loaded weights: version `updates` of each stage, the first one. */
+static void pmlp__state_set(pmlp_trainer *t, const pmlp__state *s) {
+    int i;
+    t->step = s->counts[PMLP__STEP];
+    t->updates_loaded = s->counts[PMLP__UPDATES];
+    t->epoch = s->counts[PMLP__EPOCH];
+    t->epoch_total = s->counts[PMLP__EPOCH_TOTAL];
+    t->epoch_rows = s->counts[PMLP__EPOCH_ROWS];
+    t->epoch_hits = s->counts[PMLP__EPOCH_HITS];
+    t->epoch_loss = s->epoch_loss;
+    t->desc.learning_rate = (float)s->learning_rate;
+    t->gradient_norm = 0.0;
+    t->has_gradient = false;
+    for (i = 0; i < t->schedule->stages; i++) t->stages[i].first_version = t->stages[i].updates;
+}
+
+static void pmlp__put_training(pmlp__text *text, const pmlp_trainer *t) {
+    const pmlp__state s = pmlp__state_of(t);
+    const char *name;
+    char value[48];
+    int i;
+    for (i = 0; pmlp__setting(t, i, &name, value); i++) {
+        pmlp__put(text, ",\"%s\":", name);
+        pmlp__put(text, "\"%s\"", value);
+    }
+    for (i = 0; i < PMLP__COUNTS; i++) {
+        pmlp__put(text, ",\"%s\":\"", pmlp__count_names[i]);
+        pmlp__put_whole(text, s.counts[i]);
+        pmlp__put(text, "\"");
+    }
+    pmlp__put(text, ",\"epoch_loss\":\"");
+    pmlp__put_exact(text, s.epoch_loss, false);
+    pmlp__put(text, "\",\"learning_rate\":\"");
+    pmlp__put_exact(text, s.learning_rate, true);
+    pmlp__put(text, "\"");
+}
+
+static pmlp_result pmlp__state_read(const pmlp__tensors *f, size_t batch, pmlp__state *s,
+                                    pmlp_error *error) {
+    const uint64_t *n = s->counts;
+    bool good = true;
+    int i;
+    for (i = 0; i < PMLP__COUNTS; i++)
+        good = good && pmlp__read_whole(pmlp__metadata(f, pmlp__count_names[i]),
+                                        (uint64_t)1 << 53, &s->counts[i]);
+    good = good && pmlp__read_exact(pmlp__metadata(f, "epoch_loss"), &s->epoch_loss) &&
+           pmlp__read_exact(pmlp__metadata(f, "learning_rate"), &s->learning_rate) &&
+           !pmlp__below_zero((float)s->learning_rate) &&
+           n[PMLP__EPOCH_TOTAL] <= UINT32_MAX / 2 && n[PMLP__EPOCH_ROWS] <= n[PMLP__EPOCH_TOTAL] &&
+           n[PMLP__EPOCH_HITS] <= n[PMLP__EPOCH_ROWS] &&
+           (n[PMLP__EPOCH_ROWS] % batch == 0 || n[PMLP__EPOCH_ROWS] == n[PMLP__EPOCH_TOTAL]);
+    return good ? PMLP_OK
+                : pmlp__fail(error, PMLP_ERROR_PARSE,
+                             "%s: what it says of the training's progress makes no sense", f->file);
+}
+
+/* --- files that are ours, written ------------------------------------------------------------- */
+
+/* A whole file in memory. */
+typedef struct pmlp__image {
+    const pmlp_allocator *allocator;
+    const pmlp_model *model;
+    pmlp_trainer *trainer; /* whose training it is; NULL: the model alone */
+    int parts;             /* of each layer */
+    unsigned char *bytes;
+    size_t size, data;     /* data: where the tensors begin, a multiple of 8 */
+} pmlp__image;
+
+/* How many numbers a tensor has. */
+static size_t pmlp__part_count(const pmlp_model *model, int layer, int part) {
+    const size_t n_out = pmlp__n_out(model, layer);
+    return part % 2 ? n_out : n_out * pmlp__n_in(model, layer);
+}
+
+static void pmlp__put_header(pmlp__text *text, const pmlp__image *image) {
+    const pmlp_model *model = image->model;
+    double at = 0.0;
+    int l, part;
+    pmlp__put(text, "{\"__metadata__\":{\"format\":\"pt\",\"pipemlp\":\"" PMLP__FILE_VERSION
+              "\",\"" PMLP__CHECKSUM "\":\"0000000000000000\",\"weights\":\"0000000000000000\","
+              "\"activations\":\"");
+    for (l = 0; l < model->desc.layers; l++)
+        pmlp__put(text, l > 0 ? ",%s" : "%s", pmlp_activation_name(model->activations[l]));
+    pmlp__put(text, "\",\"loss\":\"%s\"", pmlp_loss_name(model->desc.loss));
+    if (image->trainer) pmlp__put_training(text, image->trainer);
+    pmlp__put(text, "}");
+    for (l = 0; l < model->desc.layers; l++)
+        for (part = 0; part < image->parts; part++) {
+            const double end = at + 4.0 * (double)pmlp__part_count(model, l, part);
+            pmlp__put(text, ",\"layers.%d.%s", l, pmlp__part_names[part]);
+            pmlp__put(text, "\":{\"dtype\":\"F32\",\"shape\":[%.0f", (double)pmlp__n_out(model, l));
+            if (part % 2 == 0) pmlp__put(text, ",%.0f", (double)pmlp__n_in(model, l));
+            pmlp__put(text, "],\"data_offsets\":[%.0f,%.0f]}", at, end);
+            at = end;
+        }
+    pmlp__put(text, "}");
+}
+
+/* The file without its numbers, *bytes being NULL on failure. */
+static pmlp_result pmlp__image_begin(pmlp__image *image, pmlp_error *error) {
+    const size_t floats = image->model->param_count * (size_t)image->parts / 2;
+    pmlp__text text = {NULL, 0, 0};
+    size_t length, i;
+    pmlp__put_header(&text, image);
+    length = (text.length + 8) / 8 * 8; /* spaces behind it: put() ends what it writes with a 0 */
+    image->data = 8 + length;
+    image->size = image->data + 4 * floats;
+    image->bytes = (unsigned char *)pmlp__new(image->allocator, image->size, 1);
+    if (!image->bytes) return pmlp__no_memory(error, "a file");
+    for (i = 0; i < 8; i++) image->bytes[i] = (unsigned char)((uint64_t)length >> 8 * i);
+    text.buffer = (char *)image->bytes + 8;
+    text.size = length;
+    text.length = 0;
+    pmlp__put_header(&text, image);
+    memset(text.buffer + text.length, ' ', length - text.length);
+    return PMLP_OK;
+}
+
+/* Fills in the numbers: with a trainer, what its stages have. */
+static pmlp_result pmlp__image_fill(pmlp__image *image) {
+    float *at = (float *)(void *)(image->bytes + image->data);
+    const pmlp_model *model = image->model;
+    const size_t floats = (image->size - image->data) / sizeof *at;
+    pmlp_result result = PMLP_OK;
+    size_t i;
+    int l, part;
+    for (l = 0; l < model->desc.layers; l++)
+        for (part = 0; part < image->parts; part += 2) {
+            const size_t n_w = pmlp__part_count(model, l, 0), n_b = pmlp__part_count(model, l, 1);
+            const pmlp_tensor tensor = part == 0   ? PMLP_TENSOR_PARAMS
+                                       : part == 2 ? PMLP_TENSOR_MOMENT1
+                                                   : PMLP_TENSOR_MOMENT2;
+            if (image->trainer) {
+                result = pmlp__read_layer(image->trainer, l, tensor, at, at + n_w);
+                if (result != PMLP_OK) return result;
+            } else {
+                memcpy(at, model->w[l], n_w * sizeof *at);
+                memcpy(at + n_w, model->b[l], n_b * sizeof *at);
+            }
+            at += n_w + n_b;
+        }
+    at = (float *)(void *)(image->bytes + image->data);
+    for (i = 0; i < floats; i++) pmlp__put_float(image->bytes + image->data + 4 * i, &at[i]);
+    return PMLP_OK;
+}
+
+static void pmlp__image_patch(pmlp__image *image, pmlp__slice place, uint64_t word) {
+    memcpy(image->bytes + (place.at - (const char *)image->bytes), pmlp__word_of(word).text, 16);
+}
+
+/* The two words over what the file holds. They are made by what reads files, so that nothing is
+   written that could not be read. */
+static pmlp_result pmlp__image_seal(pmlp__image *image, pmlp_error *error) {
+    pmlp__tensors f;
+    const pmlp_result result = pmlp__tensors_open(&f, image->bytes, image->size, "the new file",
+                                                  image->allocator, error);
+    if (result == PMLP_OK) {
+        pmlp__image_patch(image, pmlp__metadata(&f, "weights"), pmlp__tensors_word(&f));
+        pmlp__image_patch(image, pmlp__metadata(&f, PMLP__CHECKSUM), pmlp__tensors_hash(&f));
+    }
+    pmlp__tensors_close(&f);
+    return result;
+}
+
+/* Free image->bytes in either case. */
+static pmlp_result pmlp__image_make(pmlp__image *image, const pmlp_model *model, pmlp_trainer *t,
+                                    pmlp_error *error) {
+    pmlp_result result;
+    memset(image, 0, sizeof *image);
+    image->allocator = t ? &t->desc.allocator : &model->desc.allocator;
+    image->model = model;
+    image->trainer = t;
+    image->parts = t ? 2 + 2 * pmlp__moments(t->desc.optimizer) : 2;
+    result = pmlp__image_begin(image, error);
+    if (result != PMLP_OK) return result;
+    result = pmlp__image_fill(image);
+    if (result != PMLP_OK)
+        return pmlp__fail(error, result, "reading the training's state: %s",
+                          pmlp_result_text(result));
+    return pmlp__image_seal(image, error);
+}
+
+/* --- calls ------------------------------------------------------------------------------------ */
+
+static pmlp_result pmlp__check_path(const char *path, pmlp_error *error) {
+    if (path && *path) return PMLP_OK;
+    return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "path: is %s", path ? "empty" : "NULL");
+}
+
+PMLP_API pmlp_result pmlp_model_save(const pmlp_model *model, const char *path, pmlp_error *error) {
+    pmlp__image image;
+    pmlp_result result = pmlp__model_readable(model, error);
+    if (result == PMLP_OK) result = pmlp__check_path(path, error);
+    if (result != PMLP_OK) return result;
+    result = pmlp__image_make(&image, model, NULL, error);
+    if (result == PMLP_OK)
+        result = pmlp__replace_file(path, image.bytes, image.size, image.allocator, error);
+    pmlp__delete(image.allocator, image.bytes);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_model_parse(const void *bytes, size_t size,
+                                      const pmlp_allocator *allocator, pmlp_model **model,
+                                      pmlp_error *error) {
+    const pmlp_allocator memory = pmlp__allocator_or_default(allocator);
+    if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
+    *model = NULL;
+    if (pmlp__is_half(&memory))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
+    if (!bytes) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "bytes: is NULL");
+    return pmlp__model_parse((const unsigned char *)bytes, size, "the file", &memory, model, error);
+}
+
+PMLP_API pmlp_result pmlp_model_load(const char *path, const pmlp_allocator *allocator,
+                                     pmlp_model **model, pmlp_error *error) {
+    const pmlp_allocator memory = pmlp__allocator_or_default(allocator);
+    unsigned char *bytes = NULL;
+    size_t size;
+    pmlp_result result;
+    if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
+    *model = NULL;
+    if (pmlp__is_half(&memory))
+        return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "allocator: has only one of alloc and free");
+    result = pmlp__check_path(path, error);
+    if (result == PMLP_OK) result = pmlp__read_file(path, &memory, &bytes, &size, error);
+    if (result == PMLP_OK)
+        result = pmlp__model_parse(bytes, size, pmlp__path_end(path), &memory, model, error);
+    pmlp__delete(&memory, bytes);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_model_load_weights(pmlp_model *model, const char *path,
+                                             pmlp_error *error) {
+    const pmlp_allocator *allocator;
+    pmlp__tensors f;
+    unsigned char *bytes = NULL;
+    size_t size;
+    pmlp_result result;
+    if (!model) return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "model: is NULL");
+    if (model->trainer)
+        return pmlp__fail(error, PMLP_ERROR_STATE, "model: has a trainer, which has its weights");
+    allocator = &model->desc.allocator;
+    result = pmlp__check_path(path, error);
+    if (result == PMLP_OK) result = pmlp__read_file(path, allocator, &bytes, &size, error);
+    if (result != PMLP_OK) return result;
+    result = pmlp__tensors_read(&f, bytes, size, pmlp__path_end(path), allocator, error);
+    if (result == PMLP_OK) result = pmlp__tensors_fit(&f, model, error);
+    if (result == PMLP_OK) pmlp__tensors_weights(&f, model);
+    pmlp__tensors_close(&f);
+    pmlp__delete(allocator, bytes);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_trainer_save(pmlp_trainer *t, const char *path) {
+    pmlp__image image;
+    pmlp_result result;
+    pmlp__atomic *const entered = pmlp__enter_query(t);
+    if (!entered) return t ? PMLP_ERROR_STATE : PMLP_ERROR_ARGUMENT;
+    result = pmlp__check_path(path, &t->error);
+    if (result == PMLP_OK && pmlp__is_mixed(t))
+        result = pmlp__fail(&t->error, PMLP_ERROR_STATE, "the weights are lost: %.200s",
+                            t->failure.text);
+    result = pmlp__agree_on_reading(t, "save", -1, true, true, result);
+    if (result != PMLP_OK) return pmlp__leave_query(entered, result);
+    result = pmlp__image_make(&image, t->model, t, &t->error);
+    if (result == PMLP_OK && (!t->group || t->group->rank == 0))
+        result = pmlp__replace_file(path, image.bytes, image.size, image.allocator, &t->error);
+    pmlp__delete(image.allocator, image.bytes);
+    if (!pmlp__load(&t->failed)) result = pmlp__agree(t, result, NULL, &t->error);
+    return pmlp__leave_query(entered, result);
+}
+
+/* Whether a file holds a training that this trainer can go on with. */
+static pmlp_result pmlp__trainer_fits(pmlp_trainer *t, const pmlp__tensors *f, pmlp__state *state) {
+    const int parts = 2 + 2 * pmlp__moments(t->desc.optimizer);
+    const pmlp__slice loss = pmlp__metadata(f, "loss");
+    const char *name, *model_loss = pmlp_loss_name(t->model->desc.loss);
+    char value[48];
+    int i;
+    pmlp_result result = pmlp__tensors_fit(f, t->model, &t->error);
+    if (result != PMLP_OK) return result;
+    if (!pmlp__metadata(f, "step").at || !pmlp__metadata(f, "optimizer").at)
+        return pmlp__fail(&t->error, PMLP_ERROR_PARSE,
+                          "%s: holds a model, but no training to go on with", f->file);
+    if (loss.at && !pmlp__slice_is(loss, model_loss))
+        return pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "loss: %.*s in the training of %s, %s "
+                          "here", pmlp__shown(loss), loss.at, f->file, model_loss);
+    for (i = 0; pmlp__setting(t, i, &name, value); i++) {
+        const pmlp__slice theirs = pmlp__metadata(f, name);
+        if (theirs.at && pmlp__slice_is(theirs, value)) continue;
+        return pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT, "%s: %.*s in the training of %s, %s here",
+                          name, theirs.at ? pmlp__shown(theirs) : 7,
+                          theirs.at ? theirs.at : "missing", f->file, value);
+    }
+    if (f->parts != parts)
+        return pmlp__fail(&t->error, PMLP_ERROR_PARSE, "%s: has %d moments of each weight, %s has "
+                          "%d", f->file, f->parts / 2 - 1,
+                          pmlp_optimizer_name(t->desc.optimizer), parts / 2 - 1);
+    return pmlp__state_read(f, t->desc.batch, state, &t->error);
+}
+
+static pmlp_result pmlp__same_activations(pmlp_trainer *t, const pmlp__tensors *f) {
+    const pmlp_model *model = t->model;
+    pmlp_activation *theirs = (pmlp_activation *)pmlp__new(
+        f->allocator, (size_t)model->desc.layers, sizeof *theirs);
+    pmlp_result result;
+    int l;
+    if (!theirs) return pmlp__no_memory(&t->error, "a model's activations");
+    result = pmlp__tensors_activations(f, theirs, &t->error);
+    for (l = 0; result == PMLP_OK && l < model->desc.layers; l++)
+        if (theirs[l] && theirs[l] != model->activations[l])
+            result = pmlp__fail(&t->error, PMLP_ERROR_ARGUMENT,
+                                "activations: layer %d is %s in the training of %s, %s here", l,
+                                pmlp_activation_name(theirs[l]), f->file,
+                                pmlp_activation_name(model->activations[l]));
+    pmlp__delete(f->allocator, theirs);
+    return result;
+}
+
+/* Tensors of one kind into the stages, by way of scratch, which has room for any layer, or, the
+   weights, the model. */
+static pmlp_result pmlp__trainer_take(pmlp_trainer *t, const pmlp__tensors *f, int part,
+                                      float *scratch) {
+    static const pmlp_tensor tensors[] = {PMLP_TENSOR_PARAMS, PMLP_TENSOR_MOMENT1,
+                                          PMLP_TENSOR_MOMENT2};
+    pmlp_result result = PMLP_OK;
+    int l;
+    for (l = 0; result == PMLP_OK && l < f->layers; l++) {
+        float *w = part == 0 ? t->model->w[l] : scratch;
+        float *b = part == 0 ? t->model->b[l] : scratch + pmlp__part_count(t->model, l, 0);
+        pmlp__tensor_copy(f, l, part, w);
+        pmlp__tensor_copy(f, l, part + 1, b);
+        result = pmlp__write_layer(t, l, tensors[part / 2], w, b);
+    }
+    return result;
+}
+
+static pmlp_result pmlp__trainer_parse(pmlp_trainer *t, const unsigned char *bytes, size_t size,
+                                       const char *file) {
+    pmlp__tensors f;
+    pmlp__state state;
+    float *scratch = NULL;
+    size_t most = 0;
+    int l, part;
+    pmlp_result result =
+        pmlp__tensors_read(&f, bytes, size, file, &t->desc.allocator, &t->error);
+    memset(&state, 0, sizeof state);
+    if (result == PMLP_OK) result = pmlp__trainer_fits(t, &f, &state);
+    if (result == PMLP_OK) result = pmlp__same_activations(t, &f);
+    for (l = 0; l < t->model->desc.layers; l++) {
+        const size_t n = pmlp__part_count(t->model, l, 0) + pmlp__part_count(t->model, l, 1);
+        if (n > most) most = n;
+    }
+    if (result == PMLP_OK) {
+        scratch = (float *)pmlp__new(&t->desc.allocator, most, sizeof *scratch);
+        if (!scratch) result = pmlp__no_memory(&t->error, "a layer's moments");
+    }
+    if (result == PMLP_OK) { /* from here on the trainer is changed */
+        for (part = 0; result == PMLP_OK && part < f.parts; part += 2)
+            result = pmlp__trainer_take(t, &f, part, scratch);
+        if (result == PMLP_OK) pmlp__state_set(t, &state);
+        else pmlp__trainer_lose(t, result);
+        t->model->stale = result != PMLP_OK;
+    }
+    pmlp__delete(&t->desc.allocator, scratch);
+    pmlp__tensors_close(&f);
+    return result;
+}
+
+/* A file that rank 0 has read becomes all ranks'. */
+static pmlp_result pmlp__share_file(pmlp_trainer *t, unsigned char **bytes, size_t *size) {
+    const pmlp_group *group = t->group;
+    uint64_t count = (uint64_t)*size;
+    pmlp_result result = group->broadcast(group->context, 0, &count, sizeof count,
+                                          t->desc.deadline);
+    if (result != PMLP_OK) return pmlp__part(t, "sharing a file", result, &t->error);
+    *size = (size_t)count;
+    if (!*bytes) *bytes = (unsigned char *)pmlp__new(&t->desc.allocator, *size, 1);
+    result = *bytes ? PMLP_OK : pmlp__no_memory(&t->error, "a file");
+    result = pmlp__agree(t, result, NULL, &t->error);
+    if (result != PMLP_OK) return result;
+    result = group->broadcast(group->context, 0, *bytes, *size, t->desc.deadline);
+    return result == PMLP_OK ? result : pmlp__part(t, "sharing a file", result, &t->error);
+}
+
+PMLP_API pmlp_result pmlp_trainer_load(pmlp_trainer *t, const char *path) {
+    unsigned char *bytes = NULL;
+    size_t size = 0;
+    pmlp_result result = pmlp__enter(t);
+    if (result != PMLP_OK) return result;
+    result = pmlp__check_path(path, &t->error);
+    if (result == PMLP_OK && (!t->group || t->group->rank == 0))
+        result = pmlp__read_file(path, &t->desc.allocator, &bytes, &size, &t->error);
+    result = pmlp__agree_on_call(t, "load", NULL, result);
+    if (result == PMLP_OK && t->group) result = pmlp__share_file(t, &bytes, &size);
+    if (result == PMLP_OK) result = pmlp__trainer_parse(t, bytes, size, pmlp__path_end(path));
+    if (!pmlp__load(&t->failed)) result = pmlp__agree(t, result, NULL, &t->error);
+    pmlp__delete(&t->desc.allocator, bytes);
+    return pmlp__leave(t, result);
 }
 
 #endif /* PIPEMLP_IMPLEMENTATION */

@@ -1,8 +1,9 @@
 /* pipemlp_cuda.cu - the CUDA back end of pipemlp.h. MIT-0 or public domain, see LICENSE.
 
-       nvcc -O3 main.c pipemlp_cuda.cu -lcublas -lcublasLt
+       nvcc -O3 main.c pipemlp_cuda.cu -lcublas -lcublasLt -lnccl
 
-   and in main.c, which stays plain C: `desc.backend = pmlp_cuda_backend();`.
+   and in main.c, which stays plain C: `desc.backend = pmlp_cuda_backend();`. NCCL is used if the
+   compiler finds nccl.h and PMLP_NO_NCCL is not defined; without it leave out -lnccl.
 
    The file reads from top to bottom:
 
@@ -11,9 +12,11 @@
       >>products     matrix products: ours, cuBLAS's and cuBLASLt's
       >>operations   a layer's operations, made of the two above
       >>queue        operations are noted, then issued together, as a graph if seen before
+      >>wires        communicators of NCCL, and waits that end
       >>entries      what the trainer calls
       >>edges        hand-off between stages
-      >>tables       of both, and the two functions that everybody else sees
+      >>group        ranks in other processes: how they meet, and what all of them do together
+      >>tables       of back end and edges, and the functions that everybody else sees
 
    It knows nothing of schedules. Two ideas carry it:
 
@@ -40,14 +43,36 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#if !defined(PMLP_NO_NCCL) && defined(__has_include)
+#  if __has_include(<nccl.h>)
+#    include <nccl.h>
+#    if NCCL_VERSION_CODE < NCCL_VERSION(2, 18, 0)
+#      error "pipemlp_cuda.cu wants NCCL 2.18 or newer; with -DPMLP_NO_NCCL it does without"
+#    endif
+#    define PMLP__NCCL 1
+#    include <errno.h>
+#    include <fcntl.h>
+#    include <netdb.h>
+#    include <netinet/in.h>
+#    include <netinet/tcp.h>
+#    include <poll.h>
+#    include <pthread.h>
+#    include <sys/socket.h>
+#    include <unistd.h>
+#  endif
+#endif
+
 #include <atomic>
 #include <chrono>
 #include <limits.h>
 #include <math.h>
+#include <mutex>
 #include <new>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <thread>
 
 typedef __nv_bfloat16 pmlp__bf16;
 
@@ -605,7 +630,7 @@ typedef struct pmlp__cuda {
     pmlp_allocator allocator;
     pmlp_cuda_options options;
     int device;
-    cudaStream_t stream;
+    cudaStream_t stream, loads; /* loads: of data that stays on the device */
     cublasHandle_t blas;
     cublasLtHandle_t lt;
     void *workspace; /* of the libraries' products */
@@ -629,6 +654,11 @@ typedef struct pmlp__cuda {
     double origin_seconds;
     pmlp_result failed; /* issuing did; the next synchronize() says so at the latest */
     char why[256];
+
+    struct pmlp__team *team; /* with whom it fails; NULL: it has no wires, see >>wires */
+    double patience;         /* seconds that it waits for another rank; 0: there is none */
+    bool given_up;           /* its team has failed, and it waits for nobody any more */
+    struct pmlp__adder *sum;   /* of its gradients over replicas, or NULL */
 } pmlp__cuda;
 
 /* --- host memory ------------------------------------------------------------------------------ */
@@ -824,9 +854,11 @@ static pmlp_result pmlp__resident(pmlp__cuda *c, const void *host, size_t bytes,
             copy->device = NULL;
             cudaGetLastError();
         } else {
-            PMLP__CUDA(
-                c, "copying the data",
-                cudaMemcpyAsync(copy->device, host, bytes, cudaMemcpyHostToDevice, c->stream));
+            /* not behind what the worker's stream waits for: it may block the host */
+            PMLP__CUDA(c, "copying the data",
+                       cudaMemcpyAsync(copy->device, host, bytes, cudaMemcpyHostToDevice,
+                                       c->loads));
+            PMLP__CUDA(c, "copying the data", cudaStreamSynchronize(c->loads));
         }
     }
     *at = copy->device ? (const char *)copy->device + (wanted - (uintptr_t)copy->host) : NULL;
@@ -983,7 +1015,8 @@ static cublasStatus_t pmlp__plan_choose(pmlp__cuda *c, pmlp__plan *plan) {
         plan->offered =
             answer == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
         if (plan->offered) plan->algorithm = found.algo;
-        if (answer == CUBLAS_STATUS_ALLOC_FAILED || answer == CUBLAS_STATUS_NOT_INITIALIZED)
+        if (answer == CUBLAS_STATUS_ALLOC_FAILED || answer == CUBLAS_STATUS_NOT_INITIALIZED ||
+            answer == CUBLAS_STATUS_INTERNAL_ERROR)
             status = answer;
     }
     cublasLtMatmulPreferenceDestroy(wish);
@@ -1493,6 +1526,455 @@ static pmlp_result pmlp__down(pmlp__cuda *c, size_t at, size_t bytes, void *to) 
     return PMLP_OK;
 }
 
+#ifdef PMLP__NCCL
+/*============================================================================================*/
+/* >>wires: communicators of NCCL, and waits that end                                         */
+/*                                                                                            */
+/* A wire is this side's end of a communicator, with a stream of its own: that of an edge, of */
+/* the sums of a worker's gradients over replicas, or of what all ranks tell each other. What */
+/* one communicator does, it does in order, in whatever streams: a receive that waits for its */
+/* message holds up a send behind it. Hence one for each direction.                           */
+/*                                                                                            */
+/* NCCL wants one thread at a time for each device, which takes its turn. Calls do not block: */
+/* what takes long goes on in the background, and is asked for until it is done.              */
+/*                                                                                            */
+/* The wires of a trainer, or of all that a rank does, are a team, and fail together. Whoever */
+/* notices a failure takes the turns of all devices, so that nobody is inside NCCL, and ends  */
+/* all communicators in one group: one after the other, an abort could wait for a kernel that */
+/* waits for the next. Then what hangs on the devices goes on, and the streams run dry.       */
+/*============================================================================================*/
+
+enum { PMLP__EDGE_BLOCKS = 4, PMLP__SUM_BLOCKS = 16 }; /* of a GPU that a communicator may take */
+enum { PMLP__MARKS = 4, PMLP__PER_MARK = 64 };
+enum { PMLP__TURNS = 32 };
+static const double PMLP__PATIENCE = 60.0; /* seconds, where nobody has said how many */
+
+struct pmlp__watch;
+struct pmlp__team;
+
+typedef struct pmlp__wire {
+    struct pmlp__team *team; /* NULL: not made */
+    struct pmlp__wire *next; /* of the team */
+    const void *owner;       /* the context or group that waits for it */
+    int device;
+    bool remote; /* the other end is at another rank */
+    bool waits;  /* for what others do first: it receives, or sums */
+    char text[96]; /* what it carries */
+    ncclComm_t comm; /* NULL: not yet, or no more */
+    cudaStream_t stream;
+    /* One is recorded behind every PER_MARK-th operation: how far the device is. The host does not
+       run ahead for more than all of them, as it would hang in a full queue of a device that waits
+       for somebody dead. */
+    cudaEvent_t marks[PMLP__MARKS];
+    int operations, marked, reached;
+} pmlp__wire;
+
+typedef struct pmlp__team {
+    pmlp_allocator allocator;
+    std::mutex lock; /* of the list and of why */
+    pmlp__wire *wires;
+    std::atomic<int> failed; /* a pmlp_result; other than OK, it and why stay as they are */
+    char why[256];
+    double seconds; /* that another rank is waited for at most; 0: there is none */
+    struct pmlp__watch *watch; /* NULL: no other ranks, or no connection to them */
+    std::atomic<int> users;
+} pmlp__team;
+
+/* Who has been silent for long, as a part of a sentence; see >>group. */
+static void pmlp__blame(struct pmlp__watch *watch, char *text, size_t size);
+
+/* --- turns ------------------------------------------------------------------------------------ */
+
+static std::mutex pmlp__turns[PMLP__TURNS];
+
+static uint32_t pmlp__turn_of(int device) {
+    return 1u << device % PMLP__TURNS;
+}
+
+/* Those of several devices, always in the same order. Nobody who has one waits for another. */
+static void pmlp__take_turns(uint32_t devices) {
+    for (int i = 0; i < PMLP__TURNS; i++)
+        if (devices >> i & 1) pmlp__turns[i].lock();
+}
+
+static void pmlp__give_turns(uint32_t devices) {
+    for (int i = 0; i < PMLP__TURNS; i++)
+        if (devices >> i & 1) pmlp__turns[i].unlock();
+}
+
+struct pmlp__turn {
+    const uint32_t devices;
+    /* inline in earnest, so that no symbol is left of them */
+    __attribute__((always_inline)) explicit pmlp__turn(uint32_t which) : devices(which) {
+        pmlp__take_turns(devices);
+    }
+    __attribute__((always_inline)) ~pmlp__turn() { pmlp__give_turns(devices); }
+};
+
+/* A little while, and more if it has been long already. */
+static void pmlp__rest(int round) {
+    if (round < 200)
+        std::this_thread::yield();
+    else
+        std::this_thread::sleep_for(std::chrono::microseconds(round < 2000 ? 50 : 500));
+}
+
+/* --- teams ------------------------------------------------------------------------------------ */
+
+static pmlp__team *pmlp__team_new(const pmlp_allocator *allocator) {
+    void *const memory = pmlp__host_new(allocator, sizeof(pmlp__team));
+    if (!memory) return NULL;
+    pmlp__team *const team = new (memory) pmlp__team();
+    team->allocator = *allocator;
+    team->users.store(1);
+    return team;
+}
+
+static void pmlp__team_leave(pmlp__team *team) {
+    if (!team || team->users.fetch_sub(1) > 1) return;
+    const pmlp_allocator allocator = team->allocator;
+    team->~pmlp__team();
+    pmlp__host_delete(&allocator, team);
+}
+
+/* The first failure stays; returns its result. */
+static pmlp_result pmlp__team_fail(pmlp__team *team, pmlp_result result, const char *why) {
+    std::lock_guard<std::mutex> hold(team->lock);
+    if (team->failed.load() == PMLP_OK) {
+        snprintf(team->why, sizeof team->why, "%s", why);
+        team->failed.store(result);
+    }
+    return (pmlp_result)team->failed.load();
+}
+
+/* Why it has failed; "" if it has not. */
+static const char *pmlp__team_reason(const pmlp__team *team) {
+    return team && team->failed.load() != PMLP_OK ? team->why : "";
+}
+
+/* Not to be called by whoever has a turn. */
+static void pmlp__team_abort(pmlp__team *team) {
+    uint32_t devices = 0;
+    {
+        std::lock_guard<std::mutex> hold(team->lock);
+        for (pmlp__wire *l = team->wires; l; l = l->next)
+            if (l->comm) devices |= pmlp__turn_of(l->device);
+    }
+    if (devices == 0) return;
+    pmlp__turn mine(devices);
+    std::lock_guard<std::mutex> hold(team->lock);
+    const bool grouped = ncclGroupStart() == ncclSuccess;
+    for (pmlp__wire *l = team->wires; l; l = l->next) {
+        if (l->comm && devices & pmlp__turn_of(l->device)) {
+            ncclCommAbort(l->comm);
+            l->comm = NULL;
+        }
+    }
+    if (grouped) ncclGroupEnd();
+}
+
+/* --- one wire --------------------------------------------------------------------------------- */
+
+static void pmlp__wire_join(pmlp__wire *l, pmlp__team *team, const void *owner, int device) {
+    std::lock_guard<std::mutex> hold(team->lock);
+    l->team = team;
+    l->owner = owner;
+    l->device = device;
+    l->next = team->wires;
+    team->wires = l;
+}
+
+static void pmlp__wire_leave(pmlp__wire *l) {
+    std::lock_guard<std::mutex> hold(l->team->lock);
+    pmlp__wire **at = &l->team->wires;
+    while (*at != l) at = &(*at)->next;
+    *at = l->next;
+}
+
+/* NCCL failed. Where a rank is gone, the others know more, and say so in a moment. */
+static pmlp_result pmlp__wire_failed(pmlp__wire *l, const char *doing, ncclResult_t result) {
+    const char *const more = ncclGetLastError(l->comm);
+    char why[256], blame[96] = "";
+    pmlp__blame(l->team->watch, blame, sizeof blame);
+    snprintf(why, sizeof why, "%s %s: %s%s%s%.*s", doing, l->text, ncclGetErrorString(result),
+             blame, more && *more ? ": " : "", more ? (int)strcspn(more, "\n") : 0,
+             more ? more : "");
+    for (int i = 0; i < 300 && l->team->watch && l->team->failed.load() == PMLP_OK; i++)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return pmlp__team_fail(l->team, l->remote ? PMLP_ERROR_RANK : PMLP_ERROR_BACKEND, why);
+}
+
+static pmlp_result pmlp__wire_late(pmlp__wire *l, const char *doing, double seconds) {
+    char why[256], blame[96] = "";
+    pmlp__blame(l->team->watch, blame, sizeof blame);
+    snprintf(why, sizeof why, "%s %s: nothing has moved for %.3g s%s", doing, l->text, seconds,
+             blame);
+    return pmlp__team_fail(l->team, PMLP_ERROR_RANK, why);
+}
+
+static bool pmlp__bad(ncclResult_t result) {
+    return result != ncclSuccess && result != ncclInProgress;
+}
+
+/* Until what was begun is done or, if it is for a stream, lies there. By whoever has the turn. */
+static pmlp_result pmlp__wire_settle(pmlp__wire *l, const char *doing, double seconds) {
+    const double begun = pmlp__seconds();
+    for (int round = 0;; round++) {
+        ncclResult_t state = ncclInProgress;
+        const ncclResult_t asked = ncclCommGetAsyncError(l->comm, &state);
+        if (asked != ncclSuccess) state = asked;
+        if (state == ncclSuccess) return PMLP_OK;
+        if (state != ncclInProgress) return pmlp__wire_failed(l, doing, state);
+        if (l->team->failed.load() != PMLP_OK) return (pmlp_result)l->team->failed.load();
+        if (pmlp__seconds() - begun > seconds) return pmlp__wire_late(l, doing, seconds);
+        pmlp__rest(round);
+    }
+}
+
+/* The shorter of what the team has and what is asked for, each if there is one. */
+static double pmlp__seconds_of(const pmlp__team *team, double asked) {
+    const double most = team->seconds > 0.0 ? team->seconds : PMLP__PATIENCE;
+    return asked > 0.0 && asked < most ? asked : most;
+}
+
+/* An operation for the wire's stream; `call` issues it. */
+template <class Call>
+static pmlp_result pmlp__wire_do(pmlp__wire *l, const char *doing, double seconds, Call call) {
+    pmlp__turn mine(pmlp__turn_of(l->device));
+    if (l->team->failed.load() != PMLP_OK) return (pmlp_result)l->team->failed.load();
+    const ncclResult_t result = call();
+    if (pmlp__bad(result)) return pmlp__wire_failed(l, doing, result);
+    return pmlp__wire_settle(l, doing, pmlp__seconds_of(l->team, seconds));
+}
+
+/* How many of the marks the device has reached. */
+static int pmlp__wire_look(pmlp__wire *l) {
+    while (l->reached < l->marked &&
+           cudaEventQuery(l->marks[l->reached % PMLP__MARKS]) == cudaSuccess)
+        l->reached++;
+    return l->reached;
+}
+
+static bool pmlp__wire_is_full(pmlp__wire *l) {
+    return l->marked - l->reached == PMLP__MARKS && l->marked - pmlp__wire_look(l) == PMLP__MARKS;
+}
+
+static cudaError_t pmlp__wire_mark(pmlp__wire *l) {
+    if (++l->operations % PMLP__PER_MARK != 0) return cudaSuccess;
+    return cudaEventRecord(l->marks[l->marked++ % PMLP__MARKS], l->stream);
+}
+
+/* The stream and marks; the device is the current one. */
+static cudaError_t pmlp__wire_make(pmlp__wire *l) {
+    cudaError_t error = cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking);
+    for (int i = 0; error == cudaSuccess && i < PMLP__MARKS; i++)
+        error = cudaEventCreateWithFlags(&l->marks[i], cudaEventDisableTiming);
+    return error;
+}
+
+/* --- several wires at once -------------------------------------------------------------------- */
+
+static uint32_t pmlp__turns_of(pmlp__wire *const *wires, int count) {
+    uint32_t devices = 0;
+    for (int i = 0; i < count; i++) devices |= pmlp__turn_of(wires[i]->device);
+    return devices;
+}
+
+/* Calls something for each wire in one group, so that one thread can be both ends of what waits for
+   the other end, and until all is done. */
+template <class Call>
+static pmlp_result pmlp__wires_do(pmlp__wire *const *wires, int count, const char *doing,
+                                  double seconds, Call call) {
+    pmlp__turn mine(pmlp__turns_of(wires, count));
+    if (wires[0]->team->failed.load() != PMLP_OK)
+        return (pmlp_result)wires[0]->team->failed.load();
+    ncclResult_t result = ncclGroupStart();
+    if (pmlp__bad(result)) return pmlp__wire_failed(wires[0], doing, result);
+    int at = 0;
+    for (; at < count && !pmlp__bad(result); at++) result = call(at);
+    const ncclResult_t ended = ncclGroupEnd();
+    if (!pmlp__bad(result)) result = ended;
+    if (pmlp__bad(result)) return pmlp__wire_failed(wires[at - 1], doing, result);
+    for (int i = 0; i < count; i++)
+        if (wires[i]->comm) PMLP__TRY(pmlp__wire_settle(wires[i], doing, seconds));
+    return PMLP_OK;
+}
+
+/* Makes them ends of one communicator of `of` ranks: wires[i] is rank first + i. */
+static pmlp_result pmlp__wires_connect(pmlp__wire *const *wires, int count, int first, int of,
+                                       const ncclUniqueId *id, int blocks, double seconds) {
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 0;
+    config.minCTAs = 1;
+    config.maxCTAs = blocks;
+    return pmlp__wires_do(wires, count, "connecting", seconds, [&](int i) {
+        if (cudaSetDevice(wires[i]->device) != cudaSuccess) return ncclUnhandledCudaError;
+        return ncclCommInitRankConfig(&wires[i]->comm, of, *id, first + i, &config);
+    });
+}
+
+/* The end of communicators with which all is well: what they still have to send is sent first. */
+static void pmlp__wires_finish(pmlp__wire *const *wires, int count) {
+    const double seconds = pmlp__seconds_of(wires[0]->team, 0.0);
+    const pmlp_result result =
+        pmlp__wires_do(wires, count, "ending", seconds,
+                       [&](int i) { return ncclCommFinalize(wires[i]->comm); });
+    if (result != PMLP_OK) return;
+    pmlp__turn mine(pmlp__turns_of(wires, count));
+    const bool grouped = ncclGroupStart() == ncclSuccess;
+    for (int i = 0; i < count; i++) {
+        ncclCommDestroy(wires[i]->comm);
+        wires[i]->comm = NULL;
+    }
+    if (grouped) ncclGroupEnd();
+}
+
+/* All that the wires have, whether they are complete or not. */
+static void pmlp__wires_close(pmlp__wire *const *wires, int count) {
+    bool whole = true;
+    for (int i = 0; i < count; i++) whole = whole && wires[i]->comm;
+    if (whole) pmlp__wires_finish(wires, count);
+    for (int i = 0; i < count; i++) {
+        pmlp__wire *const l = wires[i];
+        if (!l->comm) continue;
+        pmlp__team_fail(l->team, PMLP_ERROR_BACKEND, "a connection was not completed");
+        pmlp__team_abort(l->team);
+    }
+    for (int i = 0; i < count; i++) {
+        pmlp__wire *const l = wires[i];
+        cudaSetDevice(l->device);
+        if (l->stream) cudaStreamSynchronize(l->stream);
+        if (l->stream) cudaStreamDestroy(l->stream);
+        for (int m = 0; m < PMLP__MARKS; m++)
+            if (l->marks[m]) cudaEventDestroy(l->marks[m]);
+        pmlp__wire_leave(l);
+    }
+}
+
+/* --- waiting ---------------------------------------------------------------------------------- */
+
+/* What the owner's wires are doing: how much has moved, one that has not done all it has to, best
+   one that waits for others, and whether one has failed. */
+static pmlp_result pmlp__wires_look(pmlp__team *team, const void *owner, int device, long *moved,
+                                    pmlp__wire **late) {
+    pmlp__turn mine(pmlp__turn_of(device));
+    pmlp__wire *wrong = NULL;
+    ncclResult_t state = ncclSuccess;
+    {
+        std::lock_guard<std::mutex> hold(team->lock);
+        *moved = 0;
+        *late = NULL;
+        for (pmlp__wire *l = team->wires; l && !wrong; l = l->next) {
+            if (l->owner != owner || !l->comm) continue;
+            if (ncclCommGetAsyncError(l->comm, &state) != ncclSuccess) state = ncclInternalError;
+            if (pmlp__bad(state)) wrong = l;
+            *moved += pmlp__wire_look(l);
+            if (cudaStreamQuery(l->stream) == cudaErrorNotReady) {
+                ++*moved; /* one that becomes idle has moved, too */
+                if (!*late || l->waits) *late = l;
+            }
+        }
+    }
+    return wrong ? pmlp__wire_failed(wrong, "working on", state)
+                 : (pmlp_result)team->failed.load();
+}
+
+/* Until the owner's stream is done; *status is then its, unless the team has failed. A deadline
+   counts only while a wire is at work, from when something has moved last. */
+static pmlp_result pmlp__await(pmlp__team *team, const void *owner, int device, cudaStream_t stream,
+                               double seconds, cudaError_t *status) {
+    double since = pmlp__seconds();
+    long before = -1, moved = 0;
+    pmlp__wire *late = NULL;
+    for (int round = 0; (*status = cudaStreamQuery(stream)) == cudaErrorNotReady; round++) {
+        if (team->failed.load() != PMLP_OK) return (pmlp_result)team->failed.load();
+        if (round % 16 == 15) {
+            PMLP__TRY(pmlp__wires_look(team, owner, device, &moved, &late));
+            if (!late || moved != before) since = pmlp__seconds();
+            before = moved;
+            if (seconds > 0.0 && late && pmlp__seconds() - since > seconds)
+                return pmlp__wire_late(late, "waiting for", seconds);
+        }
+        pmlp__rest(round);
+    }
+    return PMLP_OK;
+}
+
+/* What fails one worker fails all. Then its stream runs dry. */
+static pmlp_result pmlp__give_up(pmlp__cuda *c, pmlp_result result) {
+    result = pmlp__team_fail(c->team, result, c->why);
+    pmlp__team_abort(c->team);
+    snprintf(c->why, sizeof c->why, "%s", c->team->why);
+    c->given_up = true;
+    const double begun = pmlp__seconds();
+    for (int round = 0; cudaStreamQuery(c->stream) == cudaErrorNotReady; round++) {
+        if (pmlp__seconds() - begun > PMLP__PATIENCE) break;
+        pmlp__rest(round);
+    }
+    return result;
+}
+
+/* The wait at the end of a step, or in it, of a worker with wires. `flushed`: what came of issuing;
+   an earlier failure has left its reason. */
+static pmlp_result pmlp__wait_for_all(pmlp__cuda *c, pmlp_result flushed) {
+    pmlp_result result = flushed == PMLP_OK && c->why[0] ? PMLP_ERROR_BACKEND : flushed;
+    cudaError_t status = cudaSuccess;
+    if (result == PMLP_OK)
+        result = pmlp__await(c->team, c, c->device, c->stream, c->patience, &status);
+    if (result == PMLP_OK && status != cudaSuccess)
+        result = pmlp__cuda_failed(c, "the work of a step", status);
+    return result == PMLP_OK ? result : pmlp__give_up(c, result);
+}
+
+/* --- sums over replicas ----------------------------------------------------------------------- */
+
+/* Of a worker's gradients. They are added up by the wire's stream, behind the work that makes them,
+   while the worker goes on; its own stream waits when a sum is wanted. */
+typedef struct pmlp__adder {
+    pmlp__wire wire;
+    cudaEvent_t ready, done; /* of the last one, and so of all before */
+    float **pending;         /* gradients that the worker's stream has not waited for */
+    int count, room;
+} pmlp__adder;
+
+static pmlp_result pmlp__sum_join(pmlp__cuda *c) {
+    if (!c->sum || c->sum->count == 0) return PMLP_OK;
+    PMLP__TRY(pmlp__enter_device(c));
+    PMLP__TRY(pmlp__flush(c));
+    c->sum->count = 0;
+    PMLP__CUDA(c, "a sum over replicas", cudaStreamWaitEvent(c->stream, c->sum->done, 0));
+    return PMLP_OK;
+}
+
+/* Before anything that reads or changes a layer's gradient. */
+static pmlp_result pmlp__sum_wanted(pmlp__cuda *c, const pmlp__cuda_layer *layer) {
+    for (int i = 0; c->sum && i < c->sum->count; i++)
+        if (c->sum->pending[i] == layer->gradient) return pmlp__sum_join(c);
+    return PMLP_OK;
+}
+
+static void pmlp__sum_close(pmlp__cuda *c) {
+    pmlp__adder *const s = c->sum;
+    if (!s) return;
+    pmlp__wire *const wire = &s->wire;
+    pmlp__wires_close(&wire, 1);
+    if (s->ready) cudaEventDestroy(s->ready);
+    if (s->done) cudaEventDestroy(s->done);
+    pmlp__host_delete(&c->allocator, s->pending);
+    pmlp__host_delete(&c->allocator, s);
+    c->sum = NULL;
+}
+#else
+/* Without NCCL there are no teams. */
+static pmlp_result pmlp__wait_for_all(pmlp__cuda *, pmlp_result flushed) { return flushed; }
+static pmlp_result pmlp__sum_join(pmlp__cuda *) { return PMLP_OK; }
+static pmlp_result pmlp__sum_wanted(pmlp__cuda *, const pmlp__cuda_layer *) { return PMLP_OK; }
+static const char *pmlp__team_reason(const struct pmlp__team *) { return ""; }
+static void pmlp__team_leave(struct pmlp__team *) {}
+static void pmlp__sum_close(pmlp__cuda *) {}
+#endif /* PMLP__NCCL */
+
+
 /*============================================================================================*/
 /* >>entries: what the trainer calls                                                          */
 /*============================================================================================*/
@@ -1502,6 +1984,7 @@ static pmlp_result pmlp__down(pmlp__cuda *c, size_t at, size_t bytes, void *to) 
 static void pmlp__cuda_close(void *context) {
     pmlp__cuda *const c = (pmlp__cuda *)context;
     const pmlp_allocator allocator = c->allocator;
+    pmlp__sum_close(c);
     if (c->stream) cudaSetDevice(c->device);
     if (c->stream) cudaStreamSynchronize(c->stream);
     pmlp__forget_graphs(c);
@@ -1519,19 +2002,30 @@ static void pmlp__cuda_close(void *context) {
     if (c->lt) cublasLtDestroy(c->lt);
     if (c->blas) cublasDestroy(c->blas);
     if (c->workspace) cudaFree(c->workspace);
+    if (c->loads) cudaStreamDestroy(c->loads);
     if (c->stream) cudaStreamDestroy(c->stream);
     pmlp__host_delete(&allocator, c->plans);
     pmlp__host_delete(&allocator, c->commands);
     pmlp__host_delete(&allocator, c->results);
     pmlp__host_delete(&allocator, c->stamps);
+    pmlp__team_leave(c->team);
     pmlp__host_delete(&allocator, c);
 }
 
 static pmlp_result pmlp__check_options(pmlp__cuda *c) {
     const pmlp_cuda_options *const o = &c->options;
-    const char *const what = (int)o->math < 0 || o->math >= PMLP_CUDA_MATH_COUNT   ? "math"
-                             : (int)o->gemm < 0 || o->gemm >= PMLP_CUDA_GEMM_COUNT ? "gemm"
-                                                                                   : NULL;
+    const char *const what =
+        (int)o->math < 0 || o->math >= PMLP_CUDA_MATH_COUNT            ? "math"
+        : (int)o->gemm < 0 || o->gemm >= PMLP_CUDA_GEMM_COUNT          ? "gemm"
+        : (int)o->handoff < 0 || o->handoff >= PMLP_CUDA_HANDOFF_COUNT ? "handoff"
+                                                                       : NULL;
+#ifndef PMLP__NCCL
+    if (!what && o->handoff == PMLP_CUDA_NCCL) {
+        snprintf(c->why, sizeof c->why,
+                 "pmlp_cuda_options.handoff: this program was built without NCCL");
+        return PMLP_ERROR_UNSUPPORTED;
+    }
+#endif
     if (!what) return PMLP_OK;
     snprintf(c->why, sizeof c->why, "pmlp_cuda_options.%s: is not a value of its type", what);
     return PMLP_ERROR_ARGUMENT;
@@ -1584,6 +2078,7 @@ static pmlp_result pmlp__open_libraries(pmlp__cuda *c) {
 static pmlp_result pmlp__open_device(pmlp__cuda *c) {
     PMLP__TRY(pmlp__enter_device(c));
     PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
+    PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->loads, cudaStreamNonBlocking));
     PMLP__CUDA(c, "making an event", cudaEventCreate(&c->origin));
     PMLP__TRY(pmlp__mirror_make(c, &c->up, 4096));
     PMLP__TRY(pmlp__mirror_make(c, &c->down, 4096));
@@ -1615,7 +2110,8 @@ static pmlp_result pmlp__cuda_open(const pmlp_backend *self, const pmlp_backend_
 }
 
 static const char *pmlp__cuda_explain(void *context) {
-    return ((pmlp__cuda *)context)->why;
+    const pmlp__cuda *const c = (const pmlp__cuda *)context;
+    return c->why[0] ? c->why : pmlp__team_reason(c->team);
 }
 
 /* --- memory ----------------------------------------------------------------------------------- */
@@ -1705,6 +2201,13 @@ static pmlp_result pmlp__cuda_layer_create(void *context, const pmlp_layer_desc 
     return result;
 }
 
+/* Before weights are read or written. They can be had even if the team has failed. */
+static pmlp_result pmlp__at_rest(pmlp__cuda *c) {
+    const bool given_up = c->given_up;
+    const pmlp_result result = pmlp__cuda_synchronize(c);
+    return c->given_up && !given_up ? pmlp__cuda_synchronize(c) : result;
+}
+
 /* The tensor's device memory, or NULL if the layer has none of that kind. */
 static float *pmlp__tensor_of(const pmlp__cuda_layer *layer, pmlp_tensor tensor) {
     switch (tensor) {
@@ -1723,7 +2226,7 @@ static pmlp_result pmlp__cuda_write(void *context, void *layer_, pmlp_tensor ten
     float *const to = pmlp__tensor_of(layer, tensor);
     const size_t row = layer->desc.n_in * sizeof *w;
     if (!to) return PMLP_OK;
-    PMLP__TRY(pmlp__cuda_synchronize(c));
+    PMLP__TRY(pmlp__at_rest(c));
     if (w)
         PMLP__CUDA(c, "copying weights",
                    cudaMemcpy2DAsync(to, layer->pitch * sizeof *to, w, row, row, layer->desc.n_out,
@@ -1736,7 +2239,7 @@ static pmlp_result pmlp__cuda_write(void *context, void *layer_, pmlp_tensor ten
         PMLP__CUDA(
             c, "rounding weights",
             pmlp__launch_round(c->stream, layer->count, to, pmlp__rounded(layer, layer->latest)));
-    return pmlp__cuda_synchronize(c);
+    return pmlp__at_rest(c);
 }
 
 static pmlp_result pmlp__cuda_read(void *context, void *layer_, pmlp_tensor tensor, float *w,
@@ -1750,7 +2253,7 @@ static pmlp_result pmlp__cuda_read(void *context, void *layer_, pmlp_tensor tens
         if (b) memset(b, 0, n_out * sizeof *b);
         return PMLP_OK;
     }
-    PMLP__TRY(pmlp__cuda_synchronize(c));
+    PMLP__TRY(pmlp__at_rest(c));
     if (w)
         PMLP__CUDA(c, "copying weights",
                    cudaMemcpy2DAsync(w, row, from, layer->pitch * sizeof *from, row, n_out,
@@ -1759,7 +2262,7 @@ static pmlp_result pmlp__cuda_read(void *context, void *layer_, pmlp_tensor tens
         PMLP__CUDA(c, "copying biases",
                    cudaMemcpyAsync(b, from + layer->weights, n_out * sizeof *b,
                                    cudaMemcpyDeviceToHost, c->stream));
-    return pmlp__cuda_synchronize(c);
+    return pmlp__at_rest(c);
 }
 
 /* --- operations, noted ------------------------------------------------------------------------ */
@@ -1806,6 +2309,7 @@ static pmlp_result pmlp__cuda_backward_input(void *context, void *layer, int ver
 static pmlp_result pmlp__cuda_backward_weight(void *context, void *layer, size_t rows,
                                               const float *x, const float *dz, bool accumulate) {
     pmlp__command k = pmlp__command_of(PMLP__BACKWARD_WEIGHT, layer, rows);
+    PMLP__TRY(pmlp__sum_wanted((pmlp__cuda *)context, k.layer));
     k.x = x;
     k.y = dz;
     k.flag = accumulate;
@@ -1864,6 +2368,7 @@ static pmlp_result pmlp__cuda_gradient_squares(void *context, void *layer, doubl
     pmlp__command k = pmlp__command_of(PMLP__SQUARES, layer, 0);
     const size_t bytes = k.layer->desc.n_out * sizeof *squares;
     size_t at;
+    PMLP__TRY(pmlp__sum_wanted(c, k.layer));
     PMLP__TRY(pmlp__make_room(c, 0, pmlp__piece(bytes)));
     at = pmlp__mirror_take(&c->down, bytes);
     k.down = at - c->down.begin;
@@ -1871,11 +2376,20 @@ static pmlp_result pmlp__cuda_gradient_squares(void *context, void *layer, doubl
     return pmlp__note(c, &k);
 }
 
+static pmlp_result pmlp__cuda_gradient(void *context, void *layer_, float **data, size_t *floats) {
+    pmlp__cuda_layer *const layer = (pmlp__cuda_layer *)layer_;
+    (void)context;
+    *data = layer->gradient;
+    *floats = layer->count;
+    return PMLP_OK;
+}
+
 static pmlp_result pmlp__cuda_update(void *context, void *layer_, const pmlp_update_args *args) {
     pmlp__cuda *const c = (pmlp__cuda *)context;
     pmlp__cuda_layer *const layer = (pmlp__cuda_layer *)layer_;
     pmlp__command k = pmlp__command_of(PMLP__UPDATE, layer, 0);
     pmlp__step step;
+    PMLP__TRY(pmlp__sum_wanted(c, layer));
     PMLP__TRY(pmlp__make_room(c, pmlp__piece(sizeof step), 0));
     if (args->rows > 0 || args->anew)
         PMLP__TRY(pmlp__cuda_backward_weight(c, layer, args->rows, args->x, args->dz, !args->anew));
@@ -1904,7 +2418,10 @@ static pmlp_result pmlp__cuda_update(void *context, void *layer_, const pmlp_upd
 /* The moment that times are counted from, anew in each pass: the device counts in floats. */
 static pmlp_result pmlp__set_origin(pmlp__cuda *c) {
     PMLP__CUDA(c, "timing", cudaEventRecord(c->origin, c->stream));
-    PMLP__CUDA(c, "timing", cudaEventSynchronize(c->origin));
+    if (c->team && !c->given_up)
+        PMLP__TRY(pmlp__wait_for_all(c, PMLP_OK));
+    else
+        PMLP__CUDA(c, "timing", cudaEventSynchronize(c->origin));
     c->origin_seconds = pmlp__seconds();
     return PMLP_OK;
 }
@@ -1942,7 +2459,9 @@ static pmlp_result pmlp__read_stamps(pmlp__cuda *c) {
 
 /* Whatever happens, nothing is outstanding afterwards. */
 static pmlp_result pmlp__wait(pmlp__cuda *c) {
-    const pmlp_result flushed = pmlp__flush(c);
+    pmlp_result flushed = pmlp__flush(c);
+    if (flushed == PMLP_OK) flushed = pmlp__sum_join(c);
+    if (c->team && !c->given_up) return pmlp__wait_for_all(c, flushed);
     const cudaError_t waited = cudaStreamSynchronize(c->stream);
     if (flushed != PMLP_OK) return flushed;
     PMLP__CUDA(c, "the work of a step", waited);
@@ -1965,13 +2484,17 @@ static pmlp_result pmlp__cuda_synchronize(void *context) {
 }
 
 /*============================================================================================*/
-/* >>edges: hand-off between stages of one process                                            */
+/* >>edges: hand-off between stages                                                           */
 /*                                                                                            */
 /* An event per slot says that a message is there. On one GPU that is all: both stages work   */
 /* in one buffer. Between two, the message is copied by a stream of the edge into a slot on   */
 /* the receiver's GPU, while both ends compute; a second event says that it has arrived, and  */
-/* a third that the receiver has taken it out, so that the slot may be used again.            */
+/* a third that the receiver has taken it out, so that the slot may be used again. With NCCL  */
+/* each end has a stream, one for ncclSend and one for ncclRecv, and all else is the same;    */
+/* the ends may then be at two ranks, each of which has its half of the edge.                 */
 /*============================================================================================*/
+
+enum pmlp__passing { PMLP__SHARED, PMLP__COPIED, PMLP__BY_NCCL };
 
 typedef struct pmlp__cuda_slot {
     cudaEvent_t full, arrived, taken;
@@ -1980,17 +2503,197 @@ typedef struct pmlp__cuda_slot {
 
 typedef struct pmlp__cuda_edge {
     pmlp_edge_desc desc;
-    pmlp__cuda *from, *to;
-    bool copies;
+    pmlp__cuda *from, *to; /* NULL: at another rank */
+    enum pmlp__passing handoff;
     cudaStream_t stream; /* of the copies */
+#ifdef PMLP__NCCL
+    pmlp__wire ends[2]; /* the sender's, the receiver's */
+#endif
     pmlp__cuda_slot *slots;
     std::atomic<int> sent, received; /* each written by one end only */
 } pmlp__cuda_edge;
 
+/* One that is in this process. */
+static pmlp__cuda *pmlp__edge_end(const pmlp__cuda_edge *e) {
+    return e->to ? e->to : e->from;
+}
+
+#ifdef PMLP__NCCL
+/* --- by NCCL ---------------------------------------------------------------------------------- */
+
+/* One end makes an id, which the other, at another rank, gets; see >>group. */
+static pmlp_result pmlp__group_share_id(const void *group, int from_rank, int to_rank, int tag,
+                                        ncclUniqueId *id, double seconds);
+
+/* The workers at both ends fail together. Edges come in the order of the stages, so that one end at
+   least is new here. */
+static pmlp_result pmlp__edge_team(pmlp__cuda_edge *e) {
+    pmlp__cuda *const ends[2] = {e->from, e->to};
+    pmlp__team *team = e->from && e->from->team ? e->from->team : e->to ? e->to->team : NULL;
+    const bool is_new = !team;
+    if (is_new) team = pmlp__team_new(&e->desc.allocator);
+    if (!team) return pmlp__no_host_memory(pmlp__edge_end(e));
+    for (int i = 0; i < 2; i++) {
+        if (!ends[i] || ends[i]->team) continue;
+        ends[i]->team = team;
+        team->users.fetch_add(1);
+    }
+    if (is_new) pmlp__team_leave(team);
+    return PMLP_OK;
+}
+
+static void pmlp__edge_texts(pmlp__cuda_edge *e) {
+    const pmlp_edge_desc *const d = &e->desc;
+    const char *const what = d->gradient ? "gradients" : "activations";
+    for (int end = 0; end < 2; end++) {
+        pmlp__wire *const l = &e->ends[end];
+        l->remote = !e->from || !e->to;
+        l->waits = end == 1;
+        if (!l->remote)
+            snprintf(l->text, sizeof l->text, "%s of stage %d for stage %d", what, d->from_stage,
+                     d->to_stage);
+        else if (end == 0)
+            snprintf(l->text, sizeof l->text, "%s of stage %d for rank %d", what, d->from_stage,
+                     d->to_rank);
+        else
+            snprintf(l->text, sizeof l->text, "%s of stage %d from rank %d", what, d->from_stage,
+                     d->from_rank);
+    }
+}
+
+/* The ends that are here; returns how many. */
+static int pmlp__edge_wires(pmlp__cuda_edge *e, pmlp__wire **wires) {
+    int count = 0;
+    if (e->from) wires[count++] = &e->ends[0];
+    if (e->to) wires[count++] = &e->ends[1];
+    return count;
+}
+
+/* The first use of a connection takes long and blocks: a message of nothing. */
+static pmlp_result pmlp__edge_first_use(pmlp__cuda_edge *e, double seconds) {
+    pmlp__wire *wires[2];
+    const int count = pmlp__edge_wires(e, wires);
+    PMLP__TRY(pmlp__wires_do(wires, count, "connecting", seconds, [&](int i) {
+        pmlp__wire *const l = wires[i];
+        return l == &e->ends[0] ? ncclSend(e->from->down.device, 4, ncclInt8, 1, l->comm, l->stream)
+                                : ncclRecv(e->slots->memory, 4, ncclInt8, 0, l->comm, l->stream);
+    }));
+    for (int i = 0; i < count; i++) {
+        pmlp__wire *const l = wires[i];
+        cudaError_t status = cudaSuccess;
+        PMLP__TRY(pmlp__await(l->team, l->owner, l->device, l->stream, seconds, &status));
+        PMLP__CUDA(pmlp__edge_end(e), "connecting", status);
+    }
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__edge_join(pmlp__cuda_edge *e, const void *group) {
+    const double seconds = pmlp__seconds_of(pmlp__edge_end(e)->team, e->desc.seconds);
+    pmlp__wire *wires[2];
+    const int count = pmlp__edge_wires(e, wires);
+    ncclUniqueId id;
+    pmlp__edge_texts(e);
+    for (int i = 0; i < count; i++) {
+        pmlp__cuda *const c = wires[i] == &e->ends[0] ? e->from : e->to;
+        if (count < 2) c->patience = seconds;
+        PMLP__TRY(pmlp__enter_device(c));
+        pmlp__wire_join(wires[i], c->team, c, c->device);
+        PMLP__CUDA(c, "making a stream", pmlp__wire_make(wires[i]));
+    }
+    if (count < 2) {
+        PMLP__TRY(pmlp__group_share_id(group, e->desc.from_rank, e->desc.to_rank, e->desc.channel,
+                                       &id, seconds));
+    } else {
+        const ncclResult_t result = ncclGetUniqueId(&id);
+        if (result != ncclSuccess) return pmlp__wire_failed(wires[0], "connecting", result);
+    }
+    PMLP__TRY(pmlp__wires_connect(wires, count, e->from ? 0 : 1, 2, &id, PMLP__EDGE_BLOCKS,
+                                  seconds));
+    return pmlp__edge_first_use(e, seconds);
+}
+
+static void pmlp__edge_part(pmlp__cuda_edge *e) {
+    pmlp__wire *wires[2];
+    int count = 0;
+    for (int end = 0; end < 2; end++)
+        if (e->ends[end].team) wires[count++] = &e->ends[end];
+    if (count > 0) pmlp__wires_close(wires, count);
+}
+
+/* Where sending or receiving ends if the team has failed; says why. */
+static pmlp_result pmlp__edge_failed(pmlp__cuda *c, pmlp_result result) {
+    if (result == PMLP_OK || !c->team || c->team->failed.load() == PMLP_OK) return result;
+    pmlp__team_abort(c->team);
+    snprintf(c->why, sizeof c->why, "%s", c->team->why);
+    return (pmlp_result)c->team->failed.load();
+}
+
+/* Whether an end may not do more, as its device is far behind. */
+static bool pmlp__edge_is_full(pmlp__cuda_edge *e, int end) {
+    return e->handoff == PMLP__BY_NCCL && pmlp__wire_is_full(&e->ends[end]);
+}
+
+static pmlp_result pmlp__edge_nccl_send(pmlp__cuda_edge *e, const pmlp__cuda_slot *slot,
+                                        const void *data, size_t bytes) {
+    pmlp__wire *const l = &e->ends[0];
+    PMLP__CUDA(e->from, "a hand-off", cudaStreamWaitEvent(l->stream, slot->full, 0));
+    PMLP__TRY(pmlp__wire_do(l, "sending", e->from->patience, [&] {
+        return ncclSend(data, bytes, ncclInt8, 1, l->comm, l->stream);
+    }));
+    PMLP__CUDA(e->from, "a hand-off", pmlp__wire_mark(l));
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__edge_nccl_receive(pmlp__cuda_edge *e, const pmlp__cuda_slot *slot,
+                                           bool used, size_t bytes) {
+    pmlp__wire *const l = &e->ends[1];
+    if (used) PMLP__CUDA(e->to, "a hand-off", cudaStreamWaitEvent(l->stream, slot->taken, 0));
+    PMLP__TRY(pmlp__wire_do(l, "receiving", e->to->patience, [&] {
+        return ncclRecv(slot->memory, bytes, ncclInt8, 0, l->comm, l->stream);
+    }));
+    PMLP__CUDA(e->to, "a hand-off", cudaEventRecord(slot->arrived, l->stream));
+    PMLP__CUDA(e->to, "a hand-off", pmlp__wire_mark(l));
+    return PMLP_OK;
+}
+
+/* What was sent may still lie in the sender's memory, which the next pass will write. */
+static pmlp_result pmlp__edge_settle(pmlp__cuda_edge *e) {
+    pmlp__wire *const l = &e->ends[0];
+    cudaError_t status = cudaSuccess;
+    if (!e->from || e->handoff != PMLP__BY_NCCL) return PMLP_OK;
+    PMLP__TRY(pmlp__enter_device(e->from));
+    PMLP__TRY(
+        pmlp__await(l->team, l->owner, l->device, l->stream, e->from->patience, &status));
+    PMLP__CUDA(e->from, "a hand-off", status);
+    return PMLP_OK;
+}
+#else
+/* No edge becomes one of that kind. */
+static pmlp_result pmlp__edge_team(pmlp__cuda_edge *) { return PMLP_OK; }
+static pmlp_result pmlp__edge_join(pmlp__cuda_edge *, const void *) {
+    return PMLP_ERROR_UNSUPPORTED;
+}
+static void pmlp__edge_part(pmlp__cuda_edge *) {}
+static pmlp_result pmlp__edge_failed(pmlp__cuda *, pmlp_result result) { return result; }
+static bool pmlp__edge_is_full(pmlp__cuda_edge *, int) { return false; }
+static pmlp_result pmlp__edge_settle(pmlp__cuda_edge *) { return PMLP_OK; }
+static pmlp_result pmlp__edge_nccl_send(pmlp__cuda_edge *, const pmlp__cuda_slot *, const void *,
+                                        size_t) {
+    return PMLP_OK;
+}
+static pmlp_result pmlp__edge_nccl_receive(pmlp__cuda_edge *, const pmlp__cuda_slot *, bool,
+                                           size_t) {
+    return PMLP_OK;
+}
+#endif
+
+/* --- of all kinds ----------------------------------------------------------------------------- */
+
 static void pmlp__edge_disconnect(void *edge) {
     pmlp__cuda_edge *const e = (pmlp__cuda_edge *)edge;
     const pmlp_allocator allocator = e->desc.allocator;
-    cudaSetDevice(e->to->device);
+    pmlp__edge_part(e);
+    cudaSetDevice(pmlp__edge_end(e)->device);
     if (e->stream) {
         cudaStreamSynchronize(e->stream);
         cudaStreamDestroy(e->stream);
@@ -2021,24 +2724,46 @@ static void pmlp__enable_peer(int reader, int owner) {
     cudaGetLastError(); /* it was so already; if not, copies take the detour */
 }
 
-static pmlp_result pmlp__edge_make(pmlp__cuda_edge *e) {
+static pmlp_result pmlp__edge_slot(pmlp__cuda_edge *e, pmlp__cuda_slot *slot) {
     const size_t bytes = e->desc.max_rows * e->desc.row_bytes;
+    if (e->from) PMLP__TRY(pmlp__edge_event(e->from, &slot->full));
+    if (e->handoff == PMLP__SHARED || !e->to) return PMLP_OK;
+    PMLP__TRY(pmlp__edge_event(e->to, &slot->arrived));
+    PMLP__TRY(pmlp__edge_event(e->to, &slot->taken));
+    PMLP__CUDA(e->to, "allocating", cudaMalloc(&slot->memory, bytes));
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__edge_make(pmlp__cuda_edge *e) {
     e->slots = (pmlp__cuda_slot *)pmlp__host_new(&e->desc.allocator,
                                                  (size_t)e->desc.slots * sizeof *e->slots);
-    if (!e->slots) return pmlp__no_host_memory(e->to);
-    if (e->copies) pmlp__enable_peer(e->to->device, e->from->device);
-    for (int i = 0; i < e->desc.slots; i++) {
-        PMLP__TRY(pmlp__edge_event(e->from, &e->slots[i].full));
-        if (!e->copies) continue;
-        PMLP__TRY(pmlp__edge_event(e->to, &e->slots[i].arrived));
-        PMLP__TRY(pmlp__edge_event(e->to, &e->slots[i].taken));
-        PMLP__CUDA(e->to, "allocating", cudaMalloc(&e->slots[i].memory, bytes));
-    }
+    if (!e->slots) return pmlp__no_host_memory(pmlp__edge_end(e));
+    for (int i = 0; i < e->desc.slots; i++) PMLP__TRY(pmlp__edge_slot(e, &e->slots[i]));
+    if (e->handoff != PMLP__COPIED) return PMLP_OK;
+    pmlp__enable_peer(e->to->device, e->from->device);
     PMLP__TRY(pmlp__enter_device(e->to));
-    if (e->copies)
-        PMLP__CUDA(e->to, "making a stream",
-                   cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking));
+    PMLP__CUDA(e->to, "making a stream",
+               cudaStreamCreateWithFlags(&e->stream, cudaStreamNonBlocking));
     return PMLP_OK;
+}
+
+static enum pmlp__passing pmlp__edge_handoff(const pmlp_edges *self, const pmlp__cuda_edge *e) {
+    if (!e->from || !e->to) return PMLP__BY_NCCL;
+    if (self->shared) return PMLP__SHARED;
+    return e->from->options.handoff == PMLP_CUDA_NCCL && e->from->device != e->to->device
+               ? PMLP__BY_NCCL
+               : PMLP__COPIED;
+}
+
+static pmlp_result pmlp__edge_complete(const pmlp_edges *self, pmlp__cuda_edge *e) {
+    pmlp__cuda *const c = pmlp__edge_end(e);
+    pmlp_result result = PMLP_OK;
+    e->handoff = pmlp__edge_handoff(self, e);
+    if (e->handoff != PMLP__SHARED && c->options.handoff == PMLP_CUDA_NCCL)
+        result = pmlp__edge_team(e);
+    if (result == PMLP_OK) result = pmlp__edge_make(e);
+    if (result == PMLP_OK && e->handoff == PMLP__BY_NCCL) result = pmlp__edge_join(e, self->user);
+    return pmlp__edge_failed(c, result);
 }
 
 static pmlp_result pmlp__edge_connect(const pmlp_edges *self, const pmlp_edge_desc *desc,
@@ -2051,16 +2776,16 @@ static pmlp_result pmlp__edge_connect(const pmlp_edges *self, const pmlp_edge_de
     e->desc = *desc;
     e->from = (pmlp__cuda *)desc->from_context;
     e->to = (pmlp__cuda *)desc->to_context;
-    e->copies = !self->shared;
-    result = pmlp__edge_make(e);
+    result = pmlp__edge_complete(self, e);
     if (result == PMLP_OK) {
         *edge = e;
         return PMLP_OK;
     }
     if (error) {
+        const pmlp__cuda *const c = e->to && e->to->why[0] ? e->to : e->from ? e->from : e->to;
         error->result = result;
         snprintf(error->text, sizeof error->text, "the edge from stage %d to stage %d: %s",
-                 desc->from_stage, desc->to_stage, e->to->why[0] ? e->to->why : e->from->why);
+                 desc->from_stage, desc->to_stage, c->why);
     }
     pmlp__edge_disconnect(e);
     return result;
@@ -2070,7 +2795,7 @@ static pmlp_result pmlp__edge_reset(void *edge) {
     pmlp__cuda_edge *const e = (pmlp__cuda_edge *)edge;
     e->sent.store(0);
     e->received.store(0);
-    return PMLP_OK;
+    return pmlp__edge_failed(pmlp__edge_end(e), pmlp__edge_settle(e));
 }
 
 /* The copy of a message into its slot, by the edge's own stream: when the message is complete, and
@@ -2087,44 +2812,60 @@ static pmlp_result pmlp__edge_copy(pmlp__cuda_edge *e, const pmlp__cuda_slot *sl
     return PMLP_OK;
 }
 
+static pmlp_result pmlp__edge_put(pmlp__cuda_edge *e, int sent, const void *data, size_t bytes) {
+    const pmlp__cuda_slot *const slot = &e->slots[sent % e->desc.slots];
+    PMLP__TRY(pmlp__enter_device(e->from));
+    PMLP__TRY(pmlp__flush(e->from));
+    PMLP__CUDA(e->from, "a hand-off", cudaEventRecord(slot->full, e->from->stream));
+    switch (e->handoff) {
+    case PMLP__COPIED: return pmlp__edge_copy(e, slot, sent >= e->desc.slots, data, bytes);
+    case PMLP__BY_NCCL: return pmlp__edge_nccl_send(e, slot, data, bytes);
+    default: return PMLP_OK;
+    }
+}
+
 static pmlp_result pmlp__edge_send(void *edge, int microbatch, const void *data, size_t bytes) {
     pmlp__cuda_edge *const e = (pmlp__cuda_edge *)edge;
     const int sent = e->sent.load();
-    const pmlp__cuda_slot *const slot = &e->slots[sent % e->desc.slots];
+    pmlp_result result = PMLP_OK;
     (void)microbatch;
-    if (sent - e->received.load() >= e->desc.slots) return PMLP_BUSY;
-    if (bytes > 0) {
-        PMLP__TRY(pmlp__enter_device(e->from));
-        PMLP__TRY(pmlp__flush(e->from));
-        PMLP__CUDA(e->from, "a hand-off", cudaEventRecord(slot->full, e->from->stream));
-        if (e->copies) PMLP__TRY(pmlp__edge_copy(e, slot, sent >= e->desc.slots, data, bytes));
-    }
+    if (e->to && sent - e->received.load() >= e->desc.slots) return PMLP_BUSY;
+    if (pmlp__edge_is_full(e, 0)) return pmlp__edge_failed(e->from, PMLP_BUSY);
+    if (bytes > 0) result = pmlp__edge_failed(e->from, pmlp__edge_put(e, sent, data, bytes));
+    if (result != PMLP_OK) return result;
     e->sent.store(sent + 1);
-    e->desc.wake(e->desc.to_wake);
+    if (e->to) e->desc.wake(e->desc.to_wake);
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__edge_take(pmlp__cuda_edge *e, int received, void *data, size_t bytes) {
+    pmlp__cuda *const c = e->to;
+    const pmlp__cuda_slot *const slot = &e->slots[received % e->desc.slots];
+    PMLP__TRY(pmlp__enter_device(c));
+    PMLP__TRY(pmlp__flush(c));
+    if (e->handoff == PMLP__BY_NCCL)
+        PMLP__TRY(pmlp__edge_nccl_receive(e, slot, received >= e->desc.slots, bytes));
+    const bool apart = e->handoff != PMLP__SHARED;
+    PMLP__CUDA(c, "a hand-off",
+               cudaStreamWaitEvent(c->stream, apart ? slot->arrived : slot->full, 0));
+    if (!apart) return PMLP_OK;
+    PMLP__CUDA(c, "a hand-off",
+               cudaMemcpyAsync(data, slot->memory, bytes, cudaMemcpyDeviceToDevice, c->stream));
+    PMLP__CUDA(c, "a hand-off", cudaEventRecord(slot->taken, c->stream));
     return PMLP_OK;
 }
 
 static pmlp_result pmlp__edge_receive(void *edge, int microbatch, void *data, size_t bytes) {
     pmlp__cuda_edge *const e = (pmlp__cuda_edge *)edge;
-    pmlp__cuda *const c = e->to;
     const int received = e->received.load();
-    const pmlp__cuda_slot *const slot = &e->slots[received % e->desc.slots];
+    pmlp_result result = PMLP_OK;
     (void)microbatch;
-    if (e->sent.load() == received) return PMLP_BUSY;
-    if (bytes > 0) {
-        PMLP__TRY(pmlp__enter_device(c));
-        PMLP__TRY(pmlp__flush(c));
-        PMLP__CUDA(c, "a hand-off",
-                   cudaStreamWaitEvent(c->stream, e->copies ? slot->arrived : slot->full, 0));
-        if (e->copies) {
-            PMLP__CUDA(
-                c, "a hand-off",
-                cudaMemcpyAsync(data, slot->memory, bytes, cudaMemcpyDeviceToDevice, c->stream));
-            PMLP__CUDA(c, "a hand-off", cudaEventRecord(slot->taken, c->stream));
-        }
-    }
+    if (e->from && e->sent.load() == received) return PMLP_BUSY;
+    if (pmlp__edge_is_full(e, 1)) return pmlp__edge_failed(e->to, PMLP_BUSY);
+    if (bytes > 0) result = pmlp__edge_failed(e->to, pmlp__edge_take(e, received, data, bytes));
+    if (result != PMLP_OK) return result;
     e->received.store(received + 1);
-    e->desc.wake(e->desc.from_wake);
+    if (e->from) e->desc.wake(e->desc.from_wake);
     return PMLP_OK;
 }
 
@@ -2137,12 +2878,1094 @@ static const pmlp_edges pmlp__one_gpu = {PMLP_EDGES_ABI,       (uint32_t)sizeof(
                                          pmlp__edge_reset,     pmlp__edge_send,
                                          pmlp__edge_receive};
 static const pmlp_edges pmlp__several_gpus = {PMLP_EDGES_ABI,        (uint32_t)sizeof(pmlp_edges),
-                                              "CUDA, peer copies",
+                                              "CUDA, several GPUs",
                                               /* .user = */ NULL,
                                               /* .shared = */ false, PMLP_TRANSPORT_SLOTS,
                                               pmlp__edge_connect,    pmlp__edge_disconnect,
                                               pmlp__edge_reset,      pmlp__edge_send,
                                               pmlp__edge_receive};
+
+/*============================================================================================*/
+/* >>group: ranks in other processes                                                          */
+/*============================================================================================*/
+
+/* Streams that share a queue of the device wait for one another: a message that has not come would
+   hold up the work behind it. Has an effect only before the process's first call of CUDA. */
+static void pmlp__use_all_queues(void) {
+#ifdef _WIN32
+    if (!getenv("CUDA_DEVICE_MAX_CONNECTIONS")) _putenv_s("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+#else
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+#endif
+}
+
+/* --- who we are ------------------------------------------------------------------------------- */
+
+enum { PMLP__PORT = 29517 };
+
+static pmlp_result pmlp__refuse(pmlp_error *error, pmlp_result result, const char *format, ...) {
+    va_list list;
+    if (!error) return result;
+    memset(error, 0, sizeof *error);
+    error->result = result;
+    error->worker = error->stage = error->microbatch = -1;
+    va_start(list, format);
+    vsnprintf(error->text, sizeof error->text, format, list);
+    va_end(list);
+    return result;
+}
+
+static const char *pmlp__variable(const char *name) {
+    const char *const text = getenv(name);
+    return text && *text ? text : NULL;
+}
+
+static pmlp_result pmlp__read_variable(const char *name, int low, int high, int *value,
+                                       pmlp_error *error) {
+    const char *const text = pmlp__variable(name);
+    char *end = NULL;
+    const long n = text ? strtol(text, &end, 10) : 0;
+    if (!text) return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "%s: is not set", name);
+    if (*end || n < low || n > high)
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT,
+                            "%s: '%.60s' is not a whole number from %d to %d", name, text, low,
+                            high);
+    *value = (int)n;
+    return PMLP_OK;
+}
+
+/* Who may have launched us. `also`: without it the other variables say nothing, as Slurm sets them
+   for the script, too, from which srun is called. */
+typedef struct pmlp__launcher {
+    const char *rank, *ranks, *local_rank, *also;
+} pmlp__launcher;
+
+static const pmlp__launcher pmlp__launchers[] = {
+    {"PMLP_RANK", "PMLP_RANKS", "PMLP_LOCAL_RANK", NULL},
+    {"RANK", "WORLD_SIZE", "LOCAL_RANK", NULL},
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", NULL},
+    {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", NULL},
+    {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID"}};
+
+static const pmlp__launcher *pmlp__find_launcher(void) {
+    for (const pmlp__launcher &l : pmlp__launchers)
+        if ((pmlp__variable(l.rank) || pmlp__variable(l.ranks)) &&
+            (!l.also || pmlp__variable(l.also)))
+            return &l;
+    return NULL;
+}
+
+/* The first machine of "node[01-04,7],other": node01. */
+static void pmlp__first_host(const char *list, char *host, size_t size) {
+    const size_t stem = strcspn(list, "[,");
+    const char *const number = list[stem] == '[' ? list + stem + 1 : "";
+    snprintf(host, size, "%.*s%.*s", (int)stem, list, (int)strcspn(number, "-,]"), number);
+}
+
+static pmlp_result pmlp__read_address(const pmlp__launcher *by, pmlp_launch *launch,
+                                      pmlp_error *error) {
+    const char *const given = pmlp__variable("PMLP_ADDRESS");
+    const char *const torch = pmlp__variable("MASTER_ADDR");
+    const char *const slurm = pmlp__variable("SLURM_STEP_NODELIST");
+    const char *const local = pmlp__variable("OMPI_COMM_WORLD_LOCAL_SIZE");
+    const char *const address = given ? given : torch;
+    if (address && strlen(address) >= sizeof launch->address)
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "%s: is too long",
+                            given ? "PMLP_ADDRESS" : "MASTER_ADDR");
+    if (address)
+        snprintf(launch->address, sizeof launch->address, "%s", address);
+    else if (slurm && strcmp(by->rank, "SLURM_PROCID") == 0)
+        pmlp__first_host(slurm, launch->address, sizeof launch->address);
+    else if (local && atoi(local) != launch->ranks && strncmp(by->rank, "OMPI", 4) == 0)
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT,
+                            "PMLP_ADDRESS: is not set; with several machines it must say where "
+                            "rank 0 is");
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__read_port(pmlp_launch *launch, pmlp_error *error) {
+    if (pmlp__variable("PMLP_PORT"))
+        return pmlp__read_variable("PMLP_PORT", 1, 65535, &launch->port, error);
+    if (!pmlp__variable("MASTER_PORT")) return PMLP_OK;
+    PMLP__TRY(pmlp__read_variable("MASTER_PORT", 1, 65534, &launch->port, error));
+    launch->port++;
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__read_seconds(pmlp_launch *launch, pmlp_error *error) {
+    const char *const text = pmlp__variable("PMLP_SECONDS");
+    char *end = NULL;
+    if (!text) return PMLP_OK;
+    launch->seconds = strtod(text, &end);
+    if (!*end && launch->seconds > 0.0 && launch->seconds < 1e6) return PMLP_OK;
+    return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "PMLP_SECONDS: '%.60s' is not a time", text);
+}
+
+extern "C" pmlp_result pmlp_launch_from_environment(pmlp_launch *launch, pmlp_error *error) {
+    const pmlp__launcher *const by = pmlp__find_launcher();
+    if (!launch) return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "launch: is NULL");
+    memset(launch, 0, sizeof *launch);
+    launch->ranks = 1;
+    if (by) {
+        PMLP__TRY(pmlp__read_variable(by->ranks, 1, 65536, &launch->ranks, error));
+        PMLP__TRY(pmlp__read_variable(by->rank, 0, launch->ranks - 1, &launch->rank, error));
+        if (pmlp__variable(by->local_rank))
+            PMLP__TRY(
+                pmlp__read_variable(by->local_rank, 0, 65535, &launch->local_rank, error));
+        else
+            launch->local_rank = launch->rank;
+        PMLP__TRY(pmlp__read_address(by, launch, error));
+    }
+    PMLP__TRY(pmlp__read_port(launch, error));
+    PMLP__TRY(pmlp__read_seconds(launch, error));
+    return PMLP_OK;
+}
+
+#ifdef PMLP__NCCL
+/* --- sockets ---------------------------------------------------------------------------------- */
+
+/* All sockets do not block: a wait has an end. */
+static bool pmlp__wait_for(int fd, short events, double until) {
+    for (;;) {
+        const double left = until - pmlp__seconds();
+        struct pollfd one = {fd, events, 0};
+        const int ready = poll(&one, 1, left > 0.0 ? (int)(left * 1e3) + 1 : 0);
+        if (ready > 0) return true;
+        if ((ready == 0 || errno != EINTR) && pmlp__seconds() >= until) return false;
+    }
+}
+
+static bool pmlp__write_all(int fd, const void *data, size_t bytes, double until) {
+    for (size_t at = 0; at < bytes;) {
+        const ssize_t n = send(fd, (const char *)data + at, bytes - at, MSG_NOSIGNAL);
+        if (n > 0) at += (size_t)n;
+        else if (n < 0 && errno == EINTR) continue;
+        else if (n == 0 || errno != EAGAIN || !pmlp__wait_for(fd, POLLOUT, until)) return false;
+    }
+    return true;
+}
+
+/* What there is for a message of a fixed size, of which *got bytes are there; false: the other side
+   is gone. */
+static bool pmlp__read_some(int fd, void *data, size_t bytes, size_t *got) {
+    while (*got < bytes) {
+        const ssize_t n = recv(fd, (char *)data + *got, bytes - *got, 0);
+        if (n > 0) *got += (size_t)n;
+        else if (n < 0 && errno == EINTR) continue;
+        else return n < 0 && errno == EAGAIN;
+    }
+    return true;
+}
+
+static void pmlp__shut(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}
+
+static int pmlp__socket(const struct addrinfo *a) {
+    const int one = 1;
+    const int fd = socket(a->ai_family, SOCK_STREAM, 0);
+    if (fd < 0) return -1;
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    return fd;
+}
+
+/* --- meeting ---------------------------------------------------------------------------------- */
+
+static const uint32_t PMLP__MAGIC = 0x706d6c70, PMLP__PROTOCOL = 1;
+
+/* What a rank says first. */
+typedef struct pmlp__hello {
+    uint32_t magic, protocol, rank, ranks;
+} pmlp__hello;
+
+/* And what rank 0 says when all have come, or when it does not want that one. */
+typedef struct pmlp__welcome {
+    uint32_t magic, refused;
+    char text[248]; /* why */
+    ncclUniqueId id;
+} pmlp__welcome;
+
+/* Somebody who has come to rank 0, and has not said who he is. */
+typedef struct pmlp__guest {
+    int fd;
+    size_t got;
+    pmlp__hello hello;
+} pmlp__guest;
+enum { PMLP__GUESTS = 64 };
+
+typedef struct pmlp__lobby {
+    const pmlp_launch *launch;
+    double until;
+    int *lines; /* [ranks], of rank 0: -1: not there; of the others: only [0] */
+    pmlp__guest guests[PMLP__GUESTS];
+    int guest_count;
+} pmlp__lobby;
+
+static void pmlp__turn_away(int *fd, const char *text) {
+    pmlp__welcome w;
+    memset(&w, 0, sizeof w);
+    w.magic = PMLP__MAGIC;
+    w.refused = 1;
+    snprintf(w.text, sizeof w.text, "%s", text);
+    pmlp__write_all(*fd, &w, sizeof w, pmlp__seconds() + 0.1);
+    pmlp__shut(fd);
+}
+
+/* A guest has said who he is. */
+static void pmlp__admit(pmlp__lobby *m, pmlp__guest *guest) {
+    const pmlp__hello *const h = &guest->hello;
+    const uint32_t ranks = (uint32_t)m->launch->ranks;
+    char text[200] = "";
+    if (h->magic != PMLP__MAGIC) {
+        pmlp__shut(&guest->fd); /* a stray */
+        return;
+    }
+    if (h->protocol != PMLP__PROTOCOL)
+        snprintf(text, sizeof text, "rank %u is of another version of pipemlp than rank 0",
+                 h->rank);
+    else if (h->ranks != ranks)
+        snprintf(text, sizeof text, "rank %u counts %u ranks, rank 0 counts %u", h->rank, h->ranks,
+                 ranks);
+    else if (h->rank == 0 || h->rank >= ranks)
+        snprintf(text, sizeof text, "there is no place for a rank %u beside rank 0 of %u", h->rank,
+                 ranks);
+    else if (m->lines[h->rank] >= 0)
+        snprintf(text, sizeof text, "there is a rank %u already", h->rank);
+    if (text[0]) {
+        pmlp__turn_away(&guest->fd, text);
+    } else {
+        m->lines[h->rank] = guest->fd;
+        guest->fd = -1;
+    }
+}
+
+/* Takes whoever comes; if there are too many, the one that has said nothing for the longest time
+   goes. */
+static void pmlp__answer_door(pmlp__lobby *m, int door) {
+    const int fd = accept(door, NULL, NULL);
+    if (fd < 0) return;
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    if (m->guest_count == PMLP__GUESTS) {
+        pmlp__shut(&m->guests[0].fd);
+        memmove(&m->guests[0], &m->guests[1], (PMLP__GUESTS - 1) * sizeof m->guests[0]);
+        m->guest_count--;
+    }
+    pmlp__guest *const guest = &m->guests[m->guest_count++];
+    memset(guest, 0, sizeof *guest);
+    guest->fd = fd;
+}
+
+static void pmlp__hear_guests(pmlp__lobby *m) {
+    int kept = 0;
+    for (int i = 0; i < m->guest_count; i++) {
+        pmlp__guest *const guest = &m->guests[i];
+        if (!pmlp__read_some(guest->fd, &guest->hello, sizeof guest->hello, &guest->got))
+            pmlp__shut(&guest->fd);
+        else if (guest->got == sizeof guest->hello ||
+                 (guest->got >= sizeof guest->hello.magic && guest->hello.magic != PMLP__MAGIC))
+            pmlp__admit(m, guest);
+        if (guest->fd >= 0) m->guests[kept++] = *guest;
+    }
+    m->guest_count = kept;
+}
+
+/* Lets a rank go that has died meanwhile, and may come anew; returns how many are missing, and puts
+   the first of them into a text. */
+static int pmlp__missing(pmlp__lobby *m, char *text, size_t size) {
+    int missing = 0;
+    text[0] = '\0';
+    for (int r = 1; r < m->launch->ranks; r++) {
+        char byte;
+        if (m->lines[r] >= 0 && recv(m->lines[r], &byte, 1, MSG_PEEK) == 0)
+            pmlp__shut(&m->lines[r]);
+        if (m->lines[r] >= 0) continue;
+        const size_t used = strlen(text);
+        if (missing++ < 8) snprintf(text + used, size - used, "%s%d", used ? ", " : "", r);
+    }
+    return missing;
+}
+
+/* Where rank 0 listens: at its address or, if that is not one of this machine, at all. */
+static int pmlp__open_door(const struct addrinfo *found, pmlp_error *error) {
+    const int one = 1;
+    int fd = -1, reason = 0;
+    for (const struct addrinfo *a = found; a && fd < 0; a = a->ai_next) {
+        struct sockaddr_storage at;
+        fd = pmlp__socket(a);
+        if (fd < 0) continue;
+        memcpy(&at, a->ai_addr, a->ai_addrlen);
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+        int bound = bind(fd, (struct sockaddr *)&at, a->ai_addrlen);
+        if (bound != 0 && errno == EADDRNOTAVAIL) {
+            if (at.ss_family == AF_INET6)
+                ((struct sockaddr_in6 *)&at)->sin6_addr = in6addr_any;
+            else
+                ((struct sockaddr_in *)&at)->sin_addr.s_addr = htonl(INADDR_ANY);
+            bound = bind(fd, (struct sockaddr *)&at, a->ai_addrlen);
+        }
+        if (bound == 0 && listen(fd, 128) == 0) return fd;
+        reason = errno;
+        pmlp__shut(&fd);
+    }
+    pmlp__refuse(error, PMLP_ERROR_RANK, "rank 0 cannot listen: %s", strerror(reason));
+    return -1;
+}
+
+/* Rank 0: until all are there. */
+static pmlp_result pmlp__receive_ranks(pmlp__lobby *m, int door, pmlp_error *error) {
+    char missing[128], text[200];
+    while (pmlp__missing(m, missing, sizeof missing) > 0) {
+        struct pollfd all[PMLP__GUESTS + 1];
+        if (pmlp__seconds() > m->until) {
+            snprintf(text, sizeof text, "not all ranks have come to rank 0 in %.3g s, missing: %s",
+                     m->launch->seconds, missing);
+            for (int r = 1; r < m->launch->ranks; r++)
+                if (m->lines[r] >= 0) pmlp__turn_away(&m->lines[r], text);
+            return pmlp__refuse(error, PMLP_ERROR_RANK, "%s", text);
+        }
+        all[0].fd = door;
+        for (int i = 0; i < m->guest_count; i++) all[i + 1].fd = m->guests[i].fd;
+        for (int i = 0; i <= m->guest_count; i++) all[i].events = POLLIN;
+        poll(all, (nfds_t)m->guest_count + 1, 20);
+        pmlp__answer_door(m, door);
+        pmlp__hear_guests(m);
+    }
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__host_meeting(pmlp__lobby *m, const struct addrinfo *found,
+                                      pmlp__welcome *welcome, pmlp_error *error) {
+    pmlp_result result = PMLP_ERROR_RANK;
+    int door;
+    const ncclResult_t made = ncclGetUniqueId(&welcome->id);
+    if (made != ncclSuccess)
+        return pmlp__refuse(error, PMLP_ERROR_BACKEND, "making an id: %s",
+                            ncclGetErrorString(made));
+    door = pmlp__open_door(found, error);
+    if (door < 0) return result;
+    result = pmlp__receive_ranks(m, door, error);
+    pmlp__shut(&door);
+    for (int i = 0; i < m->guest_count; i++) pmlp__shut(&m->guests[i].fd);
+    for (int r = 1; result == PMLP_OK && r < m->launch->ranks; r++)
+        if (!pmlp__write_all(m->lines[r], welcome, sizeof *welcome, m->until))
+            result = pmlp__refuse(error, PMLP_ERROR_RANK, "rank %d went away", r);
+    return result;
+}
+
+/* One attempt to reach rank 0; -1: errno says why not. */
+static int pmlp__knock(const struct addrinfo *found, const pmlp__hello *hello, double until) {
+    int fd = -1;
+    for (const struct addrinfo *a = found; a; a = a->ai_next) {
+        int wrong = 0;
+        socklen_t size = sizeof wrong;
+        fd = pmlp__socket(a);
+        if (fd < 0) continue;
+        if (connect(fd, a->ai_addr, a->ai_addrlen) != 0 && errno != EINPROGRESS) wrong = errno;
+        if (wrong == 0 && !pmlp__wait_for(fd, POLLOUT, fmin(until, pmlp__seconds() + 2.0)))
+            wrong = ETIMEDOUT;
+        if (wrong == 0) getsockopt(fd, SOL_SOCKET, SO_ERROR, &wrong, &size);
+        if (wrong == 0 && pmlp__write_all(fd, hello, sizeof *hello, until)) return fd;
+        if (wrong == 0) wrong = errno;
+        pmlp__shut(&fd);
+        errno = wrong;
+    }
+    return fd;
+}
+
+/* Another rank: until rank 0 has answered. It may not be there yet, or start anew; and when its
+   time is over, a moment after ours, it says who is missing. */
+static pmlp_result pmlp__attend_meeting(pmlp__lobby *m, const struct addrinfo *found,
+                                        pmlp__welcome *welcome, pmlp_error *error) {
+    const pmlp_launch *const launch = m->launch;
+    const pmlp__hello hello = {PMLP__MAGIC, PMLP__PROTOCOL, (uint32_t)launch->rank,
+                               (uint32_t)launch->ranks};
+    const char *why = "";
+    while (pmlp__seconds() < m->until) {
+        size_t got = 0;
+        int fd = pmlp__knock(found, &hello, m->until);
+        if (fd < 0) why = strerror(errno);
+        while (fd >= 0 && got < sizeof *welcome && pmlp__wait_for(fd, POLLIN, m->until + 1.0)) {
+            if (pmlp__read_some(fd, welcome, sizeof *welcome, &got)) continue;
+            why = "it ended the connection";
+            pmlp__shut(&fd);
+        }
+        m->lines[0] = fd;
+        if (got == sizeof *welcome && welcome->magic != PMLP__MAGIC)
+            return pmlp__refuse(error, PMLP_ERROR_RANK, "what listens there is not rank 0");
+        if (got == sizeof *welcome && welcome->refused)
+            return pmlp__refuse(error, PMLP_ERROR_RANK, "%.*s", (int)sizeof welcome->text - 1,
+                                welcome->text);
+        if (got == sizeof *welcome) return PMLP_OK;
+        if (fd >= 0) why = "it did not answer";
+        pmlp__shut(&m->lines[0]);
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    return pmlp__refuse(error, PMLP_ERROR_RANK, "rank 0 cannot be reached in %.3g s: %s",
+                        launch->seconds, why);
+}
+
+/* All ranks get to know each other, and one id. Connections stay in lines. */
+static pmlp_result pmlp__meet(const pmlp_launch *launch, int *lines, double until, ncclUniqueId *id,
+                              pmlp_error *error) {
+    const char *const address = launch->address[0] ? launch->address : "127.0.0.1";
+    const int number = launch->port ? launch->port : PMLP__PORT;
+    struct addrinfo hints, *found = NULL;
+    pmlp__welcome welcome;
+    pmlp__lobby m;
+    pmlp_error why;
+    char port[8];
+    memset(&hints, 0, sizeof hints);
+    memset(&welcome, 0, sizeof welcome);
+    memset(&m, 0, sizeof m);
+    hints.ai_socktype = SOCK_STREAM;
+    snprintf(port, sizeof port, "%d", number);
+    const int unknown = getaddrinfo(address, port, &hints, &found);
+    if (unknown)
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "address: '%.100s': %s", address,
+                            gai_strerror(unknown));
+    m.launch = launch;
+    m.until = until;
+    m.lines = lines;
+    welcome.magic = PMLP__MAGIC;
+    const pmlp_result result = launch->rank == 0
+                                   ? pmlp__host_meeting(&m, found, &welcome, &why)
+                                   : pmlp__attend_meeting(&m, found, &welcome, &why);
+    freeaddrinfo(found);
+    if (result != PMLP_OK)
+        return pmlp__refuse(error, result, "rank %d of %d, %.100s port %d: %.250s", launch->rank,
+                            launch->ranks, address, number, why.text);
+    *id = welcome.id;
+    return PMLP_OK;
+}
+
+/* --- the watch -------------------------------------------------------------------------------- */
+
+/* What a rank and rank 0 tell each other, on the connection that they have met over. */
+enum pmlp__news { PMLP__BEAT, PMLP__FAILED, PMLP__BYE };
+
+typedef struct pmlp__message {
+    uint32_t kind, rank;
+    uint32_t silent_rank, silent_ms; /* by rank 0: who has been silent for the longest time */
+    char text[240];
+} pmlp__message;
+
+typedef struct pmlp__line {
+    int fd; /* -1: none, or ended */
+    bool left; /* in good order */
+    double heard; /* when, last */
+    pmlp__message in;
+    size_t got;
+} pmlp__line;
+
+/* A thread that hears when another rank fails or dies, and tells the others that this one lives.
+   Rank 0 hears all, and passes on what it hears. */
+typedef struct pmlp__watch {
+    pmlp__team *team;
+    int rank, count; /* of lines: of rank 0 one for each rank, else one, to rank 0 */
+    double period;   /* from beat to beat */
+    pthread_t thread;
+    bool runs;
+    std::atomic<bool> stop;
+    std::mutex lock; /* of all below */
+    pmlp__line *lines;
+    bool heard; /* of a failure */
+    int silent_rank;
+    double silent; /* seconds */
+} pmlp__watch;
+
+static int pmlp__rank_at(const pmlp__watch *w, const pmlp__line *line) {
+    return (int)(line - w->lines);
+}
+
+/* To all lines but one. A message that does not fit is for somebody who has not read for long. */
+static void pmlp__tell(pmlp__watch *w, const pmlp__message *message, const pmlp__line *but) {
+    for (int i = 0; i < w->count; i++) {
+        pmlp__line *const line = &w->lines[i];
+        if (line == but || line->fd < 0) continue;
+        const ssize_t n = send(line->fd, message, sizeof *message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n >= 0 && n != (ssize_t)sizeof *message) shutdown(line->fd, SHUT_WR);
+    }
+}
+
+static void pmlp__tell_failure(pmlp__watch *w, int rank, const char *text, const pmlp__line *but) {
+    pmlp__message message;
+    memset(&message, 0, sizeof message);
+    message.kind = PMLP__FAILED;
+    message.rank = (uint32_t)rank;
+    snprintf(message.text, sizeof message.text, "%.239s", text);
+    pmlp__tell(w, &message, but);
+}
+
+/* A rank has failed, or is gone. */
+static void pmlp__hear_failure(pmlp__watch *w, int rank, const char *text, const pmlp__line *from) {
+    if (w->rank == 0) pmlp__tell_failure(w, rank, text, from);
+    w->heard = true;
+    pmlp__team_fail(w->team, PMLP_ERROR_RANK, text);
+}
+
+static void pmlp__hear(pmlp__watch *w, pmlp__line *line) {
+    pmlp__message *const m = &line->in;
+    line->heard = pmlp__seconds();
+    line->got = 0;
+    m->text[sizeof m->text - 1] = '\0';
+    if (m->kind == PMLP__FAILED) pmlp__hear_failure(w, (int)m->rank, m->text, line);
+    if (m->kind == PMLP__BYE) line->left = true;
+    if (w->rank == 0) return;
+    w->silent_rank = (int)m->silent_rank;
+    w->silent = 1e-3 * (double)m->silent_ms;
+}
+
+static void pmlp__listen(pmlp__watch *w, pmlp__line *line) {
+    while (line->fd >= 0) {
+        if (!pmlp__read_some(line->fd, &line->in, sizeof line->in, &line->got)) {
+            char text[64];
+            const int rank = pmlp__rank_at(w, line);
+            snprintf(text, sizeof text, "rank %d is gone: its connection has ended", rank);
+            pmlp__shut(&line->fd);
+            if (!line->left) pmlp__hear_failure(w, rank, text, line);
+        } else if (line->got < sizeof line->in) {
+            return;
+        } else {
+            pmlp__hear(w, line);
+        }
+    }
+}
+
+/* By rank 0: who has been silent for the longest time? */
+static void pmlp__find_silent(pmlp__watch *w) {
+    const double now = pmlp__seconds();
+    w->silent = 0.0;
+    for (int r = 1; r < w->count; r++) {
+        if (w->lines[r].left || now - w->lines[r].heard <= w->silent) continue;
+        w->silent = now - w->lines[r].heard;
+        w->silent_rank = r;
+    }
+}
+
+static void pmlp__beat(pmlp__watch *w) {
+    pmlp__message message;
+    memset(&message, 0, sizeof message);
+    if (w->rank == 0) pmlp__find_silent(w);
+    message.kind = PMLP__BEAT;
+    message.rank = (uint32_t)w->rank;
+    message.silent_rank = (uint32_t)w->silent_rank;
+    message.silent_ms = (uint32_t)(w->silent * 1e3);
+    pmlp__tell(w, &message, NULL);
+}
+
+static void *pmlp__watch_main(void *argument) {
+    pmlp__watch *const w = (pmlp__watch *)argument;
+    double beat = 0.0;
+    struct pollfd *const all = (struct pollfd *)(void *)(w->lines + w->count);
+    while (!w->stop.load()) {
+        {
+            std::lock_guard<std::mutex> hold(w->lock);
+            for (int i = 0; i < w->count; i++) pmlp__listen(w, &w->lines[i]);
+            if (pmlp__seconds() - beat > w->period) {
+                pmlp__beat(w);
+                beat = pmlp__seconds();
+            }
+            for (int i = 0; i < w->count; i++) {
+                all[i].fd = w->lines[i].fd; /* negative ones are passed over */
+                all[i].events = POLLIN;
+            }
+        }
+        if (!w->stop.load()) poll(all, (nfds_t)w->count, (int)(w->period * 1e3));
+    }
+    return NULL;
+}
+
+static void pmlp__blame(pmlp__watch *w, char *text, size_t size) {
+    if (!w) return;
+    std::lock_guard<std::mutex> hold(w->lock);
+    const double zero = w->rank == 0 ? 0.0 : pmlp__seconds() - w->lines[0].heard;
+    if (w->rank == 0) pmlp__find_silent(w);
+    const double silent = zero > 3.0 * w->period ? zero : w->silent;
+    if (silent > 3.0 * w->period)
+        snprintf(text, size, "; rank %d has been silent for %.2g s",
+                 zero > 3.0 * w->period ? 0 : w->silent_rank, silent);
+    for (int i = 0; i < w->count; i++)
+        if (w->lines[i].left) snprintf(text, size, "; rank %d has left", i);
+}
+
+/* Takes the lines over. */
+static pmlp_result pmlp__watch_start(pmlp__watch *w, const pmlp_launch *launch, pmlp__team *team,
+                                     const int *fds) {
+    const pmlp_allocator *const allocator = &team->allocator;
+    w->team = team;
+    w->rank = launch->rank;
+    w->count = launch->rank == 0 ? launch->ranks : 1;
+    w->period = fmin(fmax(team->seconds / 16.0, 0.02), 0.5);
+    w->lines = (pmlp__line *)pmlp__host_new(
+        allocator, (size_t)w->count * (sizeof *w->lines + sizeof(struct pollfd)));
+    if (!w->lines) return PMLP_ERROR_MEMORY;
+    for (int i = 0; i < w->count; i++) {
+        w->lines[i].fd = fds[i];
+        w->lines[i].heard = pmlp__seconds();
+    }
+    w->runs = pthread_create(&w->thread, NULL, pmlp__watch_main, w) == 0;
+    team->watch = w->runs ? w : NULL;
+    return w->runs ? PMLP_OK : PMLP_ERROR_THREAD;
+}
+
+/* Says good bye, or why not. */
+static void pmlp__watch_stop(pmlp__watch *w) {
+    pmlp__message message;
+    memset(&message, 0, sizeof message);
+    message.kind = PMLP__BYE;
+    message.rank = (uint32_t)w->rank;
+    if (w->runs) {
+        {
+            std::lock_guard<std::mutex> hold(w->lock);
+            pmlp__tell(w, &message, NULL);
+            w->stop.store(true);
+            for (int i = 0; i < w->count; i++) /* so that its poll() returns */
+                if (w->lines[i].fd >= 0) shutdown(w->lines[i].fd, SHUT_RDWR);
+        }
+        pthread_join(w->thread, NULL);
+        w->team->watch = NULL;
+    }
+    for (int i = 0; w->lines && i < w->count; i++) pmlp__shut(&w->lines[i].fd);
+    if (w->team) pmlp__host_delete(&w->team->allocator, w->lines);
+}
+
+/* --- the group -------------------------------------------------------------------------------- */
+
+static const size_t PMLP__STAGING = (size_t)4 << 20; /* bytes that go through the GPU at once */
+
+/* An id that has come for somebody else than who was waiting for his. */
+typedef struct pmlp__parcel {
+    int from, tag;
+    ncclUniqueId id;
+} pmlp__parcel;
+
+typedef struct pmlp__nccl_group {
+    pmlp_cuda_options options; /* the first field: the back end's `user` points here */
+    pmlp_allocator allocator;
+    pmlp__team *team;
+    int rank, ranks, device;
+    int per_machine; /* ranks on machines of this one's name; 0: unknown */
+    pmlp_edges edges;
+    std::mutex lock; /* of all below: what all ranks tell each other is one thing at a time */
+    pmlp__wire world;
+    char *host, *memory; /* [PMLP__STAGING], pinned and on the device */
+    pmlp__parcel *parcels;
+    int parcel_count, parcel_room;
+    pmlp__watch watch;
+} pmlp__nccl_group;
+
+/* A failure of CUDA, outside of any worker. */
+static pmlp_result pmlp__group_failed(pmlp__nccl_group *g, const char *doing, cudaError_t error) {
+    char why[256];
+    snprintf(why, sizeof why, "%s on GPU %d: %s (%s)", doing, g->device, cudaGetErrorString(error),
+             cudaGetErrorName(error));
+    cudaGetLastError();
+    return pmlp__team_fail(g->team, PMLP_ERROR_BACKEND, why);
+}
+
+/* Bytes [from, from + in) of the staging go to the GPU, `call` does something with them there, and
+   [back, back + out) come back. */
+template <class Call>
+static pmlp_result pmlp__world_try(pmlp__nccl_group *g, const char *doing, double seconds,
+                                   size_t from, size_t in, size_t back, size_t out, Call call) {
+    pmlp__wire *const l = &g->world;
+    cudaError_t error = cudaSetDevice(g->device);
+    if (error == cudaSuccess && in > 0)
+        error = cudaMemcpyAsync(g->memory + from, g->host + from, in, cudaMemcpyHostToDevice,
+                                l->stream);
+    if (error != cudaSuccess) return pmlp__group_failed(g, doing, error);
+    PMLP__TRY(pmlp__wires_do(&l, 1, doing, seconds, [&](int) { return call(l); }));
+    if (out > 0)
+        error = cudaMemcpyAsync(g->host + back, g->memory + back, out, cudaMemcpyDeviceToHost,
+                                l->stream);
+    if (error == cudaSuccess)
+        PMLP__TRY(pmlp__await(g->team, g, g->device, l->stream, seconds, &error));
+    return error == cudaSuccess ? PMLP_OK : pmlp__group_failed(g, doing, error);
+}
+
+template <class Call>
+static pmlp_result pmlp__world_do(pmlp__nccl_group *g, const char *doing, double seconds,
+                                  size_t from, size_t in, size_t back, size_t out, Call call) {
+    const pmlp_result result =
+        g->team->failed.load() != PMLP_OK
+            ? (pmlp_result)g->team->failed.load()
+            : pmlp__world_try(g, doing, pmlp__seconds_of(g->team, seconds), from, in, back, out,
+                              call);
+    if (result != PMLP_OK) pmlp__team_abort(g->team);
+    return result;
+}
+
+static pmlp_result pmlp__group_gather(void *context, const void *mine, size_t bytes, void *all,
+                                      double seconds) {
+    pmlp__nccl_group *const g = (pmlp__nccl_group *)context;
+    const size_t ranks = (size_t)g->ranks, rank = (size_t)g->rank;
+    const size_t most = PMLP__STAGING / ranks / 16 * 16;
+    std::lock_guard<std::mutex> hold(g->lock);
+    if (g->ranks == 1 && bytes > 0) memcpy(all, mine, bytes);
+    for (size_t at = 0; g->ranks > 1 && at < bytes; at += most) {
+        const size_t n = bytes - at < most ? bytes - at : most;
+        memcpy(g->host + rank * n, (const char *)mine + at, n);
+        PMLP__TRY(pmlp__world_do(g, "gathering from", seconds, rank * n, n, 0, ranks * n,
+                                 [&](pmlp__wire *l) {
+                                     return ncclAllGather(g->memory + rank * n, g->memory, n,
+                                                          ncclInt8, l->comm, l->stream);
+                                 }));
+        for (size_t r = 0; r < ranks; r++)
+            memcpy((char *)all + r * bytes + at, g->host + r * n, n);
+    }
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__group_broadcast(void *context, int from_rank, void *data, size_t bytes,
+                                         double seconds) {
+    pmlp__nccl_group *const g = (pmlp__nccl_group *)context;
+    const bool mine = from_rank == g->rank;
+    std::lock_guard<std::mutex> hold(g->lock);
+    for (size_t at = 0; g->ranks > 1 && at < bytes; at += PMLP__STAGING) {
+        const size_t n = bytes - at < PMLP__STAGING ? bytes - at : PMLP__STAGING;
+        if (mine) memcpy(g->host, (const char *)data + at, n);
+        PMLP__TRY(pmlp__world_do(g, "broadcasting to", seconds, 0, mine ? n : 0, 0, mine ? 0 : n,
+                                 [&](pmlp__wire *l) {
+                                     return ncclBroadcast(g->memory, g->memory, n, ncclInt8,
+                                                          from_rank, l->comm, l->stream);
+                                 }));
+        if (!mine) memcpy((char *)data + at, g->host, n);
+    }
+    return PMLP_OK;
+}
+
+/* --- ids of further communicators ------------------------------------------------------------- */
+
+static pmlp_result pmlp__send_id(pmlp__nccl_group *g, int to, int tag, const ncclUniqueId *id,
+                                 double seconds) {
+    pmlp__parcel parcel;
+    std::lock_guard<std::mutex> hold(g->lock);
+    memset(&parcel, 0, sizeof parcel);
+    parcel.from = g->rank;
+    parcel.tag = tag;
+    parcel.id = *id;
+    memcpy(g->host, &parcel, sizeof parcel);
+    return pmlp__world_do(g, "connecting", seconds, 0, sizeof parcel, 0, 0, [&](pmlp__wire *l) {
+        return ncclSend(g->memory, sizeof parcel, ncclInt8, to, l->comm, l->stream);
+    });
+}
+
+static bool pmlp__take_parcel(pmlp__nccl_group *g, int from, int tag, ncclUniqueId *id) {
+    for (int i = 0; i < g->parcel_count; i++) {
+        if (g->parcels[i].from != from || g->parcels[i].tag != tag) continue;
+        *id = g->parcels[i].id;
+        g->parcels[i] = g->parcels[--g->parcel_count];
+        return true;
+    }
+    return false;
+}
+
+/* Threads of several workers may wait for ids at once, which come in the order of the sender's
+   threads. */
+static pmlp_result pmlp__receive_id(pmlp__nccl_group *g, int from, int tag, ncclUniqueId *id,
+                                    double seconds) {
+    std::lock_guard<std::mutex> hold(g->lock);
+    while (!pmlp__take_parcel(g, from, tag, id)) {
+        pmlp__parcel *p;
+        PMLP__TRY(pmlp__world_do(g, "connecting", seconds, 0, 0, 0, sizeof *p, [&](pmlp__wire *l) {
+            return ncclRecv(g->memory, sizeof *p, ncclInt8, from, l->comm, l->stream);
+        }));
+        if (!pmlp__host_grow(&g->allocator, &g->parcels, g->parcel_count, &g->parcel_room))
+            return pmlp__team_fail(g->team, PMLP_ERROR_MEMORY, "out of host memory");
+        memcpy(&g->parcels[g->parcel_count++], g->host, sizeof *p);
+    }
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__group_share_id(const void *group, int from_rank, int to_rank, int tag,
+                                        ncclUniqueId *id, double seconds) {
+    pmlp__nccl_group *const g = (pmlp__nccl_group *)(uintptr_t)group;
+    if (g->rank != from_rank) return pmlp__receive_id(g, from_rank, tag, id, seconds);
+    const ncclResult_t result = ncclGetUniqueId(id);
+    if (result != ncclSuccess) return pmlp__wire_failed(&g->world, "connecting", result);
+    return pmlp__send_id(g, to_rank, tag, id, seconds);
+}
+
+/* --- sums ------------------------------------------------------------------------------------- */
+
+/* The first replica's rank makes the id for the others: no rank both waits and is waited for. */
+static pmlp_result pmlp__sum_id(pmlp__nccl_group *g, int tag, int replicas, ncclUniqueId *id,
+                                double seconds) {
+    const int n = g->ranks / replicas, first = g->rank % n;
+    if (g->rank != first) return pmlp__receive_id(g, first, tag, id, seconds);
+    const ncclResult_t result = ncclGetUniqueId(id);
+    if (result != ncclSuccess) return pmlp__wire_failed(&g->world, "connecting", result);
+    for (int j = 1; j < replicas; j++)
+        PMLP__TRY(pmlp__send_id(g, first + j * n, tag, id, seconds));
+    return PMLP_OK;
+}
+
+static ncclResult_t pmlp__sum_call(pmlp__adder *s, float *data, size_t floats) {
+    return ncclAllReduce(data, data, floats, ncclFloat32, ncclSum, s->wire.comm, s->wire.stream);
+}
+
+static pmlp_result pmlp__sum_connect(pmlp__nccl_group *g, pmlp__cuda *c, int worker, int replicas,
+                                     double seconds) {
+    pmlp__adder *const s = (pmlp__adder *)pmlp__host_new(&c->allocator, sizeof *s);
+    pmlp__wire *const wire = &s->wire;
+    cudaError_t status = cudaSuccess;
+    ncclUniqueId id;
+    if (!s) return pmlp__no_host_memory(c);
+    snprintf(wire->text, sizeof wire->text, "gradients of worker %d of %d replicas", worker,
+             replicas);
+    wire->remote = wire->waits = true;
+    pmlp__wire_join(wire, c->team, c, c->device);
+    c->sum = s;
+    PMLP__TRY(pmlp__enter_device(c));
+    PMLP__CUDA(c, "making a stream", pmlp__wire_make(wire));
+    PMLP__CUDA(c, "making an event", cudaEventCreateWithFlags(&s->ready, cudaEventDisableTiming));
+    PMLP__CUDA(c, "making an event", cudaEventCreateWithFlags(&s->done, cudaEventDisableTiming));
+    PMLP__TRY(pmlp__sum_id(g, -1 - worker, replicas, &id, seconds));
+    PMLP__TRY(pmlp__wires_connect(&wire, 1, g->rank / (g->ranks / replicas), replicas, &id,
+                                  PMLP__SUM_BLOCKS, seconds));
+    PMLP__TRY(pmlp__wires_do(&wire, 1, "connecting", seconds, [&](int) {
+        return pmlp__sum_call(s, (float *)(void *)c->down.device, 1);
+    }));
+    PMLP__TRY(pmlp__await(c->team, c, c->device, wire->stream, seconds, &status));
+    PMLP__CUDA(c, "connecting", status);
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__sum_begin(pmlp__cuda *c, float *data, size_t floats) {
+    pmlp__adder *const s = c->sum;
+    PMLP__TRY(pmlp__enter_device(c));
+    PMLP__TRY(pmlp__flush(c));
+    if (!pmlp__host_grow(&c->allocator, &s->pending, s->count, &s->room))
+        return pmlp__no_host_memory(c);
+    PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->ready, c->stream));
+    PMLP__CUDA(c, "a sum over replicas", cudaStreamWaitEvent(s->wire.stream, s->ready, 0));
+    PMLP__TRY(pmlp__wire_do(&s->wire, "adding up", c->patience,
+                            [&] { return pmlp__sum_call(s, data, floats); }));
+    PMLP__CUDA(c, "a sum over replicas", pmlp__wire_mark(&s->wire));
+    PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->done, s->wire.stream));
+    s->pending[s->count++] = data;
+    return PMLP_OK;
+}
+
+static pmlp_result pmlp__group_sum(void *context, int worker, int replicas, void *backend_context,
+                                   float *data, size_t floats, double seconds) {
+    pmlp__nccl_group *const g = (pmlp__nccl_group *)context;
+    pmlp__cuda *const c = (pmlp__cuda *)backend_context;
+    pmlp_result result = PMLP_OK;
+    if (replicas == 1) return PMLP_OK;
+    c->patience = pmlp__seconds_of(g->team, seconds);
+    if (!c->sum) result = pmlp__sum_connect(g, c, worker, replicas, c->patience);
+    if (result == PMLP_OK && floats > 0) result = pmlp__sum_begin(c, data, floats);
+    return result == PMLP_OK ? PMLP_OK : pmlp__give_up(c, result);
+}
+
+/* --- its table -------------------------------------------------------------------------------- */
+
+static void pmlp__group_abort(void *context, const char *why) {
+    pmlp__nccl_group *const g = (pmlp__nccl_group *)context;
+    char text[256];
+    snprintf(text, sizeof text, "rank %d has failed: %.200s", g->rank, why ? why : "");
+    if (g->watch.runs) {
+        std::lock_guard<std::mutex> hold(g->watch.lock);
+        if (!g->watch.heard) pmlp__tell_failure(&g->watch, g->rank, text, NULL);
+    }
+    pmlp__team_fail(g->team, PMLP_ERROR_RANK, text);
+    pmlp__team_abort(g->team);
+}
+
+static const char *pmlp__group_explain(void *context) {
+    return pmlp__team_reason(((const pmlp__nccl_group *)context)->team);
+}
+
+static pmlp_result pmlp__group_open(const pmlp_backend *self, const pmlp_backend_desc *desc,
+                                    void **context, pmlp_error *error) {
+    const pmlp__nccl_group *const g = (const pmlp__nccl_group *)self->user;
+    const pmlp_result result = pmlp__cuda_open(self, desc, context, error);
+    if (result != PMLP_OK) return result;
+    ((pmlp__cuda *)*context)->team = g->team;
+    ((pmlp__cuda *)*context)->patience = g->team->seconds;
+    g->team->users.fetch_add(1);
+    return PMLP_OK;
+}
+
+static void pmlp__group_close(pmlp__nccl_group *g) {
+    const pmlp_allocator allocator = g->allocator;
+    pmlp__wire *const world = &g->world;
+    if (world->team) {
+        pmlp__wires_close(&world, 1);
+        cudaSetDevice(g->device);
+    }
+    if (g->team) pmlp__watch_stop(&g->watch);
+    if (g->host) cudaFreeHost(g->host);
+    if (g->memory) cudaFree(g->memory);
+    pmlp__host_delete(&allocator, g->parcels);
+    pmlp__team_leave(g->team);
+    g->~pmlp__nccl_group();
+    pmlp__host_delete(&allocator, g);
+}
+
+/* The GPUs of this rank. */
+static pmlp_result pmlp__group_device(pmlp__nccl_group *g, const pmlp_launch *launch,
+                                      pmlp_error *error) {
+    pmlp_cuda_options *const o = &g->options;
+    int count = 0;
+    const cudaError_t counted = cudaGetDeviceCount(&count);
+    if (counted != cudaSuccess || count == 0) {
+        cudaGetLastError();
+        return pmlp__refuse(error, PMLP_ERROR_UNSUPPORTED,
+                            "rank %d: no CUDA device can be used: %s", launch->rank,
+                            counted == cudaSuccess ? "none is there" : cudaGetErrorString(counted));
+    }
+    g->device = o->devices && o->device_count > 0 ? o->devices[0] : launch->local_rank % count;
+    if (!o->devices) {
+        o->devices = &g->device;
+        o->device_count = 1;
+    }
+    const cudaError_t chosen = cudaSetDevice(g->device);
+    if (chosen == cudaSuccess) return PMLP_OK;
+    cudaGetLastError();
+    return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "rank %d, GPU %d: %s", launch->rank, g->device,
+                        cudaGetErrorString(chosen));
+}
+
+static pmlp_result pmlp__check_launch(const pmlp_launch *l, pmlp_error *error) {
+    if (l->ranks < 1 || l->rank < 0 || l->rank >= l->ranks)
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "rank: there is no rank %d of %d", l->rank,
+                            l->ranks);
+    if (l->local_rank < 0)
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "local_rank: %d is negative",
+                            l->local_rank);
+    if (l->port < 0 || l->port > 65535)
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "port: %d is none", l->port);
+    if (!(l->seconds > 0.0 && l->seconds < 1e6))
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "seconds: %g is no time", l->seconds);
+    if (!memchr(l->address, 0, sizeof l->address))
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "address: does not end");
+    return PMLP_OK;
+}
+
+/* The id, and the watch over those who have it. */
+static pmlp_result pmlp__group_meet(pmlp__nccl_group *g, const pmlp_launch *launch, double until,
+                                    ncclUniqueId *id, pmlp_error *error) {
+    const int count = launch->rank == 0 ? launch->ranks : 1;
+    if (launch->id) {
+        memcpy(id, launch->id, sizeof *id);
+        return PMLP_OK;
+    }
+    int *lines = (int *)pmlp__host_new(&g->allocator, (size_t)count * sizeof *lines);
+    if (!lines) return pmlp__refuse(error, PMLP_ERROR_MEMORY, "out of host memory");
+    for (int i = 0; i < count; i++) lines[i] = -1;
+    pmlp_result result = pmlp__meet(launch, lines, until, id, error);
+    if (result == PMLP_OK) {
+        result = pmlp__watch_start(&g->watch, launch, g->team, lines);
+        if (result == PMLP_ERROR_MEMORY) pmlp__refuse(error, result, "out of host memory");
+        if (result == PMLP_ERROR_THREAD) pmlp__refuse(error, result, "no thread could be started");
+    }
+    for (int i = 0; !g->watch.lines && i < count; i++) pmlp__shut(&lines[i]);
+    pmlp__host_delete(&g->allocator, lines);
+    return result;
+}
+
+/* The communicator of all ranks. */
+static pmlp_result pmlp__group_connect(pmlp__nccl_group *g, double seconds,
+                                       const ncclUniqueId *id) {
+    pmlp__wire *const world = &g->world;
+    cudaError_t error;
+    snprintf(world->text, sizeof world->text, "all %d ranks", g->ranks);
+    world->remote = world->waits = true;
+    pmlp__wire_join(world, g->team, g, g->device);
+    error = pmlp__wire_make(world);
+    if (error == cudaSuccess) error = cudaMallocHost((void **)&g->host, PMLP__STAGING);
+    if (error == cudaSuccess) error = cudaMalloc((void **)&g->memory, PMLP__STAGING);
+    if (error != cudaSuccess) return pmlp__group_failed(g, "making a group", error);
+    return pmlp__wires_connect(&world, 1, g->rank, g->ranks, id, PMLP__EDGE_BLOCKS, seconds);
+}
+
+/* How many ranks are on this machine. */
+static pmlp_result pmlp__group_neighbours(pmlp__nccl_group *g) {
+    char name[256] = "";
+    uint64_t mine = 14695981039346656037u;
+    uint64_t *const all =
+        (uint64_t *)pmlp__host_new(&g->allocator, (size_t)g->ranks * sizeof *all);
+    if (!all) return pmlp__team_fail(g->team, PMLP_ERROR_MEMORY, "out of host memory");
+    gethostname(name, sizeof name - 1);
+    for (const char *c = name; *c; c++) mine = (mine ^ (unsigned char)*c) * 1099511628211u;
+    const pmlp_result result = pmlp__group_gather(g, &mine, sizeof mine, all, 0.0);
+    for (int r = 0; result == PMLP_OK && r < g->ranks; r++) g->per_machine += all[r] == mine;
+    pmlp__host_delete(&g->allocator, all);
+    return result;
+}
+
+static pmlp_result pmlp__group_make(pmlp__nccl_group *g, const pmlp_launch *launch,
+                                    pmlp_error *error) {
+    const double until = pmlp__seconds() + launch->seconds;
+    ncclUniqueId id;
+    g->team = pmlp__team_new(&g->allocator);
+    if (!g->team) return pmlp__refuse(error, PMLP_ERROR_MEMORY, "out of host memory");
+    g->team->seconds = launch->seconds;
+    g->rank = launch->rank;
+    g->ranks = launch->ranks;
+    PMLP__TRY(pmlp__group_device(g, launch, error));
+    if (g->ranks == 1) return PMLP_OK;
+    PMLP__TRY(pmlp__group_meet(g, launch, until, &id, error));
+    pmlp_result result = pmlp__group_connect(g, launch->seconds, &id);
+    if (result == PMLP_OK) result = pmlp__group_neighbours(g);
+    if (result == PMLP_OK) return PMLP_OK;
+    pmlp__refuse(error, result, "rank %d of %d: %s", g->rank, g->ranks, g->team->why);
+    pmlp__group_abort(g, g->team->why);
+    return result;
+}
+
+static void pmlp__group_tables(pmlp__nccl_group *g, pmlp_group *group, pmlp_backend *backend);
+
+extern "C" pmlp_result pmlp_nccl_group_create(const pmlp_launch *launch,
+                                              const pmlp_cuda_options *options,
+                                              const pmlp_allocator *allocator, pmlp_group *group,
+                                              pmlp_backend *backend, pmlp_error *error) {
+    static const pmlp_allocator standard = {NULL, NULL, NULL};
+    if (!launch || !group || !backend)
+        return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "%s: is NULL",
+                            !launch ? "launch" : group ? "backend" : "group");
+    pmlp_launch with = *launch;
+    if (with.ranks == 0) with.ranks = 1;
+    if (with.seconds == 0.0) with.seconds = PMLP__PATIENCE;
+    memset(group, 0, sizeof *group);
+    PMLP__TRY(pmlp__check_launch(&with, error));
+    void *const memory =
+        pmlp__host_new(allocator ? allocator : &standard, sizeof(pmlp__nccl_group));
+    if (!memory) return pmlp__refuse(error, PMLP_ERROR_MEMORY, "out of host memory");
+    pmlp__use_all_queues();
+    pmlp__nccl_group *const g = new (memory) pmlp__nccl_group();
+    g->allocator = allocator ? *allocator : standard;
+    if (options) g->options = *options;
+    const pmlp_result result = pmlp__group_make(g, &with, error);
+    if (result == PMLP_OK)
+        pmlp__group_tables(g, group, backend);
+    else
+        pmlp__group_close(g);
+    return result;
+}
+
+extern "C" void pmlp_nccl_group_destroy(pmlp_group *group) {
+    if (!group || !group->context) return;
+    pmlp__group_close((pmlp__nccl_group *)group->context);
+    memset(group, 0, sizeof *group);
+}
+#else
+extern "C" pmlp_result pmlp_nccl_group_create(const pmlp_launch *, const pmlp_cuda_options *,
+                                              const pmlp_allocator *, pmlp_group *group,
+                                              pmlp_backend *, pmlp_error *error) {
+    if (group) memset(group, 0, sizeof *group);
+    return pmlp__refuse(error, PMLP_ERROR_UNSUPPORTED,
+                        "several ranks: this program was built without NCCL");
+}
+
+extern "C" void pmlp_nccl_group_destroy(pmlp_group *) {}
+#endif /* PMLP__NCCL */
 
 /*============================================================================================*/
 /* >>tables                                                                                   */
@@ -2155,12 +3978,37 @@ static const pmlp_edges pmlp__several_gpus = {PMLP_EDGES_ABI,        (uint32_t)s
         pmlp__cuda_free, pmlp__cuda_row_floats, pmlp__cuda_layer_create, pmlp__cuda_layer_destroy, \
         pmlp__cuda_write, pmlp__cuda_read, pmlp__cuda_input, pmlp__cuda_forward,                   \
         pmlp__cuda_backward_input, pmlp__cuda_backward_weight, pmlp__cuda_loss,                    \
-        pmlp__cuda_gradient_squares, pmlp__cuda_update, pmlp__cuda_synchronize, pmlp__cuda_stamp,  \
-        pmlp__cuda_explain                                                                         \
+        pmlp__cuda_gradient_squares, pmlp__cuda_update, pmlp__cuda_gradient,                       \
+        pmlp__cuda_synchronize, pmlp__cuda_stamp, pmlp__cuda_explain                               \
   }
 
 static const pmlp_backend pmlp__cuda_on_one = PMLP__CUDA_BACKEND(&pmlp__one_gpu);
 static const pmlp_backend pmlp__cuda_on_several = PMLP__CUDA_BACKEND(&pmlp__several_gpus);
+
+#ifdef PMLP__NCCL
+static void pmlp__group_tables(pmlp__nccl_group *g, pmlp_group *group, pmlp_backend *backend) {
+    g->edges = pmlp__several_gpus;
+    g->edges.name = "NCCL";
+    g->edges.user = g;
+    group->abi = PMLP_GROUP_ABI;
+    group->size = (uint32_t)sizeof *group;
+    group->name = "NCCL";
+    group->rank = g->rank;
+    group->ranks = g->ranks;
+    group->context = g;
+    group->edges = &g->edges;
+    group->gather = pmlp__group_gather;
+    group->broadcast = pmlp__group_broadcast;
+    group->sum = pmlp__group_sum;
+    group->abort = pmlp__group_abort;
+    group->explain = pmlp__group_explain;
+    group->per_machine = g->per_machine;
+    *backend = g->options.device_count > 1 ? pmlp__cuda_on_several : pmlp__cuda_on_one;
+    backend->user = &g->options;
+    backend->open = pmlp__group_open;
+    backend->exact = g->options.gemm == PMLP_CUDA_GEMM_TEACHING;
+}
+#endif
 
 extern "C" const pmlp_backend *pmlp_cuda_backend(void) {
     int count = 0;
@@ -2169,6 +4017,7 @@ extern "C" const pmlp_backend *pmlp_cuda_backend(void) {
 }
 
 extern "C" void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backend *table) {
+    if (options->handoff == PMLP_CUDA_NCCL) pmlp__use_all_queues();
     *table = options->devices
                  ? options->device_count > 1 ? pmlp__cuda_on_several : pmlp__cuda_on_one
                  : *pmlp_cuda_backend();

@@ -6,32 +6,44 @@
 
    The exit status is 0, or 2 for options that make no sense, or 1 for everything else that goes
    wrong, a difference found by --compare or --verify included; the reason is one sentence on
-   standard error. (--compare does not hold a difference against an asynchronous schedule, which
-   promises none.)
+   standard error. (--compare does not hold a difference against an asynchronous schedule or
+   --allreduce, which promise none.) Stopped by Ctrl-C or SIGTERM it finishes the step, saves if
+   --save asks for it, and exits with 130 or 143.
 
        cc -O3 -std=c99 train.c -o train -pthread -lm
 
    With pipemlp_cuda.cu in the program, which PMLP_CUDA tells, it can compute on a GPU as well:
 
-       nvcc -O3 -DPMLP_CUDA train.c ../pipemlp_cuda.cu -I.. -o train -lcublas -lcublasLt          */
+       nvcc -O3 -DPMLP_CUDA train.c ../pipemlp_cuda.cu -I.. -o train -lcublas -lcublasLt -lnccl
+
+   and over several processes, one for each GPU, on one machine or more; rank 0 alone speaks:
+
+       mpirun -n 4 train --backend cuda --workers 4
+       torchrun --no-python --nproc-per-node 4 train --backend cuda --workers 4
+       srun -n 4 train --backend cuda --workers 4                                                 */
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#ifdef _WIN32
+#  define lstat stat
+#endif
 #include <unistd.h>
 
 enum { OK = 0, FAILED = 1, USAGE = 2 };        /* exit statuses */
 enum { MOST_LAYERS = 64, MOST_WIDTH = 65536 }; /* what --layers takes */
 enum { SIDE = 28, DIGITS = 10, DRAWN_TRAIN = 12000, DRAWN_TEST = 2000 };
 enum { KEPT_STEPS = 32, KEPT_RUNS = 4 }; /* traced steps; asynchronous: runs of batches */
-enum { MOST_DEVICES = 64 };
+enum { MOST_DEVICES = 64, MOST_KEPT = 1000 };
 
 /* One sentence on standard error; returns status, so that `return fail(...)` reads well. */
 static int fail(int status, const char *format, ...) {
@@ -53,6 +65,9 @@ static int fail_with(const pmlp_error *error, const char *what) {
         {"workers", "workers", ""}, {"virtual_stages", "virtual", ""},
         {"batch", "batch", ""},     {"microbatches", "microbatches", ""},
         {"clip_norm", "clip", ""},  {"memory", "memory", " (in bytes)"},
+        {"replicas", "replicas", ""}, {"seed", "seed", ""},
+        {"optimizer", "optimizer", ""}, {"momentum", "momentum", ""},
+        {"weight_decay", "weight-decay", ""}, {"loss", "loss", ""},
     };
     const size_t length = strcspn(error->text, ":");
     for (size_t n = 0; n < sizeof names / sizeof names[0]; n++)
@@ -64,18 +79,20 @@ static int fail_with(const pmlp_error *error, const char *what) {
 /*--- options --------------------------------------------------------------------------------*/
 
 typedef struct options {
-    const char *data, *layers, *schedule, *devices, *svg, *trace, *later;
-    long batch, epochs, workers, virtual_stages, microbatches, limit, verify;
+    const char *data, *layers, *schedule, *devices, *svg, *trace, *save, *load, *resume;
+    long batch, epochs, workers, virtual_stages, microbatches, replicas, limit, verify, save_every,
+        keep;
     unsigned long long seed;
     double lr, momentum, weight_decay, clip, memory; /* 0: the library's default */
+    double save_seconds;
     int loss, optimizer, lr_decay, cut, backend;     /* places in their lists of names, from 1 */
-    int math, gemm;                                  /* likewise; 0: not given */
-    bool compare, no_threads, no_stashing, quiet, help;
+    int math, gemm, handoff;                         /* likewise; 0: not given */
+    bool compare, no_threads, no_stashing, allreduce, quiet, help;
 } options;
 
 enum { MOMENTUM = 2, NESTEROV, LINEAR_DECAY = 1, INSIDE_LAYERS = 1, ON_CPU = 1, ON_CUDA };
 
-typedef enum option_kind { TEXT, COUNT, SEED, NUMBER, CHOICE, FLAG, LATER } option_kind;
+typedef enum option_kind { TEXT, COUNT, SEED, NUMBER, CHOICE, FLAG } option_kind;
 
 /* One option: where its value goes, what values it takes, what --help says. `initial` goes through
    the same reader as the command line; a default that is not a value stands in `otherwise`. */
@@ -118,6 +135,11 @@ static const option option_table[] = {
      "stages per worker"},
     {"microbatches", COUNT, AT(microbatches), "M", 1, 65536, NULL,
      "2 per worker; 1 for one worker with one stage", "parts that a batch is cut into"},
+    {"replicas", COUNT, AT(replicas), "R", 1, 256, NULL, "1",
+     "pipelines of so many workers side by side, each with its share of a batch's rows"},
+    {"allreduce", FLAG, AT(allreduce), "", 0, 0, NULL, NULL,
+     "add the replicas' gradients up, instead of continuing one sum from replica to replica:\n"
+     "        nobody waits for a turn, but the weights are not those of serial training"},
     {"schedule", TEXT, AT(schedule), "NAME|FILE", 0, 0, "1f1b", NULL,
      "sequential, gpipe, 1f1b, eager-1f1b, interleaved, looped-bfs, zb-h1, zb-h2, zb-v,\n"
      "        dualpipe-v; auto: the shortest of them for costs measured here; pipedream,\n"
@@ -139,7 +161,10 @@ static const option option_table[] = {
      "cuda: products by cuBLASLt with bias and ReLU, by cuBLAS, or by the kernel that is\n"
      "        there to be read"},
     {"devices", TEXT, AT(devices), "N,N,...", 0, 0, NULL, "all",
-     "cuda: which GPUs, in the order of the stages"},
+     "cuda: which GPUs, in the order of the stages; with several processes, of the workers of\n"
+     "        this machine"},
+    {"handoff", CHOICE, AT(handoff), "copies|nccl", 0, 0, NULL, "copies",
+     "cuda: how GPUs of one process hand over; several processes always use NCCL"},
     {"no-threads", FLAG, AT(no_threads), "", 0, 0, NULL, NULL, "run all workers on one thread"},
     {"compare", FLAG, AT(compare), "", 0, 0, NULL, NULL,
      "train serially and pipelined, print both times and whether the weights agree"},
@@ -149,11 +174,21 @@ static const option option_table[] = {
      "draw a step of the pipeline as it ran, over its simulation with the costs measured"},
     {"trace", TEXT, AT(trace), "FILE.json", 0, 0, NULL, NULL,
      "write the last steps as they ran, for ui.perfetto.dev"},
+    {"save", TEXT, AT(save), "FILE", 0, 0, NULL, NULL,
+     "write the training at its end, and when it is stopped, in the format safetensors:\n"
+     "        weights as PyTorch has them, and what --resume needs to go on"},
+    {"save-every", COUNT, AT(save_every), "K", 1, 1e9, NULL, "only then",
+     "write --save also every K steps (asynchronous: about every 65,536 rows at most)"},
+    {"save-seconds", NUMBER, AT(save_seconds), "S", 0.001, 1e9, NULL, "not by time",
+     "write --save also behind the first step that ends S seconds of training after the last"},
+    {"keep", COUNT, AT(keep), "N", 1, MOST_KEPT, NULL, "none",
+     "what is saved on the way is also kept as FILE.STEP, the last N of these"},
+    {"load", TEXT, AT(load), "FILE", 0, 0, NULL, NULL,
+     "begin with the weights of a file, ours or PyTorch's, that has the same layers"},
+    {"resume", TEXT, AT(resume), "FILE", 0, 0, NULL, NULL,
+     "go on where --save stopped, with the same options, on any number of workers, stages\n"
+     "        and micro-batches; --epochs counts those that are done"},
     {"quiet", FLAG, AT(quiet), "", 0, 0, NULL, NULL, "nothing on standard error but errors"},
-    {"save", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "saving weights"},
-    {"save-every", LATER, AT(later), "K", 0, 0, NULL, NULL, "saving weights as training goes"},
-    {"load", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "loading weights"},
-    {"resume", LATER, AT(later), "FILE", 0, 0, NULL, NULL, "resuming an interrupted training"},
     {"help", FLAG, AT(help), "", 0, 0, NULL, NULL, "show this and exit"},
 };
 enum { OPTION_COUNT = sizeof option_table / sizeof option_table[0] };
@@ -164,14 +199,13 @@ static void print_help(void) {
     for (const option *o = option_table; o < option_table + OPTION_COUNT; o++) {
         const char *standard = o->initial != NULL ? o->initial : o->otherwise;
         printf("  --%s %s\n        %s", o->name, o->argument, o->help);
-        if (o->kind == LATER) printf(": not available yet in this version");
         if (standard != NULL) printf(" (default: %s)", standard);
         printf("\n");
     }
     printf("\nThe last line of standard output is `result NAME=VALUE ...`; weights= is a hash\n"
            "over every bit of every weight, staleness= the updates that each stage's gradients\n"
            "were late, if the schedule is asynchronous. Exit status: 0, 2 for bad usage, 1 for\n"
-           "other failures.\n"
+           "other failures, 130 or 143 if it was stopped by Ctrl-C or SIGTERM, behind a step.\n"
            "\n"
            "--compare times the pipeline against the best serial run: one worker, whole batches.\n"
            "On the CPU the weights must be those of that run, too. On CUDA the bits of a sum\n"
@@ -230,10 +264,10 @@ static int set_option(options *opt, const option *o, const char *value) {
         *(int *)place = find_name(o->argument, value);
         if (*(int *)place > 0) return OK;
         return fail(USAGE, "--%s %s: expected one of %s", o->name, value, o->argument);
-    case FLAG: *(bool *)place = true; return OK;
-    case LATER: break;
+    case FLAG: break;
     }
-    return fail(USAGE, "--%s: %s is not available yet in this version", o->name, o->help);
+    *(bool *)place = true;
+    return OK;
 }
 
 static const option *find_option(const char *name, size_t length) {
@@ -370,11 +404,35 @@ static int draw_digits(pmlp_images *images, size_t rows, uint64_t seed) {
 
 /*--- what is to be done: data, network, schedule --------------------------------------------*/
 
+/* What is saved while a run trains. */
+typedef struct saving {
+    const char *path;
+    uint64_t every; /* steps; 0: not by steps */
+    double seconds; /* 0: not by time */
+    uint64_t keep;  /* so many of PATH.<step> */
+    uint64_t next;  /* step; 0: to be found */
+    double last;    /* when something was saved, in seconds of training */
+    uint64_t kept[MOST_KEPT], count; /* the last `keep` steps, in turn */
+} saving;
+
+/* A model in training as one more rank of the run's group. */
+typedef struct replica {
+    pmlp_model *model;
+    pmlp_trainer *trainer;
+    struct run *of;
+    saving save;
+    pthread_t thread;
+    bool has_thread;
+} replica;
+
 /* One model in training, with what has been measured so far. */
 typedef struct run {
     const char *name;
     pmlp_model *model;
     pmlp_trainer *trainer;
+    int replicas;                      /* this one and those: */
+    replica *others;                   /* [replicas - 1], which do what this one does */
+    pmlp_group *groups;                /* [replicas]; NULL if there are no others */
     int workers;
     float learning_rate;               /* of the first epoch */
     size_t rows;                       /* trained so far */
@@ -384,7 +442,19 @@ typedef struct run {
     double train_loss, train_accuracy; /* of the last epoch */
     double test_loss, test_accuracy;
     unsigned long long weights;
+    const struct call *call;           /* what the replicas are doing */
+    saving save;                       /* how the replicas begin */
 } run;
+
+/* Something that all replicas do at once. */
+typedef struct call {
+    enum { CREATE, VERIFY, TRAIN, TEST, SYNC, SAVE, RESUME } what;
+    pmlp_trainer_desc desc; /* CREATE, VERIFY */
+    const pmlp_data *data;  /* all but CREATE and SYNC */
+    float learning_rate;    /* TRAIN */
+    int steps;              /* VERIFY */
+    const char *path;       /* SAVE, RESUME */
+} call;
 
 typedef struct job {
     options opt;
@@ -397,6 +467,8 @@ typedef struct job {
     pmlp_backend backend;
     pmlp_cuda_options cuda; /* --backend cuda */
     int devices[MOST_DEVICES];
+    pmlp_group group; /* of the processes, if there are several */
+    FILE *talk;       /* where progress goes: rank 0 alone speaks */
     run serial, pipeline;
     run same; /* a serial run with the pipeline's micro-batches, if the back end is not exact */
 } job;
@@ -478,15 +550,19 @@ static int prepare_backend(job *j) {
     const options *opt = &j->opt;
     const char *only_cuda = opt->math > 0           ? "math"
                             : opt->gemm > 0         ? "gemm"
-                            : opt->devices != NULL ? "devices"
+                            : opt->devices != NULL  ? "devices"
+                            : opt->handoff > 0      ? "handoff"
                                                     : NULL;
     j->backend = *pmlp_cpu_backend();
+    if (opt->allreduce && opt->replicas < 2)
+        return fail(USAGE, "--allreduce has a meaning only with --replicas 2 or more");
     if (opt->backend == ON_CPU && only_cuda != NULL)
         return fail(USAGE, "--%s has a meaning only with --backend cuda", only_cuda);
     if (opt->backend == ON_CPU) return OK;
 
     if (opt->math > 0) j->cuda.math = (pmlp_cuda_math)(opt->math - 1);
     if (opt->gemm > 0) j->cuda.gemm = (pmlp_cuda_gemm)(opt->gemm - 1);
+    if (opt->handoff > 0) j->cuda.handoff = (pmlp_cuda_handoff)(opt->handoff - 1);
     if (opt->devices != NULL) {
         j->cuda.devices = j->devices;
         j->cuda.device_count = read_list(opt->devices, MOST_DEVICES, 0, 65535, j->devices);
@@ -497,6 +573,53 @@ static int prepare_backend(job *j) {
     if (make_cuda_backend(&j->cuda, &j->backend)) return OK;
     return fail(FAILED, "--backend cuda: this program was built without CUDA; `make cuda` builds "
                 "build/cuda/train, which has it");
+}
+
+#ifdef PMLP_CUDA
+/* --devices lists those of all workers of this machine: each process takes as many as it has
+   workers. */
+static void take_devices(job *j, const pmlp_launch *launch) {
+    const int count = j->cuda.device_count;
+    const int replicas = j->opt.replicas > 1 ? (int)j->opt.replicas : 1;
+    const int workers = (int)j->opt.workers * replicas;
+    const int each = workers > launch->ranks ? workers / launch->ranks : 1;
+    int mine[MOST_DEVICES];
+
+    if (count == 0) return;
+    for (int i = 0; i < each && i < MOST_DEVICES; i++)
+        mine[i] = j->devices[(launch->local_rank * each + i) % count];
+    memcpy(j->devices, mine, sizeof mine);
+    j->cuda.device_count = each < MOST_DEVICES ? each : MOST_DEVICES;
+}
+#endif
+
+/* Joins the other processes, if mpirun, torchrun or srun has started several. */
+static int prepare_group(job *j) {
+#ifdef PMLP_CUDA
+    pmlp_launch launch;
+    pmlp_error error = {0};
+
+    if (j->opt.backend != ON_CUDA) return OK;
+    if (pmlp_launch_from_environment(&launch, &error) != PMLP_OK)
+        return fail(FAILED, "%s", error.text);
+    if (launch.ranks == 1 && j->opt.replicas > 1)
+        return fail(USAGE, "--replicas %ld: replicas in one program want --backend cpu; with cuda "
+                    "start as many with mpirun, torchrun or srun", j->opt.replicas);
+    if (launch.ranks == 1) return OK;
+    if (j->opt.save_seconds > 0)
+        return fail(USAGE, "--save-seconds: processes save together, by steps: --save-every K");
+    take_devices(j, &launch);
+    if (pmlp_nccl_group_create(&launch, &j->cuda, NULL, &j->group, &j->backend, &error) != PMLP_OK)
+        return fail(FAILED, "%s", error.text);
+    if (launch.rank == 0) return OK;
+    j->opt.svg = j->opt.trace = NULL;
+    j->talk = fopen("/dev/null", "w");
+    if (j->talk == NULL || freopen("/dev/null", "w", stdout) == NULL)
+        return fail(FAILED, "/dev/null cannot be written");
+#else
+    (void)j;
+#endif
+    return OK;
 }
 
 /* The whole file, in memory of its own; NULL if it cannot be read. */
@@ -605,6 +728,9 @@ static int prepare_schedule(job *j) {
     if (opt->no_stashing && !j->asynchronous)
         return fail(USAGE, "--no-stashing has a meaning only with --schedule pipedream or "
                     "pipedream-2bw: %s updates all weights at once", opt->schedule);
+    if (opt->replicas > 1 && j->asynchronous)
+        return fail(USAGE, "--replicas %ld wants a synchronous schedule, which %s is not",
+                    opt->replicas, opt->schedule);
     if (opt->memory > 0 && j->kind != PMLP_SCHEDULE_AUTO)
         return fail(USAGE, "--memory has a meaning only with --schedule auto");
     return OK;
@@ -644,6 +770,30 @@ static int check_path(const char *name, const char *path) {
     return OK;
 }
 
+/* --save and its kin: what makes sense, and whether the file can be written. */
+static int prepare_files(const options *opt) {
+    const char *training_only = opt->save != NULL       ? "save"
+                                : opt->resume != NULL ? "resume"
+                                                        : NULL;
+    struct stat there;
+
+    if (opt->save == NULL && (opt->save_every != 0 || opt->save_seconds > 0 || opt->keep != 0))
+        return fail(USAGE, "--%s wants to know where: --save FILE",
+                    opt->keep != 0 ? "keep" : opt->save_every != 0 ? "save-every" : "save-seconds");
+    if (opt->keep != 0 && opt->save_every == 0 && opt->save_seconds == 0)
+        return fail(USAGE, "--keep wants to know when: --save-every K or --save-seconds S");
+    if (opt->save_seconds > 0 && opt->replicas > 1)
+        return fail(USAGE, "--save-seconds: replicas save together, by steps: --save-every K");
+    if (opt->load != NULL && opt->resume != NULL)
+        return fail(USAGE, "--load and --resume cannot be used together");
+    if (training_only != NULL && (opt->compare || opt->verify != 0))
+        return fail(USAGE, "--%s wants one training, which --%s is not", training_only,
+                    opt->compare ? "compare" : "verify");
+    if (opt->save != NULL && stat(opt->save, &there) == 0 && !S_ISREG(there.st_mode))
+        return fail(FAILED, "--save %s: cannot be written: it is no regular file", opt->save);
+    return check_path("save", opt->save);
+}
+
 /* Everything that can be refused before any work is done, then the data. */
 static int prepare(job *j) {
     const options *opt = &j->opt;
@@ -660,7 +810,7 @@ static int prepare(job *j) {
         return fail(USAGE, "--svg and --trace cannot both write %s", opt->svg);
     if ((status = prepare_backend(j)) != OK || (status = prepare_layers(j)) != OK ||
         (status = prepare_schedule(j)) != OK || (status = check_stages(j)) != OK ||
-        (status = check_path("svg", opt->svg)) != OK ||
+        (status = prepare_files(opt)) != OK || (status = check_path("svg", opt->svg)) != OK ||
         (status = check_path("trace", opt->trace)) != OK || (status = prepare_data(j)) != OK)
         return status;
 
@@ -670,24 +820,27 @@ static int prepare(job *j) {
         if (j->test.labels[r] >= classes) classes = j->test.labels[r] + 1;
     j->sizes[0] = (int)(j->train.height * j->train.width);
     j->sizes[j->layers] = classes;
-    return OK;
+    return prepare_group(j);
 }
 
 /*--- training -------------------------------------------------------------------------------*/
 
-/* What the updating line on a terminal needs to know. */
+/* What the updating line on a terminal needs to know, and what is to be done behind a step. */
 typedef struct progress {
     const run *who;
+    bool drawing;
+    saving save;
+    pmlp_error save_error; /* what it failed of */
     long epoch, epochs;
     double rows_before, rows_in_all; /* of every run of this program */
+    double rows_skipped;             /* of this epoch, done by another program */
     double seconds_before, drawn;    /* drawn: stats->seconds of the last drawing */
 } progress;
 
-static bool draw_progress(const pmlp_stats *stats, void *user) {
-    progress *p = user;
+static void draw_progress(const pmlp_stats *stats, progress *p) {
     const bool last = stats->rows == stats->total_rows;
     if (stats->seconds >= p->drawn + 0.1 || (last && p->drawn > 0)) {
-        const double done = p->rows_before + (double)stats->rows;
+        const double done = p->rows_before + (double)stats->rows - p->rows_skipped;
         const double left = (p->seconds_before + stats->seconds) * (p->rows_in_all - done) / done;
         const double percent = 100 * (double)stats->rows / (double)stats->total_rows;
         char line[128];
@@ -698,6 +851,62 @@ static bool draw_progress(const pmlp_stats *stats, void *user) {
         fprintf(stderr, "\r%-79s", line);
         p->drawn = stats->seconds;
     }
+}
+
+/* The signal that asks for the end, or 0. */
+static volatile sig_atomic_t stopped;
+
+/* The first Ctrl-C ends the training behind a step, the second one at once. */
+static void stop(int number) {
+    stopped = number;
+    signal(number, SIG_DFL);
+}
+
+static void catch_signals(void) {
+    signal(SIGINT, stop);
+    signal(SIGTERM, stop);
+}
+
+/* Whether it is time to save. */
+static bool is_due(saving *s, uint64_t step, double now) {
+    const bool by_time = s->seconds > 0 && now - s->last >= s->seconds;
+    if (s->every > 0 && s->next == 0) s->next = ((step - 1) / s->every + 1) * s->every;
+    if (!by_time && (s->every == 0 || step < s->next)) return false;
+    if (s->every > 0) s->next = (step / s->every + 1) * s->every;
+    s->last = now;
+    return true;
+}
+
+/* Saves behind a step, if it is time; rank 0 takes what is too old away. */
+static pmlp_result save_step(saving *s, pmlp_trainer *t, uint64_t step, double now, bool first) {
+    char path[4096];
+    pmlp_result result;
+    if (!is_due(s, step, now)) return PMLP_OK;
+    result = pmlp_trainer_save(t, s->path);
+    if (result != PMLP_OK || s->keep == 0) return result;
+    snprintf(path, sizeof path, "%s.%llu", s->path, (unsigned long long)step);
+    result = pmlp_trainer_save(t, path);
+    snprintf(path, sizeof path, "%s.%llu", s->path,
+             (unsigned long long)s->kept[s->count % s->keep]);
+    if (result == PMLP_OK && first && s->count >= s->keep) remove(path);
+    s->kept[s->count++ % s->keep] = step;
+    return result;
+}
+
+/* Behind each step. */
+static bool after_step(const pmlp_stats *stats, void *user) {
+    progress *p = user;
+    if (p->drawing) draw_progress(stats, p);
+    if (save_step(&p->save, p->who->trainer, stats->step, p->seconds_before + stats->seconds,
+                  true) != PMLP_OK)
+        p->save_error = *pmlp_trainer_error(p->who->trainer);
+    return !stopped && p->save_error.result == PMLP_OK;
+}
+
+/* The same on the other replicas, which save together with the first. */
+static bool follow_step(const pmlp_stats *stats, void *user) {
+    replica *one = user;
+    save_step(&one->save, one->trainer, stats->step, 0, false);
     return true;
 }
 
@@ -729,7 +938,10 @@ static pmlp_trainer_desc trainer_desc(const job *j) {
         .whole_layers = opt->cut != INSIDE_LAYERS,
         .measure_layers = true,
         .no_threads = opt->no_threads,
+        .replicas = (int)opt->replicas,
+        .allreduce = opt->allreduce,
         .trace = steps_to_trace(j),
+        .group = j->group.ranks > 1 ? (pmlp_group *)&j->group : NULL,
         .backend = &j->backend,
     };
 }
@@ -742,7 +954,10 @@ static pmlp_trainer_desc serial_desc(const job *j) {
     desc.custom = NULL;
     desc.memory = 0;
     desc.no_stashing = false;
+    desc.replicas = 1;
+    desc.allreduce = false;
     desc.trace = 0;
+    desc.group = NULL;
     return desc;
 }
 
@@ -761,20 +976,94 @@ static int create_model(const job *j, pmlp_model **model) {
         .seed = j->opt.seed,
     };
     pmlp_error error = {0};
-    if (pmlp_model_create(&desc, model, &error) == PMLP_OK) return OK;
-    return fail(FAILED, "the network cannot be created: %s", error.text);
+    if (pmlp_model_create(&desc, model, &error) != PMLP_OK)
+        return fail(FAILED, "the network cannot be created: %s", error.text);
+    if (j->opt.load == NULL || pmlp_model_load_weights(*model, j->opt.load, &error) == PMLP_OK)
+        return OK;
+    return fail(FAILED, "--load %s", error.text);
+}
+
+/* A call on one replica: rank 0 fills in stats or report, and says what went wrong. */
+static pmlp_result call_one(const call *c, pmlp_model *model, pmlp_trainer **trainer,
+                            pmlp_group *group, pmlp_stats *stats, pmlp_verify_report *report,
+                            pmlp_error *error) {
+    pmlp_trainer_desc desc = c->desc;
+    pmlp_result result = PMLP_OK;
+
+    if (group != NULL) desc.group = group;
+    if (c->what == CREATE) return pmlp_trainer_create(model, &desc, trainer, error);
+    if (c->what == VERIFY) return pmlp_verify(model, &desc, c->data, c->steps, report, error);
+    if (c->what == TRAIN) result = pmlp_trainer_set_learning_rate(*trainer, c->learning_rate);
+    if (result == PMLP_OK && c->what == TRAIN)
+        result = pmlp_trainer_epoch(*trainer, c->data, stats);
+    if (c->what == TEST) result = pmlp_trainer_eval(*trainer, c->data, stats);
+    if (c->what == SYNC) result = pmlp_trainer_sync(*trainer);
+    if (c->what == SAVE) result = pmlp_trainer_save(*trainer, c->path);
+    if (c->what == RESUME) result = pmlp_trainer_load(*trainer, c->path);
+    if (result != PMLP_OK) *error = *pmlp_trainer_error(*trainer);
+    return result;
+}
+
+static void *call_replica(void *argument) {
+    replica *one = argument;
+    run *r = one->of;
+    call own = *r->call;
+    pmlp_verify_report report;
+    pmlp_error error = {0};
+    own.desc.progress = own.what == CREATE ? follow_step : NULL;
+    own.desc.progress_user = one;
+    call_one(&own, one->model, &one->trainer, &r->groups[one - r->others + 1], NULL, &report,
+             &error); /* rank 0 hears of a failure, too */
+    return NULL;
+}
+
+/* A call on all replicas at once: the others on threads of their own. */
+static pmlp_result call_all(run *r, const call *c, pmlp_stats *stats, pmlp_verify_report *report,
+                            pmlp_error *error) {
+    pmlp_result result;
+    r->call = c;
+    for (int i = 0; i < r->replicas - 1; i++) {
+        replica *one = &r->others[i];
+        one->has_thread = pthread_create(&one->thread, NULL, call_replica, one) == 0;
+        if (!one->has_thread) r->groups[i + 1].abort(r->groups[i + 1].context, "it has no thread");
+    }
+    result = call_one(c, r->model, &r->trainer, r->groups, stats, report, error);
+    for (int i = 0; i < r->replicas - 1; i++)
+        if (r->others[i].has_thread) pthread_join(r->others[i].thread, NULL);
+    return result;
+}
+
+/* The models of all replicas, and the group that they are, unless they are processes. */
+static int create_replicas(const job *j, int replicas, run *r) {
+    pmlp_error error = {0};
+    int status = create_model(j, &r->model);
+
+    if (status != OK || replicas < 2 || j->group.ranks > 1) return status;
+    r->others = calloc((size_t)replicas - 1, sizeof *r->others);
+    r->groups = calloc((size_t)replicas, sizeof *r->groups);
+    if (r->others == NULL || r->groups == NULL) return fail(FAILED, "out of memory");
+    if (pmlp_thread_groups_create(replicas, NULL, r->groups, &error) != PMLP_OK)
+        return fail(FAILED, "the replicas cannot be created: %s", error.text);
+    r->replicas = replicas;
+    for (int i = 0; status == OK && i < replicas - 1; i++) {
+        r->others[i].of = r;
+        r->others[i].save = r->save;
+        status = create_model(j, &r->others[i].model);
+    }
+    return status;
 }
 
 static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run *r) {
+    call create = {.what = CREATE, .desc = desc};
     pmlp_error error = {0};
     int status;
 
-    if (!j->opt.quiet && isatty(STDERR_FILENO)) {
-        desc.progress = draw_progress;
-        desc.progress_user = shown;
-    }
-    if ((status = create_model(j, &r->model)) != OK) return status;
-    if (pmlp_trainer_create(r->model, &desc, &r->trainer, &error) != PMLP_OK)
+    shown->drawing = !j->opt.quiet && isatty(fileno(j->talk));
+    create.desc.progress = after_step;
+    create.desc.progress_user = shown;
+    r->save = shown->save;
+    if ((status = create_replicas(j, desc.replicas, r)) != OK) return status;
+    if (call_all(r, &create, NULL, NULL, &error) != PMLP_OK)
         return fail_with(&error, "the trainer cannot be created");
     r->workers = pmlp_schedule_workers(pmlp_trainer_schedule(r->trainer));
     r->learning_rate = pmlp_trainer_query_desc(r->trainer).learning_rate;
@@ -785,13 +1074,20 @@ static int begin_run(const job *j, pmlp_trainer_desc desc, progress *shown, run 
 
 static void announce(const job *j) {
     if (j->opt.data == NULL && !j->opt.quiet)
-        fprintf(stderr, "no --data: training on %lu digits drawn by this program\n",
+        fprintf(j->talk, "no --data: training on %lu digits drawn by this program\n",
                 (unsigned long)j->train.rows);
 }
 
 static void end_run(run *r) {
     pmlp_trainer_destroy(r->trainer);
     pmlp_model_destroy(r->model);
+    for (int i = 0; i < r->replicas - 1; i++) {
+        pmlp_trainer_destroy(r->others[i].trainer);
+        pmlp_model_destroy(r->others[i].model);
+    }
+    pmlp_thread_groups_destroy(r->groups);
+    free(r->others);
+    free(r->groups);
     free(r->waited);
     free(r->epochs);
 }
@@ -802,26 +1098,68 @@ static pmlp_data data_of(const pmlp_images *images) {
         .rows = images->rows, .x = images->x, .labels = images->labels, .constant = true};
 }
 
+/* --save, when the training is over or was stopped. */
+static int save_run(const job *j, run *r) {
+    const call save = {.what = SAVE, .path = j->opt.save};
+    pmlp_error error = {0};
+    if (save.path == NULL || call_all(r, &save, NULL, NULL, &error) == PMLP_OK) return OK;
+    return fail(FAILED, "--save: %s", error.text);
+}
+
+/* --resume; *at becomes what is done. */
+static int resume_run(const job *j, run *r, pmlp_position *at) {
+    const char *path = j->opt.resume;
+    const call resume = {.what = RESUME, .path = path};
+    pmlp_error error = {0};
+
+    if (path == NULL) return OK;
+    if (call_all(r, &resume, NULL, NULL, &error) != PMLP_OK) return fail_with(&error, "--resume");
+    pmlp_trainer_position(r->trainer, at);
+    if (at->epoch >= (uint64_t)j->opt.epochs)
+        return fail(USAGE, "--epochs %ld: the training in %s has done %lu", j->opt.epochs, path,
+                    (unsigned long)at->epoch);
+    if (!j->opt.quiet)
+        fprintf(j->talk, "resuming %s: %lu steps, %lu epochs and %lu images are done\n", path,
+                (unsigned long)at->step, (unsigned long)at->epoch, (unsigned long)at->rows);
+    return OK;
+}
+
+/* An epoch that did not reach its end, and why. */
+static int stopped_run(const job *j, run *r, const progress *shown, const pmlp_error *error) {
+    int status;
+    if (shown->save_error.result != PMLP_OK)
+        return fail(FAILED, "--save: %s", shown->save_error.text);
+    if (!stopped) return fail(FAILED, "training stopped: %s", error->text);
+    if ((status = save_run(j, r)) != OK) return status;
+    if (j->opt.save == NULL) return fail(128 + stopped, "stopped by a signal, nothing is saved");
+    return fail(128 + stopped, "stopped by a signal and saved: go on with --resume %s",
+                j->opt.save);
+}
+
 static int train_epoch(const job *j, run *r, progress *shown) {
     const pmlp_data data = data_of(&j->train);
     const float left = (float)(shown->epochs - shown->epoch + 1) / (float)shown->epochs;
     const float decay = j->opt.lr_decay == LINEAR_DECAY ? left : 1;
+    const call train = {
+        .what = TRAIN, .data = &data, .learning_rate = decay * r->learning_rate};
     pmlp_stats stats = {0};
+    pmlp_position before = {0};
+    pmlp_error error = {0};
     pmlp_result result;
 
     shown->who = r;
     shown->drawn = 0;
-    result = pmlp_trainer_set_learning_rate(r->trainer, decay * r->learning_rate);
-    if (result == PMLP_OK) result = pmlp_trainer_epoch(r->trainer, &data, &stats);
+    pmlp_trainer_position(r->trainer, &before);
+    shown->rows_skipped = (double)before.rows;
+    result = call_all(r, &train, &stats, NULL, &error);
     if (shown->drawn > 0) fprintf(stderr, "\r%79s\r", "");
-    if (result != PMLP_OK)
-        return fail(FAILED, "training stopped: %s", pmlp_trainer_error(r->trainer)->text);
+    if (result != PMLP_OK) return stopped_run(j, r, shown, &error);
     if (!isfinite(stats.loss))
         return fail(FAILED, "training diverged in epoch %ld: --lr must be smaller", shown->epoch);
 
-    shown->rows_before += (double)stats.rows;
+    shown->rows_before += (double)(stats.rows - before.rows);
     shown->seconds_before += stats.seconds;
-    r->rows += stats.rows;
+    r->rows += stats.rows - before.rows;
     r->seconds += stats.seconds;
     r->epochs[shown->epoch - 1] = stats.seconds;
     r->train_loss = stats.loss;
@@ -833,9 +1171,11 @@ static int train_epoch(const job *j, run *r, progress *shown) {
 
 static int test_run(const job *j, run *r) {
     const pmlp_data data = data_of(&j->test);
+    const call test = {.what = TEST, .data = &data};
     pmlp_stats stats = {0};
-    if (pmlp_trainer_eval(r->trainer, &data, &stats) != PMLP_OK)
-        return fail(FAILED, "testing stopped: %s", pmlp_trainer_error(r->trainer)->text);
+    pmlp_error error = {0};
+    if (call_all(r, &test, &stats, NULL, &error) != PMLP_OK)
+        return fail(FAILED, "testing stopped: %s", error.text);
     r->test_loss = stats.loss;
     r->test_accuracy = stats.accuracy;
     return OK;
@@ -843,13 +1183,13 @@ static int test_run(const job *j, run *r) {
 
 /* Test results and the weights word of a run that has trained all its epochs. */
 static int finish_run(const job *j, run *r) {
+    const call sync = {.what = SYNC};
     pmlp_error error = {0};
     uint64_t hash = 0;
     const int status = test_run(j, r);
     if (status != OK) return status;
-    if (pmlp_trainer_sync(r->trainer) != PMLP_OK)
-        return fail(FAILED, "the weights cannot be read: %s", pmlp_trainer_error(r->trainer)->text);
-    if (pmlp_model_hash(r->model, &hash, &error) != PMLP_OK)
+    if (call_all(r, &sync, NULL, NULL, &error) != PMLP_OK ||
+        pmlp_model_hash(r->model, &hash, &error) != PMLP_OK)
         return fail(FAILED, "the weights cannot be read: %s", error.text);
     r->weights = hash;
     return OK;
@@ -887,6 +1227,7 @@ static void end_result(const job *j) {
     static const char *const gemm[] = {"fused", "plain", "teaching"};
     if (j->opt.backend == ON_CUDA)
         printf(" math=%s gemm=%s", math[j->cuda.math], gemm[j->cuda.gemm]);
+    if (j->opt.replicas != 0) printf(" replicas=%ld", j->opt.replicas);
     printf("\n");
 }
 
@@ -917,9 +1258,14 @@ static double median_epoch(const job *j, run *r) {
     return (r->epochs[(n - 1) / 2] + r->epochs[n / 2]) / 2;
 }
 
+/* Training that does not promise the bits of serial training. */
+static bool may_differ(const job *j) {
+    return j->asynchronous || j->opt.allreduce;
+}
+
 static void print_table(const job *j, double serial_epoch, double parallel_epoch, bool identical) {
     const run *serial = &j->serial, *parallel = &j->pipeline;
-    const char *verdict = identical ? "identical" : j->asynchronous ? "different" : "DIFFERENT";
+    const char *verdict = identical ? "identical" : may_differ(j) ? "different" : "DIFFERENT";
     const bool against_serial = j->same.trainer == NULL;
 
     printf("                    regular           parallel\n"
@@ -934,10 +1280,11 @@ static void print_table(const job *j, double serial_epoch, double parallel_epoch
     if (!against_serial)
         printf("  one worker, the same micro-batches  %016llx  %s\n", j->same.weights, verdict);
     printf("\n");
-    if (j->asynchronous)
-        printf("  accuracy %+.4f, loss %+.4f: an asynchronous schedule need not agree\n\n",
+    if (may_differ(j))
+        printf("  accuracy %+.4f, loss %+.4f: %s need not agree\n\n",
                parallel->test_accuracy - serial->test_accuracy,
-               parallel->train_loss - serial->train_loss);
+               parallel->train_loss - serial->train_loss,
+               j->asynchronous ? "an asynchronous schedule" : "a sum of replicas");
     printf("  speedup           %.2fx, by the median epochs\n"
            "  improvement       %.1f %% of the regular time saved\n\n",
            serial_epoch / parallel_epoch, 100 * (1 - parallel_epoch / serial_epoch));
@@ -989,6 +1336,7 @@ static int find_ceiling(const job *j, const run *r, const pmlp_costs *costs,
     pmlp_trainer_desc desc = trainer_desc(j);
     pmlp_error error = {0};
     desc.cuts = pmlp_trainer_query_desc(r->trainer).cuts; /* not to be measured again */
+    desc.replicas = 1; /* a pipeline's own */
     if (j->kind == PMLP_SCHEDULE_AUTO) desc.custom = pmlp_trainer_schedule(r->trainer);
     if (pmlp_ceiling(r->model, &desc, costs, ceiling, &error) == PMLP_OK) return OK;
     return fail(FAILED, "the ceiling cannot be found: %s", error.text);
@@ -996,9 +1344,10 @@ static int find_ceiling(const job *j, const run *r, const pmlp_costs *costs,
 
 /* Counted, and what share of it was reached; or measured in the last steps, which do not tell what
    all of them could reach: share is 0. */
-static void print_ceiling(const pmlp_ceiling_report *ceiling, double share) {
+static void print_ceiling(const job *j, const pmlp_ceiling_report *ceiling, double share) {
     const bool counted = share > 0;
-    printf("  ceiling of %d worker%s, %s:\n", ceiling->workers, ceiling->workers == 1 ? "" : "s",
+    printf("  ceiling of %d worker%s%s, %s:\n", ceiling->workers, ceiling->workers == 1 ? "" : "s",
+           j->opt.replicas > 1 ? " of one replica" : "",
            counted ? "counted in multiply-adds" : "with the costs of its last steps, measured");
     printf("    balance of the cut      %6.3fx", ceiling->balance);
     if (counted && ceiling->whole_layers > 0)
@@ -1006,6 +1355,9 @@ static void print_ceiling(const pmlp_ceiling_report *ceiling, double share) {
     printf("\n    fill and drain          %6.3fx  (of equal stages)\n"
            "    both together           %6.3fx\n",
            ceiling->fill, ceiling->schedule);
+    if (counted && j->opt.replicas > 1)
+        printf("    times %-3ld replicas      %6.3fx\n", j->opt.replicas,
+               (double)j->opt.replicas * ceiling->schedule);
     if (counted) printf("    %.0f %% of that was reached\n", 100 * share);
     else printf("    with hand-offs          %6.3fx\n", ceiling->speedup);
     printf("    what binds: %s; %s\n\n", ceiling->binds, ceiling->advice);
@@ -1113,7 +1465,7 @@ static int show_traced(const job *j, const run *r, FILE *out) {
 
     if (j->opt.svg == NULL && j->opt.trace == NULL) return OK;
     status = collect_traced(j, r, &seen);
-    if (status == OK && j->opt.compare) print_ceiling(&seen.ceiling, 0);
+    if (status == OK && j->opt.compare) print_ceiling(j, &seen.ceiling, 0);
     if (status == OK) status = write_traced(j, r, &seen, out);
     free_traced(&seen);
     return status;
@@ -1123,22 +1475,31 @@ static int show_traced(const job *j, const run *r, FILE *out) {
 
 static int train_one(job *j) {
     run *r = &j->pipeline;
-    progress shown = {.epochs = j->opt.epochs};
+    progress shown = {.epochs = j->opt.epochs,
+                      .save = {.path = j->opt.save,
+                               .every = (uint64_t)j->opt.save_every,
+                               .seconds = j->opt.save_seconds,
+                               .keep = (uint64_t)j->opt.keep}};
+    pmlp_position done = {0};
     int status = begin_run(j, trainer_desc(j), &shown, r);
 
+    if (status == OK) status = resume_run(j, r, &done);
     if (status == OK) announce(j);
     r->name = "training";
-    shown.rows_in_all = (double)j->train.rows * (double)j->opt.epochs;
-    for (shown.epoch = 1; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
+    shown.rows_in_all = (double)j->train.rows * (double)((uint64_t)j->opt.epochs - done.epoch) -
+                        (double)done.rows;
+    shown.epoch = (long)done.epoch + 1;
+    for (; status == OK && shown.epoch <= shown.epochs; shown.epoch++) {
         status = train_epoch(j, r, &shown);
         if (status != OK || j->opt.quiet || (status = test_run(j, r)) != OK) continue;
-        fprintf(stderr, "epoch %ld/%ld  loss %.4f  accuracy %.4f  test accuracy %.4f  %.2f s\n",
+        fprintf(j->talk, "epoch %ld/%ld  loss %.4f  accuracy %.4f  test accuracy %.4f  %.2f s\n",
                 shown.epoch, shown.epochs, r->train_loss, r->train_accuracy, r->test_accuracy,
                 r->seconds);
     }
-    if (status != OK || (status = finish_run(j, r)) != OK) return status;
-    if (!j->opt.quiet) print_staleness(stderr, j, r);
-    status = show_traced(j, r, j->opt.quiet ? NULL : stderr);
+    if (status != OK || (status = save_run(j, r)) != OK || (status = finish_run(j, r)) != OK)
+        return status;
+    if (!j->opt.quiet) print_staleness(j->talk, j, r);
+    status = show_traced(j, r, j->opt.quiet ? NULL : j->talk);
     print_result(j, r);
     end_result(j);
     return status;
@@ -1159,7 +1520,7 @@ static int train_both(job *j) {
         status = train_epoch(j, first, &shown);
         if (status == OK) status = train_epoch(j, second, &shown);
         if (status != OK || j->opt.quiet) continue;
-        fprintf(stderr, "epoch %ld/%ld  loss %.4f  accuracy %.4f  serial %.2f s, pipelined %.2f s "
+        fprintf(j->talk, "epoch %ld/%ld  loss %.4f  accuracy %.4f  serial %.2f s, pipelined %.2f s "
                 "so far\n", shown.epoch, shown.epochs, j->pipeline.train_loss,
                 j->pipeline.train_accuracy, j->serial.seconds, j->pipeline.seconds);
     }
@@ -1207,25 +1568,25 @@ static int compare(job *j) {
     print_table(j, serial_epoch, epoch, identical);
     print_stages(j, pipeline);
     print_staleness(stdout, j, pipeline);
-    print_ceiling(&ceiling, speedup / ceiling.speedup);
+    print_ceiling(j, &ceiling, speedup / ceiling.speedup / fmax(1, (double)j->opt.replicas));
     status = show_traced(j, pipeline, stdout);
     print_result(j, pipeline);
     printf(" speedup=%.2f identical=%s", speedup, identical ? "yes" : "no");
     end_result(j);
-    return identical || j->asynchronous ? status : FAILED;
+    return identical || may_differ(j) ? status : FAILED;
 }
 
-static int verify(job *j) {
+static int verify_bits(job *j) {
     const pmlp_data data = data_of(&j->train);
-    pmlp_trainer_desc desc = trainer_desc(j);
+    call verify = {
+        .what = VERIFY, .desc = trainer_desc(j), .data = &data, .steps = (int)j->opt.verify};
     pmlp_verify_report report = {0};
     pmlp_error error = {0};
-    pmlp_model **model = &j->pipeline.model;
-    int status = create_model(j, model);
+    const int status = create_replicas(j, verify.desc.replicas, &j->pipeline);
 
     if (status != OK) return status;
-    desc.gradient_norm = true;
-    if (pmlp_verify(*model, &desc, &data, (int)j->opt.verify, &report, &error) != PMLP_OK)
+    verify.desc.gradient_norm = true;
+    if (call_all(&j->pipeline, &verify, NULL, &report, &error) != PMLP_OK)
         return fail_with(&error, "--verify");
     if (!report.identical) return fail(FAILED, "--verify: %s", report.text);
     printf("verify steps=%d identical=yes weights=%016llx\n", report.steps,
@@ -1234,25 +1595,31 @@ static int verify(job *j) {
 }
 
 int main(int argc, char **argv) {
-    job j = {.serial = {.name = "serial"},
+    job j = {.talk = stderr,
+             .serial = {.name = "serial"},
              .pipeline = {.name = "pipelined"},
              .same = {.name = "the same micro-batches, serial"}};
     int status = read_options(&j.opt, argc, argv);
 
+    catch_signals();
     if (status == OK && j.opt.help) {
         print_help();
     } else if (status == OK && (status = prepare(&j)) == OK) {
         if (j.opt.verify != 0)
-            status = verify(&j);
+            status = verify_bits(&j);
         else
             status = j.opt.compare ? compare(&j) : train_one(&j);
     }
     end_run(&j.serial);
     end_run(&j.pipeline);
     end_run(&j.same);
+#ifdef PMLP_CUDA
+    pmlp_nccl_group_destroy(&j.group);
+#endif
     pmlp_schedule_destroy(j.custom);
     pmlp_images_free(&j.train);
     pmlp_images_free(&j.test);
+    if (j.talk != NULL && j.talk != stderr) fclose(j.talk);
     if (fflush(stdout) != 0 || ferror(stdout))
         status = fail(FAILED, "standard output cannot be written");
     return status;

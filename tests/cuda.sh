@@ -74,6 +74,59 @@ else
     done
 fi
 
+# --- NCCL ------------------------------------------------------------------------------------------
+
+# On one GPU two processes can be ranks if NCCL takes them for two machines.
+if ! "${MAKE:-make}" --no-print-directory NVCC="${NVCC:-nvcc}" cuda-flags | grep -q NO_NCCL; then
+    export NCCL_NET=Socket NCCL_IB_DISABLE=1 NCCL_SOCKET_IFNAME=lo
+    nccl_word() { sed -n 's/^result .* weights=\([0-9a-f]*\) .*/\1/p' "$1"; }
+    together() { # TEXT OPTIONS...: two ranks have the bits of one process
+        local text=$1 rank one
+        shift
+        for rank in 1 0; do
+            NCCL_HOSTID=host$rank PMLP_RANK=$rank PMLP_RANKS=2 PMLP_PORT=29533 PMLP_SECONDS=60 \
+                timeout 200 $train --backend cuda --limit 2560 --quiet --epochs 2 --devices 0 \
+                "$@" > "$work/rank.$rank" 2> "$work/rank.$rank.err" < /dev/null &
+        done
+        wait
+        timeout 120 $train --backend cuda --limit 2560 --quiet --epochs 2 "$@" --devices 0 \
+            --replicas 1 > "$work/one" 2>&1 < /dev/null
+        one=$(nccl_word "$work/one")
+        if [ -n "$one" ] && [ "$one" = "$(nccl_word "$work/rank.0")" ]; then
+            ok "two processes on one GPU, over NCCL, $text: $one, as one"
+        else
+            bad "two processes on one GPU, over NCCL, $text: $(head -n 1 "$work/rank.0.err")" \
+                "$(head -n 1 "$work/rank.1.err") (one: '$one')"
+        fi
+    }
+    together "a pipeline" --workers 2
+    together "zb-h1" --workers 4 --schedule zb-h1
+    together "two replicas in a chain" --workers 1 --replicas 2 --gemm teaching
+    for rank in 1 0; do # one stops in the middle: the other must say so, and end
+        NCCL_HOSTID=host$rank PMLP_RANK=$rank PMLP_RANKS=2 PMLP_PORT=29534 PMLP_SECONDS=5 \
+            $train --backend cuda --quiet --epochs 100000 --devices 0 --workers 2 \
+            > "$work/rank.$rank" 2> "$work/rank.$rank.err" < /dev/null &
+        ranks[rank]=$!
+    done
+    sleep 30
+    kill -9 "${ranks[1]}"
+    ( sleep 60; kill -9 "${ranks[0]}" ) 2> /dev/null &
+    wait "${ranks[0]}"
+    if [ $? = 1 ] && grep -q 'rank 1 is gone' "$work/rank.0.err"; then
+        ok "a rank that dies, over NCCL: $(head -n 1 "$work/rank.0.err")"
+    else
+        bad "a rank that dies, over NCCL: $(head -n 1 "$work/rank.0.err")"
+    fi
+    unset NCCL_NET NCCL_IB_DISABLE NCCL_SOCKET_IFNAME
+    if "${NVCC:-nvcc}" tests/bench/nccl_self.cu -o "$work/nccl_self" -lnccl \
+            > "$work/nccl_self.log" 2>&1 &&
+            timeout 120 "$work/nccl_self" > "$work/nccl_self.out" 2>&1; then
+        ok "a rank that sends to itself: $(tail -n 1 "$work/nccl_self.out")"
+    else
+        bad "a rank that sends to itself: $(tail -n 1 "$work/nccl_self.log" "$work/nccl_self.out")"
+    fi
+fi
+
 # --- the main program -----------------------------------------------------------------------------
 
 small=(--backend cuda --limit 2560 --quiet)

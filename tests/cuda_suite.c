@@ -48,6 +48,12 @@ static pmlp_data make_data(const network *net) {
     return data;
 }
 
+/* PMLP_TEST_HANDOFF=nccl: workers on several GPUs hand over by NCCL. */
+static pmlp_cuda_handoff handoff(void) {
+    const char *const name = getenv("PMLP_TEST_HANDOFF");
+    return name && strcmp(name, "nccl") == 0 ? PMLP_CUDA_NCCL : PMLP_CUDA_COPIES;
+}
+
 /* A table with options that live as long as the next call but seven. */
 static const pmlp_backend *with(pmlp_cuda_gemm gemm, pmlp_cuda_math math, bool no_graphs) {
     static pmlp_cuda_options options[8];
@@ -56,8 +62,14 @@ static const pmlp_backend *with(pmlp_cuda_gemm gemm, pmlp_cuda_math math, bool n
     const unsigned at = next++ % 8;
     memset(&options[at], 0, sizeof options[at]);
     options[at].gemm = gemm, options[at].math = math, options[at].no_graphs = no_graphs;
+    options[at].handoff = handoff();
     pmlp_cuda_backend_with(&options[at], &tables[at]);
     return &tables[at];
+}
+
+/* All options at their defaults, but for that. */
+static const pmlp_backend *usual(void) {
+    return with(PMLP_CUDA_GEMM_FUSED, PMLP_CUDA_FP32, false);
 }
 
 /* --- what a training leaves ------------------------------------------------------------------- */
@@ -214,7 +226,7 @@ TEST(gradients) {
                     pmlp_trainer *t = NULL;
                     pmlp_model *model = make_model(&nets[n], 5);
                     desc.batch = BATCH, desc.microbatches = m, desc.keep_gradients = true;
-                    if (gpu) desc.backend = pmlp_cuda_backend();
+                    if (gpu) desc.backend = usual();
                     describe(&nets[n], &desc, "gradient");
                     if (CHECK(pmlp_trainer_create(model, &desc, &t, &error) == PMLP_OK, "%s: %s",
                               label, error.text)) {
@@ -309,7 +321,7 @@ TEST(slots) {
         for (int workers = 2; workers <= 3; workers++) {
             pmlp_trainer_desc desc = {0};
             desc.schedule = kinds[k], desc.workers = workers, desc.microbatches = 6;
-            desc.slots = 1, desc.batch = 12, desc.backend = pmlp_cuda_backend();
+            desc.slots = 1, desc.batch = 12, desc.backend = usual();
             describe(&nets[0], &desc, "one slot");
             verify(&nets[0], &desc, &runs);
         }
@@ -350,7 +362,7 @@ TEST(asynchronous) {
             desc.microbatches = 4, desc.learning_rate = 0.02f;
             describe(net, &desc, "cpu");
             train(net, desc, false, &cpu);
-            desc.backend = pmlp_cuda_backend();
+            desc.backend = usual();
             describe(net, &desc, "cuda");
             train(net, desc, workers % 2, &gpu);
             const double d = distance(net, &gpu, &cpu);
@@ -379,7 +391,7 @@ TEST(ties) {
             memcpy(p.b, biases[b], sizeof biases[b]);
             for (size_t r = 0; r < ROWS; r++) data_labels[r] %= 3;
             desc.batch = ROWS;
-            if (gpu) desc.backend = pmlp_cuda_backend();
+            if (gpu) desc.backend = usual();
             if (CHECK(pmlp_trainer_create(model, &desc, &t, &error) == PMLP_OK, "%s", error.text))
                 fine(t, pmlp_trainer_eval(t, &data, &stats));
             pmlp_trainer_destroy(t);
@@ -413,7 +425,7 @@ TEST(large) {
         pmlp_data data = {0};
         data.rows = rows, data.x = x, data.labels = labels;
         desc.batch = rows, desc.gradient_norm = true, desc.learning_rate = 0.01f;
-        if (gpu) desc.backend = pmlp_cuda_backend();
+        if (gpu) desc.backend = usual();
         if (CHECK(pmlp_trainer_create(model, &desc, &t, &error) == PMLP_OK, "%s", error.text))
             for (int i = 0; i < 3; i++) fine(t, pmlp_trainer_step(t, &data, &stats));
         loss[gpu] = stats.loss, norm[gpu] = stats.gradient_norm;
@@ -432,7 +444,7 @@ TEST(measured) {
     pmlp_trainer_desc desc = {0};
     long runs = 0;
     desc.workers = 2, desc.batch = BATCH, desc.measure_layers = true;
-    desc.backend = pmlp_cuda_backend();
+    desc.backend = usual();
     describe(&long_net, &desc, "measured");
     verify(&long_net, &desc, &runs);
     desc.schedule = PMLP_SCHEDULE_AUTO;
@@ -514,7 +526,7 @@ TEST(timeline) {
     pmlp_model *model = make_model(&long_net, 5);
     long spans = 0;
     desc.workers = 2, desc.microbatches = 4, desc.batch = BATCH, desc.trace = 3;
-    desc.backend = pmlp_cuda_backend();
+    desc.backend = usual();
     data.rows = BATCH;
     describe(&long_net, &desc, "traced");
     CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
@@ -569,34 +581,47 @@ TEST(bad_options) {
     refused(&o, PMLP_ERROR_ARGUMENT, "math");
     o.math = PMLP_CUDA_FP32, o.gemm = (pmlp_cuda_gemm)-1;
     refused(&o, PMLP_ERROR_ARGUMENT, "gemm");
+    o.gemm = PMLP_CUDA_GEMM_FUSED, o.handoff = PMLP_CUDA_HANDOFF_COUNT;
+    refused(&o, PMLP_ERROR_ARGUMENT, "handoff");
     static outcome out; /* and what failed before is not held against the next one */
     pmlp_trainer_desc desc = {0};
     desc.backend = pmlp_cuda_backend();
     train(&nets[0], desc, false, &out);
     CHECK(out.ok, "no training afterwards");
-    SAY("devices that are not there, no devices, unknown math and gemm: one sentence each, and the "
+    SAY("devices that are not there, no devices, unknown math, gemm, handoff: one sentence each, and the "
         "next training runs");
 }
 
-/* A NaN in the data reaches the loss and the weights, and hangs nothing. */
+/* A NaN in the data is found behind the step, in the loss and in the weights; or, if the norm is
+   computed, before the update, which is then none. It hangs nothing. */
 TEST(nan) {
     static outcome out;
-    pmlp_trainer_desc desc = {0};
-    desc.workers = 2, desc.backend = pmlp_cuda_backend();
-    pmlp_error error = {0};
-    pmlp_stats stats = {0};
-    pmlp_trainer *trainer = NULL;
-    pmlp_data data = make_data(&nets[0]);
-    pmlp_model *model = make_model(&nets[0], 5);
-    data.rows = BATCH, data_x[5] = NAN, desc.batch = BATCH;
-    CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
-    if (trainer) fine(trainer, pmlp_trainer_step(trainer, &data, &stats));
-    CHECK(stats.loss != stats.loss, "loss %g", stats.loss);
-    pmlp_trainer_destroy(trainer);
-    collect(model, &nets[0], &out);
-    CHECK(out.params[0] != out.params[0], "%g", (double)out.params[0]);
-    pmlp_model_destroy(model);
-    SAY("a NaN in the input: in the loss and in the weights");
+    for (int how = 0; how < 3; how++) { /* plain, with the norm, to be skipped */
+        pmlp_trainer_desc desc = {0};
+        pmlp_error error = {0};
+        pmlp_stats stats = {0};
+        pmlp_trainer *trainer = NULL;
+        pmlp_data data = make_data(&nets[0]);
+        pmlp_model *model = make_model(&nets[0], 5);
+        desc.workers = 2, desc.backend = usual(), desc.batch = BATCH;
+        desc.gradient_norm = how == 1;
+        desc.bad_numbers = how == 2 ? PMLP_BAD_NUMBERS_SKIP : PMLP_BAD_NUMBERS_STOP;
+        data.rows = BATCH, data_x[5] = NAN, out.count = 0;
+        CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
+        if (!trainer) return;
+        const pmlp_result result = pmlp_trainer_step(trainer, &data, &stats);
+        const char *text = pmlp_trainer_error(trainer)->text;
+        if (how == 2) CHECK(result == PMLP_OK && stats.skipped == 1, "%s", text);
+        else
+            CHECK(result == PMLP_ERROR_NUMBER && strstr(text, "row 0 of the data: input 5 is nan") &&
+                      strstr(text, how ? "those before it" : "have been updated with it"),
+                  "%s", text);
+        pmlp_trainer_destroy(trainer);
+        collect(model, &nets[0], &out);
+        CHECK((out.params[0] != out.params[0]) == (how == 0), "%g", (double)out.params[0]);
+        pmlp_model_destroy(model);
+    }
+    SAY("a NaN in the input: found behind the step, or before its update if there is a norm");
 }
 
 /* --- faults, on the stand-in ------------------------------------------------------------------ */
@@ -644,7 +669,7 @@ TEST(steady) {
         pmlp_model *model = make_model(&long_net, 5);
         desc.batch = BATCH, desc.workers = 2, desc.microbatches = way ? 4 : 16;
         desc.schedule = way ? PMLP_SCHEDULE_PIPEDREAM : PMLP_SCHEDULE_1F1B;
-        desc.backend = pmlp_cuda_backend();
+        desc.backend = usual();
         data.rows = 48, data.constant = true;
         CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s", error.text);
         for (int i = 0; trainer && i < 8; i++) {

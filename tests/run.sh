@@ -11,9 +11,12 @@
 #     tsan       the C tests that start threads under the thread sanitizer, quick set
 #     valgrind   a short training and the smallest C test under valgrind
 #
-# Without a section: all but ubsan. Ends with the line `N passed, N failed`; tests that were skipped
-# for want of a tool are counted on a line before it. The exit status is 0 if nothing failed.
+# Without a section: all but ubsan. Two tests run side by side, those that look at the clock alone;
+# each is reported whole, in the order above. Ends with the line `N passed, N failed`; tests that
+# were skipped for want of a tool are counted on a line before it. The exit status is 0 if nothing
+# failed.
 #
+#     PMLP_TEST_JOBS=N     N tests side by side (default 2)
 #     PMLP_TEST_QUICK=1    smaller loops everywhere
 #     PMLP_STRICT=1        a missing tool is a failure, not a skip
 #     PMLP_TEST_TIMEOUT=N  seconds after which a test counts as hung (default 600)
@@ -23,10 +26,12 @@ cd "$(dirname "$0")/.." || exit 1
 out=build/test
 strict=${PMLP_STRICT:-0}
 limit=${PMLP_TEST_TIMEOUT:-600}
+jobs=${PMLP_TEST_JOBS:-2}
 flags=(-std=c99 -Wall -Wextra -I.)
 libs=(-pthread -lm)
-threaded=(test_parity test_errors test_async) # what the thread sanitizer looks at
+threaded=(test_parity test_errors test_async test_ranks test_numbers) # what the thread sanitizer looks at
 smallest=test_images               # what valgrind looks at, beside a training
+alone=(test_errors test_laboratory test_ranks) # these bound how long something takes
 passed=0 failed=0 skipped=0
 
 have() { command -v "$1" > /dev/null 2>&1; }
@@ -36,14 +41,37 @@ usage() {
     exit "$1"
 }
 
-title() { printf '\n--- %s\n' "$*"; }
+# What there is to tell, in order: a text, or the name of a test that has been started and its log.
+texts=() logs=() told=0
+
+later() { # TEXT [LOG]
+    texts+=("$1") logs+=("${2:-}")
+    tell
+}
+
+tell() { # all that waits for nothing that still runs
+    local log status seconds
+    while [ "$told" -lt "${#texts[@]}" ]; do
+        log=${logs[told]}
+        if [ -z "$log" ]; then
+            printf '%s\n' "${texts[told]}"
+        else
+            [ -f "$log.end" ] || return 0
+            read -r status seconds < "$log.end"
+            count "${texts[told]}" "$log" "$status" "$seconds"
+        fi
+        told=$((told + 1))
+    done
+}
+
+title() { later $'\n'"--- $*"; }
 
 missing() { # TOOL WHAT: what cannot run without it
     if [ "$strict" = 1 ]; then
-        echo "FAIL $2: $1 is missing"
+        later "FAIL $2: $1 is missing"
         failed=$((failed + 1))
     else
-        echo "skip $2: $1 is missing"
+        later "skip $2: $1 is missing"
         skipped=$((skipped + 1))
     fi
 }
@@ -74,31 +102,76 @@ count() { # NAME LOG STATUS SECONDS
     echo "     $name: $4 s"
 }
 
-run() { # NAME LOG COMMAND...
-    local name=$1 log=$2 status begin=$SECONDS
-    shift 2
-    timeout -k 5 "$limit" "$@" > "$log" 2>&1 < /dev/null
-    status=$?
-    count "$name" "$log" "$status" $((SECONDS - begin))
+slot() { # COUNT: waits until fewer than so many jobs run
+    while [ "$(jobs -pr | wc -l)" -ge "$1" ]; do wait -n; done
+    tell
 }
 
-# Compiles tests/NAME.c for each NAME into $out/$section, two at a time.
+job() { # LOG COMMAND...
+    local log=$1 begin=$SECONDS child
+    shift
+    timeout -k 5 "$limit" "$@" > "$log" 2>&1 < /dev/null &
+    child=$!
+    trap 'kill "$child"' TERM
+    wait "$child"
+    echo "$? $((SECONDS - begin))" > "$log.new"
+    mv "$log.new" "$log.end"
+}
+
+run() { # NAME LOG COMMAND...
+    local name=$1 log=$2 single=0
+    shift 2
+    case " ${alone[*]} " in *" $name "*) single=1 ;; esac
+    slot $((single ? 1 : jobs))
+    rm -f "$log.end"
+    job "$log" "$@" &
+    later "$name" "$log"
+    [ $single = 0 ] || slot 1
+}
+
+# Has this test to compile the implementation itself, because it looks inside or replaces functions
+# that are called there?
+inside() { # NAME
+    awk '/^#define PIPEMLP_IMPLEMENTATION/ { next }
+         /^#include ".*pipemlp\.h"/ { seen = 1 }
+         /pmlp__/ || (!seen && /^ *# *define/) { found = 1 }
+         END { exit !found }' "tests/$1.c"
+}
+
+# Compiles tests/NAME.c for each NAME into $out/$section, several at a time, and the implementation
+# once for those that can share it.
 build() { # SECTION COMPILER FLAGS -- NAME...
-    local section=$1 compiler=$2 extra=() name
+    local section=$1 compile=("$2" "${flags[@]}") own=() others=() name shared builds=()
     shift 2
     while [ "$1" != -- ]; do
-        extra+=("$1")
+        compile+=("$1")
         shift
     done
     shift
     mkdir -p "$out/$section"
     for name in "$@"; do
         rm -f "$out/$section/$name"
-        while [ "$(jobs -pr | wc -l)" -ge 2 ]; do wait -n; done
-        "$compiler" "${flags[@]}" "${extra[@]}" "tests/$name.c" -o "$out/$section/$name" \
-            "${libs[@]}" > "$out/$section/$name.build" 2>&1 &
+        if inside "$name"; then own+=("$name"); else others+=("$name"); fi
     done
-    wait
+    slot "$jobs"
+    "${compile[@]}" -x c -DPIPEMLP_IMPLEMENTATION -c pipemlp.h -o "$out/$section/pipemlp.o" \
+        > "$out/$section/pipemlp.build" 2>&1 &
+    shared=$!
+    for name in "${own[@]}"; do
+        slot "$jobs"
+        "${compile[@]}" "tests/$name.c" -o "$out/$section/$name" "${libs[@]}" \
+            > "$out/$section/$name.build" 2>&1 &
+        builds+=($!)
+    done
+    wait "$shared"
+    [ ! -s "$out/$section/pipemlp.build" ] || later "$(head -n 20 "$out/$section/pipemlp.build")"
+    for name in "${others[@]}"; do
+        slot "$jobs"
+        "${compile[@]}" -DPIPEMLP_IMPLEMENTATION_DONE "tests/$name.c" "$out/$section/pipemlp.o" \
+            -o "$out/$section/$name" "${libs[@]}" > "$out/$section/$name.build" 2>&1 &
+        builds+=($!)
+    done
+    [ ${#builds[@]} -eq 0 ] || wait "${builds[@]}"
 }
 
 # Builds and runs C tests as one section; $under, if set, is put before each command.
@@ -116,11 +189,11 @@ c_section() { # SECTION COMPILER FLAGS -- NAME...
     done
     for name in "${names[@]}"; do
         if [ -x "$out/$section/$name" ]; then
-            [ ! -s "$out/$section/$name.build" ] || cat "$out/$section/$name.build"
+            [ ! -s "$out/$section/$name.build" ] || later "$(cat "$out/$section/$name.build")"
             run "$name" "$out/$section/$name.log" "${under[@]}" "$out/$section/$name"
         else
-            echo "FAIL $name: does not build"
-            head -n 20 "$out/$section/$name.build"
+            later "FAIL $name: does not build"
+            later "$(head -n 20 "$out/$section/$name.build")"
             failed=$((failed + 1))
         fi
     done
@@ -169,8 +242,8 @@ section_valgrind() {
     mkdir -p "$out/valgrind"
     if ! gcc "${flags[@]}" -O1 -g examples/train.c -o "$out/valgrind/train" "${libs[@]}" \
             > "$out/valgrind/train.build" 2>&1; then
-        echo "FAIL train: does not build"
-        head -n 20 "$out/valgrind/train.build"
+        later "FAIL train: does not build"
+        later "$(head -n 20 "$out/valgrind/train.build")"
         failed=$((failed + 1))
     else
         run train "$out/valgrind/train.log" bash -c 'set -o pipefail; "$@" | sed "s/^result /ok   &/"' \
@@ -210,7 +283,10 @@ for file in tests/test_*.c; do
     [ ! -f "$file" ] || c_tests+=("$(basename "$file" .c)")
 done
 begin=$SECONDS
+trap 'kill $(jobs -pr) 2> /dev/null' EXIT
+trap 'exit 130' INT TERM
 for section in "${sections[@]}"; do "section_$section"; done
+slot 1
 
 printf '\n%s s in all; logs are under %s\n' $((SECONDS - begin)) "$out"
 [ "$skipped" -eq 0 ] || echo "$skipped skipped, each with its reason above"

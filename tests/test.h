@@ -16,6 +16,14 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#ifdef _WIN32 /* mingw: no alarm(); whoever runs the tests there has a limit of his own */
+#  define TEST_FORMAT __MINGW_PRINTF_FORMAT
+enum { SIGALRM = SIGABRT };
+static inline unsigned alarm(unsigned seconds) { return seconds; }
+#else
+#  define TEST_FORMAT printf
+#endif
+
 enum { TEST_PRINTED = 8, TEST_HANG_SECONDS = 600 }; /* failures shown per test; longest test */
 static struct {
     const char *file, *name;
@@ -45,11 +53,15 @@ static inline const char *test_count(long n) { /* "1,234"; up to 8 of them in on
     if (n < 1000000) return snprintf(out, 32, "%ld,%03ld", n / 1000, n % 1000), out;
     return snprintf(out, 32, "%ld,%03ld,%03ld", n / 1000000, n / 1000 % 1000, n % 1000), out;
 }
-__attribute__((format(printf, 5, 6))) /* gcc and clang; nothing else builds the tests */
+__attribute__((format(TEST_FORMAT, 5, 6))) /* gcc and clang; nothing else builds the tests */
 static inline bool test_check(bool ok, const char *file, int line, const char *cond,
                               const char *format, ...) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* checks of several threads */
+    pthread_mutex_lock(&lock);
     test_run.checks++;
-    if (ok || test_run.bad++ >= TEST_PRINTED) return ok;
+    bool silent = ok || test_run.bad++ >= TEST_PRINTED;
+    pthread_mutex_unlock(&lock);
+    if (silent) return ok;
     va_list args;
     va_start(args, format);
     printf("%s:%d: not (%s): ", file, line, cond);

@@ -299,7 +299,7 @@ manual() {
 
 dialect() { # COMPILER LANGUAGE STANDARD
     local compiler=$1 language=$2 standard=$3 level unit names=() units=(header impl static late)
-    local levels=(-O0 -O2) # late: system headers before, and the header twice; at -O0 only
+    local levels=(-O0) # late: system headers before, and the header twice
     if ! have "$compiler"; then
         missing "$compiler" "$standard"
         return
@@ -308,16 +308,17 @@ dialect() { # COMPILER LANGUAGE STANDARD
         if [ "$strict" = 1 ]; then bad "$compiler has no $standard"; else skip "$compiler has no $standard"; fi
         return
     fi
-    if [ "$quick" != 0 ]; then
-        levels=(-O0)
-        case $standard in c99 | c++20) ;; *) units=(header impl) ;; esac
-    fi
+    case $quick$compiler$standard in # only gcc warns of more when it optimizes, whatever the standard
+        0gccc99 | 0g++c++20) levels=(-O0 -O2) ;;
+        1*c99 | 1*c++20 | 0*) ;;
+        *) units=(header impl) ;;
+    esac
     for level in "${levels[@]}"; do
         for unit in "${units[@]}"; do
-            [ "$unit$level" != late-O2 ] || continue
+            case $unit$level in header-O2 | late-O2) continue ;; esac
             names+=("$compiler-$standard$level-$unit")
             queue "$compiler-$standard$level-$unit" "$compiler" -x "$language" -std="$standard" \
-                "$level" "${warnings[@]}" -I. -c "$work/$unit.c" -o "$work/$compiler-$standard$level-$unit.o"
+                "$level" "${warnings[@]}" -fno-pic -I. -c "$work/$unit.c" -o "$work/$compiler-$standard$level-$unit.o"
         done
     done
     wait
@@ -326,14 +327,12 @@ dialect() { # COMPILER LANGUAGE STANDARD
 
 # --- linking -------------------------------------------------------------------------------------------
 
-# Compiles two files, links, runs; the program compares serial and pipelined weights itself.
-linked() { # TEXT LINKER OBJECT_COMMAND_A OBJECT_COMMAND_B
+# Links two of the objects below, runs; the program compares serial and pipelined weights itself.
+linked() { # TEXT LINKER OBJECT OBJECT
     local text=$1 linker=$2 name
     name=link-$(tr -c 'a-z0-9\n' - <<< "$text")
-    if ! { $3 -I. "-I$work" -c -o "$work/$name-a.o" && $4 -I. "-I$work" -c -o "$work/$name-b.o" &&
-            $linker "$work/$name-a.o" "$work/$name-b.o" -o "$work/$name" -pthread -lm; } \
-            > "$work/$name.log" 2>&1; then
-        head -n 12 "$work/$name.log"
+    if ! "$linker" "$work/$3.o" "$work/$4.o" -o "$work/$name" -pthread -lm > "$work/$name.log" 2>&1; then
+        head -n 12 "$work/$3.log" "$work/$4.log" "$work/$name.log"
         bad "$text: does not compile or link"
     elif ! timeout 60 "$work/$name" > "$work/$name.out" 2>&1; then
         cat "$work/$name.out"
@@ -345,39 +344,42 @@ linked() { # TEXT LINKER OBJECT_COMMAND_A OBJECT_COMMAND_B
     fi
 }
 
+# At -O0, where C99's inline functions are not there unless somebody defines them.
 links() { # C_COMPILER C++_COMPILER
-    local c="$1 -O1 -std=c99" cpp="$2 -O1 -std=c++17 -x c++"
+    local c=$1 cpp=$2 unit
     have "$1" && have "$2" || return 0
-    linked "$1: implementation and user in two files" "$1" "$c $work/impl.c" "$c $work/user.c"
-    linked "$1: static in two files of one program" "$1" "$c $work/static_a.c" "$c $work/static_b.c"
-    linked "$2: implementation and user in two files" "$2" "$cpp $work/impl.c" "$cpp $work/user.c"
-    linked "$2: static in two files of one program" "$2" "$cpp $work/static_a.c" "$cpp $work/static_b.c"
-    linked "$2 program, $1 implementation" "$2" "$c $work/impl.c" "$cpp $work/user.c"
-    linked "$1 program, $2 implementation, linked without the C++ library" "$1" \
-        "$cpp $work/impl.c" "$c $work/user.c"
+    for unit in impl user static_a static_b; do
+        queue "c-$unit" "$c" -O0 -std=c99 -I. "-I$work" -c "$work/$unit.c" -o "$work/c-$unit.o"
+        queue "cpp-$unit" "$cpp" -O0 -std=c++17 -x c++ -I. "-I$work" -c "$work/$unit.c" \
+            -o "$work/cpp-$unit.o"
+    done
+    wait
+    linked "$c: implementation and user in two files" "$c" c-impl c-user
+    linked "$c: static in two files of one program" "$c" c-static_a c-static_b
+    linked "$cpp: implementation and user in two files" "$cpp" cpp-impl cpp-user
+    linked "$cpp: static in two files of one program" "$cpp" cpp-static_a cpp-static_b
+    linked "$cpp program, $c implementation" "$cpp" c-impl cpp-user
+    linked "$c program, $cpp implementation, linked without the C++ library" "$c" cpp-impl c-user
 }
 
 # --- symbols -------------------------------------------------------------------------------------------
 
-symbols() { # COMPILER FLAGS...
-    local compiler=$1 leaks writable own hidden text
-    shift
-    text="symbols, $compiler $*"
-    have "$compiler" || return 0
+symbols() { # COMPILER STANDARD LEVEL: of the objects that its dialect has made
+    local object=$work/$1-$2$3 leaks writable own hidden text
+    text="symbols, $1 -std=$2 $3"
+    have "$1" || return 0
     if ! have nm; then
         missing nm "$text"
         return
     fi
-    if ! "$compiler" "$@" -I. -c "$work/impl.c" -o "$work/symbols.o" -fno-pic ||
-            ! "$compiler" "$@" -I. -c "$work/static.c" -o "$work/symbols-static.o" -fno-pic ||
-            ! "$compiler" "$@" -I. -c "$work/header.c" -o "$work/symbols-header.o" -fno-pic; then
+    if [ ! -f "$object-impl.o" ] || [ ! -f "$object-static.o" ]; then
         bad "$text: does not compile"
         return
     fi
-    own=$(nm -g --defined-only "$work/symbols.o" | grep -c ' pmlp_')
-    leaks=$(nm -g --defined-only "$work/symbols.o" | awk '$NF !~ /^pmlp_/ || $NF ~ /^pmlp__/ {print $NF}')
-    hidden=$(nm -g --defined-only "$work/symbols-static.o" "$work/symbols-header.o" | awk 'NF == 3 {print $NF}')
-    writable=$(nm "$work/symbols.o" | awk '$(NF - 1) ~ /^[bBdDCsSgGuV]$/ {print $NF}')
+    own=$(nm -g --defined-only "$object-impl.o" | grep -c ' pmlp_')
+    leaks=$(nm -g --defined-only "$object-impl.o" | awk '$NF !~ /^pmlp_/ || $NF ~ /^pmlp__/ {print $NF}')
+    hidden=$(nm -g --defined-only "$object-static.o" "${object%-O?}-O0-header.o" | awk 'NF == 3 {print $NF}')
+    writable=$(nm "$object-impl.o" | awk '$(NF - 1) ~ /^[bBdDCsSgGuV]$/ {print $NF}')
     if [ "$own" -lt 20 ]; then bad "$text: only $own of its own"
     elif [ -n "$leaks" ]; then bad "$text: leaks ${leaks//$'\n'/ }"
     elif [ -n "$hidden" ]; then bad "$text: static and yet visible: ${hidden//$'\n'/ }"
@@ -439,6 +441,10 @@ bits() { # C_COMPILER C++_COMPILER
     fi
     for line in "${dialects[@]}"; do
         for variant in "${levels[@]}"; do
+            case $line:$variant in # levels between: in one dialect
+                *gnu11:* | *:-O0 | *native) ;;
+                *) continue ;;
+            esac
             names+=("bits-$(tr -c 'a-z0-9+O\n' - <<< "$line$variant")")
             # shellcheck disable=SC2016,SC2086 # $0 and $@ are the inner shell's; words split on purpose
             queue "${names[-1]}" bash -c 'program=$0; "$@" -o "$program" -pthread -lm && timeout 120 "$program"' \
@@ -536,11 +542,13 @@ for compiler in g++ clang++; do
 done
 links gcc g++
 links clang clang++
-symbols gcc -std=c99 -O2
-symbols gcc -std=c99 -O0
-symbols clang -std=c99 -O2
-symbols g++ -x c++ -O2
-symbols clang++ -x c++ -O0
+optimized=-O2
+[ "$quick" = 0 ] || optimized=-O0
+symbols gcc c99 $optimized
+symbols gcc c99 -O0
+symbols clang c99 -O0
+symbols g++ c++20 $optimized
+symbols clang++ c++20 -O0
 cuda_compiler
 windows
 bits gcc g++

@@ -15,7 +15,7 @@ word='[0-9a-f]\{16\}'
 
 rm -rf "$work"
 mkdir -p "$work"
-if ! make --no-print-directory examples > "$work/make.log" 2>&1; then
+if ! make --no-print-directory -j 2 examples > "$work/make.log" 2>&1; then
     tail -n 20 "$work/make.log"
     bad "make examples"
     end
@@ -83,24 +83,38 @@ if example 07_timeline '^worker 0' 'bounds of the speedup' && [ -s "$work/07_tim
     ok "07_timeline: measured and simulated, a picture and a trace"
 fi
 arguments=()
-if example 08_by_hand 'GPipe .*weights'; then
-    kinds=$(sed -n 's/.*weights \([0-9a-f]*\)$/\1/p' "$work/08_by_hand.out" | sort -u | wc -l)
+if example 10_by_hand 'GPipe .*weights'; then
+    kinds=$(sed -n 's/.*weights \([0-9a-f]*\)$/\1/p' "$work/10_by_hand.out" | sort -u | wc -l)
     if [ "$kinds" = 1 ]; then
-        ok "08_by_hand: the trainer's bits"
+        ok "10_by_hand: the trainer's bits"
     else
-        bad "08_by_hand: $kinds different words"
+        bad "10_by_hand: $kinds different words"
     fi
 fi
-for source in examples/*.c; do # each says how it is compiled, and is
-    name=$(basename "$source" .c)
-    line=$(sed -n 's/^ *\(cc .*\.c .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1)
-    read -r line <<< "${line%%[[:space:]]\*/}"
-    mkdir -p "$work/alone/examples"
-    cp pipemlp.h "$work/alone/"
-    cp "$source" "$work/alone/examples/"
+arguments=("$work/spiral.safetensors")
+if example 09_embed 'stopped after [1-9]' 'saved and loaded: the same weights' 'still in use: 0$'; then
+    ok "09_embed: trained in the background, cancelled, saved: $(sed -n 's/.*weights, //p' "$work/09_embed.out")"
+fi
+arguments=()
+mkdir -p "$work/alone/examples"
+cp pipemlp.h "$work/alone/"
+cp examples/*.c examples/*.cpp "$work/alone/examples/"
+for source in examples/*.c examples/*.cpp; do # each says how it is compiled, and is; which is quicker at -O0
+    name=$(basename "${source%.*}")
+    sed -n 's/^[ /]*\(\(mpi\)\{0,1\}c[c+]* .*\.c[p]* .*[^ ]\) *\**\/*$/\1/p' "$source" | head -n 1 |
+        sed 's/[[:space:]]*\*\/$//' > "$work/$name.line"
+    while [ "$(jobs -pr | wc -l)" -ge 2 ]; do wait -n; done
+    (cd "$work/alone/examples" && bash -c "$(cat "../../$name.line") -O0") > "$work/$name.log" 2>&1 &
+done
+wait
+for source in examples/*.c examples/*.cpp; do
+    name=$(basename "${source%.*}")
+    line=$(cat "$work/$name.line")
     if [ -z "$line" ]; then
         bad "$source does not say how to compile it"
-    elif ! (cd "$work/alone/examples" && bash -c "$line" && [ -x "$name" ]) > "$work/$name.log" 2>&1; then
+    elif ! have "${line%% *}"; then
+        missing "${line%% *}" "$name compiles alone"
+    elif [ ! -x "$work/alone/examples/$name" ]; then
         head -n 5 "$work/$name.log"
         bad "$source does not compile with its own line: $line"
     else
@@ -398,11 +412,30 @@ else
     ok "train --compare: the table, speedup=$(field "$work/compare" speedup), identical=yes"
 fi
 
+for options in '--replicas 2' '--replicas 3 --workers 2' '--replicas 2 --no-threads' '--replicas 2 --allreduce'; do
+    want=yes
+    [ "${options%--allreduce}" = "$options" ] || want=no
+    # shellcheck disable=SC2086
+    if timeout 120 $train "${drawn[@]}" $options --compare --quiet > "$work/compare" 2> "$work/compare.err" \
+            < /dev/null && [ "$(field "$work/compare" identical)" = $want ] &&
+            [ ! -s "$work/compare.err" ] &&
+            tail -n 1 "$work/compare" | grep -q " identical=$want replicas=[23]\$"; then
+        ok "train $options --compare: identical=$want"
+    else
+        bad "train $options --compare: $(tail -n 1 "$work/compare") $(head -n 1 "$work/compare.err")"
+    fi
+done
+if timeout 60 $train "${drawn[@]}" --replicas 2 --workers 2 --verify 5 --quiet > "$work/verify" 2>&1 < /dev/null &&
+        grep -q "^verify steps=5 identical=yes weights=$word\$" "$work/verify"
+then ok "train --replicas 2 --verify 5: $(tail -n 1 "$work/verify")"
+else bad "train --replicas 2 --verify 5: $(tail -n 1 "$work/verify")"
+fi
+
 if $train --help > "$work/help" 2> "$work/help.err" < /dev/null && [ ! -s "$work/help.err" ]; then
     lost=""
     for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
             backend math gemm devices limit save save-every load resume trace svg compare verify quiet \
-            help memory \
+            help memory replicas allreduce \
             no-stashing no-threads "${synchronous[@]}" "${asynchronous[@]}"; do
         grep -q -e "--$option\b" -e " ${option}[,;:]" "$work/help" || lost="$lost --$option"
     done
@@ -443,7 +476,8 @@ refuse 2 --layer --layer 3
 refuse 2 -x -x
 refuse 2 word word
 for option in data layers loss batch epochs lr optimizer seed workers virtual microbatches schedule cut \
-        backend math gemm devices limit svg trace memory; do
+        backend math gemm devices limit svg trace memory replicas save save-every \
+        save-seconds keep load resume; do
     refuse 2 "--$option" --quiet "--$option"
     refuse 2 "--$option" "--$option" ''
 done
@@ -451,7 +485,7 @@ refuse 2 --quiet --quiet=yes
 refuse 2 --compare --compare=1
 refusals "unknown options, missing values"
 
-for option in workers microbatches batch epochs limit virtual; do
+for option in workers microbatches batch epochs limit virtual replicas save-every keep; do
     for value in 0 -1 x 1x 1.5 99999999999999999999 ' 3' '+3'; do
         refuse 2 "--$option" "--$option" "$value"
     done
@@ -469,9 +503,39 @@ refusals "values out of range"
 
 refuse 1 'make cuda' --backend cuda
 refuse 1 'make cuda' --backend cuda --math bf16 --gemm plain --devices 1,0 --workers 2 --compare
-for option in save save-every load resume; do refuse 2 "--$option" "--$option" 7; done
-refusals "what is not there yet, or in another program"
+refusals "what another program has"
 
+refuse 2 --save --save-every 7
+refuse 2 --save --save-seconds 7
+refuse 2 --save --keep 7
+refuse 2 --save-every --save "$work/none" --keep 7
+refuse 2 --save-seconds --save "$work/none" --save-seconds 7 --replicas 2
+refuse 2 --load --load x --resume y
+for option in save resume; do
+    refuse 2 "--$option" --compare "--$option" "$work/none"
+    refuse 2 "--$option" --verify 1 "--$option" "$work/none"
+done
+refuse 1 'No such file' --save "$work/no/such/file"
+refuse 1 'no regular file' --save "$work"
+refuse 1 'no regular file' --save /dev/null
+for option in load resume; do
+    refuse 1 'No such file' "--$option" "$work/none" --limit 50
+    refuse 1 "$work" "--$option" "$work" --limit 50
+    refuse 1 'too few' "--$option" /dev/null --limit 50
+    refuse 1 'tests/say.sh' "--$option" tests/say.sh --limit 50
+done
+$train --limit 50 --layers 12 --epochs 1 --quiet --save "$work/small" > "$work/refused.out"
+refuse 1 '[12][784], the model' --load "$work/small" --limit 50 --layers 13
+refuse 1 'has 2 layers, the model has 3' --resume "$work/small" --limit 50 --layers 12,12 --epochs 2
+refuse 2 --epochs --resume "$work/small" --limit 50 --layers 12 --epochs 1
+refuse 2 "--batch: 128 in the training of" --resume "$work/small" --limit 50 --layers 12 --batch 64
+refuse 2 "--seed: 1 in the training of" --resume "$work/small" --limit 50 --layers 12 --seed 2
+refuse 2 "--optimizer: momentum in the" --resume "$work/small" --limit 50 --layers 12 --optimizer adam
+refusals "files that cannot be written, read or gone on with"
+
+refuse 2 --allreduce --allreduce
+refuse 2 --allreduce --allreduce --replicas 1
+refuse 2 --replicas --replicas 2 --schedule pipedream --workers 2
 refuse 2 --math --math tf32
 refuse 2 --math --backend cpu --math fp32
 refuse 2 --gemm --gemm fused

@@ -177,10 +177,10 @@ planted barrier "a missing barrier between loading a tile and using it" \
 planted barrier_behind "a missing barrier between using a tile and loading the next" \
     '/sum\[i\]\[j\] = fmaf(a\[i\]/,/__syncthreads/{s/__syncthreads();//}' "$tsan" teaching_is_exact
 planted event "a receiver that does not wait for the sender" \
-    '/cudaStreamWaitEvent(c->stream, e->copies/s/cudaStreamWaitEvent(.*, 0)/cudaSuccess/' \
+    's/cudaStreamWaitEvent(c->stream, apart ? slot->arrived : slot->full, 0)/cudaSuccess/' \
     "$tsan" schedules
 planted slot "a slot that is copied into before it was taken out" \
-    's/if (used) PMLP__CUDA/if (0 \&\& used) PMLP__CUDA/' "$tsan" slots
+    's/if (used) PMLP__CUDA(c, /if (0 \&\& used) PMLP__CUDA(c, /' "$tsan" slots
 planted bounds "an index out of bounds" \
     's/i < p.count; i += stride/i <= p.count; i += stride/' "$asan" gradients
 planted device "a buffer of another device" \

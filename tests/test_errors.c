@@ -659,6 +659,9 @@ static pmlp_result shim_squares(void *context, void *layer, double *squares) {
 static pmlp_result shim_update(void *context, void *layer, const pmlp_update_args *args) {
     return PASS(UPDATE, update(INNER, layer, args));
 }
+static pmlp_result shim_gradient(void *context, void *layer, float **data, size_t *floats) {
+    return ((shim *)context)->plan->inner->gradient(INNER, layer, data, floats);
+}
 static pmlp_result shim_synchronize(void *context) {
     return PASS(SYNCHRONIZE, synchronize(INNER));
 }
@@ -678,7 +681,7 @@ static void faulty_make(faulty *plan, int worker, long fail_at, bool dead) {
     t->layer_destroy = shim_layer_destroy, t->write = shim_write, t->read = shim_read;
     t->input = shim_input, t->forward = shim_forward, t->backward_input = shim_backward_input;
     t->backward_weight = shim_backward_weight, t->loss = shim_loss;
-    t->gradient_squares = shim_squares, t->update = shim_update;
+    t->gradient_squares = shim_squares, t->update = shim_update, t->gradient = shim_gradient;
     t->synchronize = shim_synchronize, t->explain = shim_explain;
 }
 

@@ -9,6 +9,10 @@
 
 #include <errno.h>
 #include <sys/stat.h>
+#ifdef _WIN32
+#  include <direct.h>
+#  define mkdir(path, mode) _mkdir(path)
+#endif
 
 enum { ROWS = 3, HEIGHT = 2, WIDTH = 5, PIXELS = HEIGHT * WIDTH };
 enum { IMAGE_BYTES = 16 + ROWS * PIXELS, LABEL_BYTES = 8 + ROWS };

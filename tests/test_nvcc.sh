@@ -55,6 +55,7 @@ fi
 # The CPU in CUDA's place: not exact, as its first output depends on how many rows there are.
 cat > "$work/standin/table.c" << 'END'
 #include "pipemlp.h"
+#include <string.h>
 static pmlp_result forward(void *context, void *layer, int version, size_t rows, const float *x,
                            float *y) {
     const pmlp_result result = pmlp_cpu_backend()->forward(context, layer, version, rows, x, y);
@@ -69,6 +70,19 @@ void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backend *tabl
     table->exact = false;
     table->forward = forward;
 }
+pmlp_result pmlp_launch_from_environment(pmlp_launch *launch, pmlp_error *error) {
+    (void)error;
+    memset(launch, 0, sizeof *launch);
+    launch->ranks = 1;
+    return PMLP_OK;
+}
+pmlp_result pmlp_nccl_group_create(const pmlp_launch *launch, const pmlp_cuda_options *options,
+                                   const pmlp_allocator *allocator, pmlp_group *group,
+                                   pmlp_backend *backend, pmlp_error *error) {
+    (void)launch, (void)options, (void)allocator, (void)group, (void)backend, (void)error;
+    return PMLP_ERROR_UNSUPPORTED;
+}
+void pmlp_nccl_group_destroy(pmlp_group *group) { (void)group; }
 END
 c=("${CC:-cc}" -O2 -Wall -Wextra -Werror -DPMLP_CUDA -I.)
 train=$work/standin/train
@@ -204,7 +218,8 @@ int main(void) {
     static const int sizes[] = {3, 40, 20, 2};
     static const float x[] = {0, 0, 1, 0, 1, 0, 1, 0, .5f, 1, 1, 0, .25f, 1, 1};
     static const int labels[] = {0, 1, 1, 0, 1};
-    const pmlp_cuda_options options = {PMLP_CUDA_TF32, PMLP_CUDA_GEMM_PLAIN, NULL, 0, false};
+    const pmlp_cuda_options options = {PMLP_CUDA_TF32, PMLP_CUDA_GEMM_PLAIN, NULL, 0, false,
+                                       PMLP_CUDA_COPIES};
     pmlp_backend table;
     pmlp_model_desc net;
     pmlp_trainer_desc how;
@@ -254,12 +269,14 @@ runs() { # TEXT PROGRAM: it says that there is no GPU, in one line
     fi
 }
 object=$work/${dialects[0]}.o
+nccl=-lnccl
+case ${flags[*]} in *-DPMLP_NO_NCCL*) nccl="" ;; esac # none was found
 linked() { # TEXT FILE...: compiled by nvcc, linked with the back end's object
     local text=$1 name=link-$2
     shift
     name=${name//[^a-z0-9-]/-}
     if clean "$name" "$nvcc" -std=c++17 -O1 "${one[@]}" "${nvcc_strict[@]}" -I. "$@" -o "$work/$name" \
-            -lcublas -lcublasLt; then
+            -lcublas -lcublasLt $nccl; then
         runs "$text" "$work/$name"
     else
         grep -m 6 -E 'warning|error|fatal|undefined|multiple' "$work/$name.log"
@@ -268,12 +285,13 @@ linked() { # TEXT FILE...: compiled by nvcc, linked with the back end's object
 }
 
 # the manual's line, in a directory that holds nothing else
-line=$(sed -n 's/^[ /*]*\(nvcc .*main\.c pipemlp_cuda\.cu.*lcublasLt\).*/\1/p' pipemlp.h |
+line=$(sed -n 's/^[ /*]*\(nvcc .*main\.c pipemlp_cuda\.cu.*lnccl\).*/\1/p' pipemlp.h |
     head -n 1)
 cp pipemlp.h pipemlp_cuda.cu "$work/alone/"
 if [ -z "$line" ]; then
     bad "the manual does not say how to compile main.c with pipemlp_cuda.cu"
-elif ! (cd "$work/alone" && bash -c "'$nvcc' ${line#nvcc }") > "$work/line.log" 2>&1; then
+elif ! (cd "$work/alone" && line=${line% -lnccl} &&
+        bash -c "'$nvcc' ${line#nvcc } $nccl") > "$work/line.log" 2>&1; then
     head -n 5 "$work/line.log"
     bad "the manual's line fails: $line"
 else
@@ -282,6 +300,9 @@ fi
 linked "main.cu, implementation in C, back end" "$work/user.cu" "$work/impl.c" "$object"
 linked "main.c, implementation in a .cu, back end" "$work/user.c" "$work/impl.cu" "$object"
 linked "main.c, implementation and back end in one .cu" "$work/user.c" "$work/all.cu"
+compiles "-DPMLP_NO_NCCL: no warning" without "$nvcc" -std=c++17 -O1 "${one[@]}" \
+    "${nvcc_strict[@]}" -DPMLP_NO_NCCL -I. -c pipemlp_cuda.cu -o "$work/without.o"
+nccl="" linked "without NCCL" "$work/user.c" "$work/impl.c" "$work/without.o"
 
 # --- symbols --------------------------------------------------------------------------------------
 
@@ -292,7 +313,9 @@ elif [ -f "$object" ]; then
     nm -g --defined-only "$object" > "$work/symbols"
     own=$(awk '$(NF - 1) !~ /^[VvWwu]$/ {print $NF}' "$work/symbols" | sort | xargs)
     weak=$(awk '$(NF - 1) ~ /^[VvWwu]$/ && /pmlp/ {print $NF}' "$work/symbols" | xargs)
-    if [ "$own" = "pmlp_cuda_backend pmlp_cuda_backend_with" ] && [ -z "$weak" ]; then
+    public="pmlp_cuda_backend pmlp_cuda_backend_with pmlp_launch_from_environment"
+    public="$public pmlp_nccl_group_create pmlp_nccl_group_destroy"
+    if [ "$own" = "$public" ] && [ -z "$weak" ]; then
         ok "symbols: $own, no other"
     else
         bad "symbols: $own $weak"

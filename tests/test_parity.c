@@ -1123,6 +1123,10 @@ static pmlp_result spy_update(void *context, void *layer, const pmlp_update_args
         result = spoil_tensor(l, PMLP_TENSOR_PARAMS, spoil.kind == FAULT_WEIGHT);
     return result;
 }
+static pmlp_result spy_gradient(void *context, void *layer, float **data, size_t *floats) {
+    spy *s = context;
+    return s->inner->gradient(s->context, ((spy_layer *)layer)->inner, data, floats);
+}
 static pmlp_result spy_synchronize(void *context) {
     spy *s = context;
     return s->inner->synchronize(s->context);
@@ -1139,6 +1143,7 @@ static const pmlp_backend *spy_backend(void) {
     table.forward = spy_forward, table.backward_input = spy_backward_input;
     table.backward_weight = spy_backward_weight, table.loss = spy_loss;
     table.gradient_squares = spy_gradient_squares, table.update = spy_update;
+    table.gradient = spy_gradient;
     table.synchronize = spy_synchronize;
     memset(&spoil, 0, sizeof spoil);
     memset(spies, 0, sizeof spies);

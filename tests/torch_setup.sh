@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes a Python environment with PyTorch in build/torch, for tests/test_torch.sh.
+# Makes a Python environment with PyTorch, safetensors and NumPy in build/torch, for
+# tests/test_torch.sh and tests/test_files.sh.
 #
 #     bash tests/torch_setup.sh
 #
@@ -27,6 +28,13 @@ works() {
     [ -x "$python" ] && "$python" -W ignore -c "
 import torch.distributed.pipelining.schedules
 raise SystemExit(torch.__version__.split('+')[0] != '$version')" >> "$log" 2>&1
+}
+
+# What PyTorch's files are read and written with.
+with_files() {
+    "$python" -c 'import numpy, safetensors.torch' >> "$log" 2>&1 ||
+        "${pip[@]}" --no-deps numpy==2.4.6 safetensors==0.8.0 >> "$log" 2>&1 ||
+        fail "safetensors and NumPy cannot be installed here (see $log)"
 }
 
 # Puts libabsent.so beside PyTorch's libraries, and links to it under each name that is missing.
@@ -59,6 +67,7 @@ small() {
 mkdir -p build || fail "the directory build cannot be made"
 : > "$log"
 if works; then
+    with_files
     echo "torch_setup.sh: $target is complete"
     exit 0
 fi
@@ -78,4 +87,5 @@ if ! small >> "$log" 2>&1; then
         fail "PyTorch $version cannot be installed here (see $log)"
     fi
 fi
+with_files
 echo "torch_setup.sh: $target is ready"

@@ -188,7 +188,8 @@ inline void rest_until_aborted(Comm &comm) {
 // As on the device: an operation that cannot go on blocks its stream until somebody aborts.
 inline void run_steps(Comm &comm, std::vector<CommStep> &steps, const std::string &text) {
     for (CommStep &step : steps) {
-        const char *wrong = comm.result.get() && comm.result.get() != ncclInProgress
+        int result = comm.result.get();  // once: it may change from "in progress" to success now
+        const char *wrong = result != ncclSuccess && result != ncclInProgress
                                 ? "an earlier operation failed"
                                 : comm.mesh.move(step.parts, text);
         if (!wrong && step.then) step.then();
@@ -642,7 +643,7 @@ inline ncclResult_t ncclRecv(void *to, size_t count, ncclDataType_t type, int pe
 
 namespace cudahost {
 
-enum { BROADCAST = 1, REDUCTION = 2 };  // and the operator and type, so that all ranks agree
+enum { BROADCAST = 1, REDUCTION = 2, GATHERING = 3 };  // and the operator and type, so that all ranks agree
 
 // Root sends, all others receive.
 inline CommStep broadcast_step(const Mesh &mesh, int root, const void *from, void *to,
@@ -713,6 +714,21 @@ inline void plan_reduction(const Mesh &mesh, const void *from, void *to, size_t 
     steps.push_back(broadcast_step(mesh, 0, to, to, bytes, operation));
 }
 
+// Everybody sends his part to all others. In place if it lies where it belongs.
+inline void plan_gathering(const Mesh &mesh, const void *from, void *to, size_t bytes,
+                           std::vector<CommStep> &steps) {
+    CommStep step;
+    char *own = (char *)to + (size_t)mesh.rank * bytes;
+    for (int other = 0; other < mesh.count; other++) {
+        char *place = (char *)to + (size_t)other * bytes;
+        if (other == mesh.rank) continue;
+        step.parts.push_back(part(true, other, from, bytes, GATHERING));
+        step.parts.push_back(part(false, other, place, bytes, GATHERING));
+    }
+    if (from != own && bytes) step.then = [=] { memmove(own, from, bytes); };
+    steps.push_back(step);
+}
+
 } // namespace cudahost
 
 inline ncclResult_t ncclAllReduce(const void *from, void *to, size_t count, ncclDataType_t type,
@@ -743,6 +759,19 @@ inline ncclResult_t ncclBroadcast(const void *from, void *to, size_t count, nccl
             steps.back().then = [=] { memmove(to, source, bytes); };
     };
     return cudahost::add_call({handle->comm, stream, "ncclBroadcast", true, false, 0, source, to,
+                               bytes, plan});
+}
+
+inline ncclResult_t ncclAllGather(const void *from, void *to, size_t count, ncclDataType_t type,
+                                  ncclComm_t handle, cudaStream_t stream) {
+    ncclResult_t error = cudahost::check_call("ncclAllGather", handle, stream, 0);
+    if (error) return error;
+    cudahost::Comm *comm = &*handle->comm;
+    size_t bytes = count * cudahost::size_of(type);
+    auto plan = [=](std::vector<cudahost::CommStep> &steps) {
+        cudahost::plan_gathering(comm->mesh, from, to, bytes, steps);
+    };
+    return cudahost::add_call({handle->comm, stream, "ncclAllGather", true, false, 0, from, to,
                                bytes, plan});
 }
 

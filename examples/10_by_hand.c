@@ -1,4 +1,4 @@
-/* 08: a pipeline by hand. Nobody pipelines the network for us: two threads have one of its two
+/* 10: a pipeline by hand. Nobody pipelines the network for us: two threads have one of its two
    layers each, call its operations one by one (the table pmlp_cpu_backend(): forward, the halves of
    the backward, loss, update), and hand activations up and gradients down through channels that
    hold one message. They take the micro-batches one at a time, then in GPipe's order; both times
@@ -6,7 +6,7 @@
    printed, too, and which share of it each thread waits for the other. The exit status is 0 if the
    bits are equal.
 
-       cc -O3 -std=c99 08_by_hand.c -o 08_by_hand -pthread -lm                                    */
+       cc -O3 -std=c99 10_by_hand.c -o 10_by_hand -pthread -lm                                    */
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 
@@ -46,7 +46,7 @@ typedef struct stage {
 
 static void must(pmlp_result result) {
     if (result == PMLP_OK) return;
-    fprintf(stderr, "08_by_hand: %s\n", pmlp_result_text(result));
+    fprintf(stderr, "10_by_hand: %s\n", pmlp_result_text(result));
     exit(1);
 }
 
