@@ -1050,7 +1050,8 @@ typedef struct pmlp_trainer_desc {
     const double *layer_costs;     /* [layers]: what pmlp_partition() goes by; copied */
     bool measure_layers;           /* create finds them with pmlp_measure_layers() first, unless
                                       layer_costs or cuts are given. Where the cut lies then depends
-                                      on the machine; the bits do not */
+                                      on the machine; the bits do not, but those of asynchronous
+                                      schedules, where a stage's place decides on its staleness */
     int slots;                     /* per edge between stages; default m, which never blocks a
                                       synchronous schedule */
     size_t w_rows; /* W is put off until so many rows are together, see ON PIPELINES;

@@ -936,7 +936,7 @@ static pmlp_trainer_desc trainer_desc(const job *j) {
         .clip_norm = (float)opt->clip,
         .seed = opt->seed,
         .whole_layers = opt->cut != INSIDE_LAYERS,
-        .measure_layers = true,
+        .measure_layers = !j->asynchronous, /* whose results depend on the cut */
         .no_threads = opt->no_threads,
         .replicas = (int)opt->replicas,
         .allreduce = opt->allreduce,

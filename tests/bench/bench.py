@@ -365,12 +365,13 @@ def train(o, results):
                         'rounds': o.rounds, 'seconds': o.seconds}
 
 
-def lines_of(program):
+def lines_of(program, variables=()):
     """The machine-readable lines of a program: [{'line': 'gemm', 'batch': '128', ...}]."""
     say(f'running {program}')
     if not os.path.exists(built(program)):
         return {'failure': unbuilt.get(program, 'not built'), 'lines': []}
-    ran = Program([built(program)], {'OMP_NUM_THREADS': '1'}, os.path.join(LOGS, program + '.txt'))
+    ran = Program([built(program)], {'OMP_NUM_THREADS': '1', **dict(variables)},
+                  os.path.join(LOGS, program + '.txt'))
     lines, complaint = ran.everything(120)
     found = []
     for line in lines:
@@ -384,7 +385,8 @@ def lines_of(program):
 
 
 def gemm(o, results):
-    results['gemm'] = lines_of('gemm')
+    blas = results['train']['blas'] if 'train' in results else find_blas(o)[0]
+    results['gemm'] = lines_of('gemm', blas)
 
 
 def profile(o, results):
