@@ -147,8 +147,8 @@ pid_of() { cat "$work/rank.$1.pid"; }
 said() { cat "$work/rank.$1.err" 2> /dev/null; }
 tenths() { local now=$EPOCHREALTIME; echo $((${now/[.,]/} / 100000)); }
 
-# Begins a training without end; true as soon as it runs. Now and then mpirun starts nobody: that is
-# tried again.
+# Begins a training without end; true as soon as it runs. Now and then mpirun starts nobody, or not
+# all, for whom MPI_Init then waits: that is tried again, twice.
 begin() { # COMMAND...
     local attempt
     for attempt in 1 2 3; do
@@ -160,7 +160,6 @@ begin() { # COMMAND...
             grep -q '^ranks=' "$work/out" && return 0
             sleep 0.05
         done
-        [ ! -e "$work/rank.0.pid" ] || return 1
         kill "$running"
         wait "$running"
     done
