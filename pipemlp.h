@@ -7737,29 +7737,29 @@ static pmlp_result pmlp__meet(pmlp__seat *seat, pmlp__meeting *m, int expected,
                            seat->rank, seconds, lacks, post->what);
 }
 
-static pmlp_result pmlp__party_gather(void *context, const void *mine, size_t bytes, void *all,
-                                      double seconds) {
-    pmlp__seat *seat = (pmlp__seat *)context;
+static pmlp__post pmlp__post_of(const char *what, const void *mine, void *all, size_t bytes) {
     pmlp__post post;
     memset(&post, 0, sizeof post);
     post.here = true;
-    post.what = "gather";
+    post.what = what;
     post.bytes = bytes;
     post.mine = mine;
     post.all = all;
+    return post;
+}
+
+static pmlp_result pmlp__party_gather(void *context, const void *mine, size_t bytes, void *all,
+                                      double seconds) {
+    pmlp__seat *seat = (pmlp__seat *)context;
+    const pmlp__post post = pmlp__post_of("gather", mine, all, bytes);
     return pmlp__meet(seat, seat->party->all, seat->party->ranks, &post, seconds);
 }
 
 static pmlp_result pmlp__party_broadcast(void *context, int from_rank, void *data, size_t bytes,
                                          double seconds) {
     pmlp__seat *seat = (pmlp__seat *)context;
-    pmlp__post post;
-    memset(&post, 0, sizeof post);
-    post.here = true;
-    post.what = "broadcast";
+    pmlp__post post = pmlp__post_of("broadcast", data, data, bytes);
     post.from = from_rank;
-    post.bytes = bytes;
-    post.mine = post.all = data;
     return pmlp__meet(seat, seat->party->all, seat->party->ranks, &post, seconds);
 }
 
@@ -7780,14 +7780,9 @@ static pmlp_result pmlp__party_sum(void *context, int worker, int replicas, void
                                    float *data, size_t floats, double seconds) {
     pmlp__seat *seat = (pmlp__seat *)context;
     pmlp__meeting *m = pmlp__sum_meeting(seat->party, worker);
-    pmlp__post post;
+    const pmlp__post post = pmlp__post_of("sum", data, data, floats * sizeof *data);
     (void)backend_context;
     if (!m) return pmlp__seat_fail(seat, PMLP_ERROR_MEMORY, "out of memory for a sum");
-    memset(&post, 0, sizeof post);
-    post.here = true;
-    post.what = "sum";
-    post.bytes = floats * sizeof *data;
-    post.mine = post.all = data;
     return pmlp__meet(seat, m, replicas, &post, seconds);
 }
 

@@ -749,16 +749,6 @@ TEST(leaks) {
 }
 #endif
 
-/* Whether a test was asked for by name, or none was. */
-static bool asked(int argc, char **argv, const char *name) {
-    bool found = argc < 2;
-    for (int i = 1; i < argc; i++) found = found || strcmp(argv[i], name) == 0;
-    return found;
-}
-
-#define RUN_IF_ASKED(name)                                                                         \
-    if (asked(argc, argv, #name)) RUN(name)
-
 int main(int argc, char **argv) {
     pmlp_error error = {0};
     pmlp_trainer *trainer = NULL;

@@ -10,15 +10,9 @@
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+#include "fuzz.h"
 
-#define MUST(condition)                                                                            \
-  do                                                                                               \
-    if (!(condition)) {                                                                            \
-      fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);                          \
-      abort();                                                                                     \
-    }                                                                                              \
-  while (0)
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
 static uint8_t *copy_of(const uint8_t *bytes, size_t size) {
     uint8_t *copy = (uint8_t *)malloc(size ? size : 1);

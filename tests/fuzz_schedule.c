@@ -9,15 +9,9 @@
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+#include "fuzz.h"
 
-#define MUST(condition)                                                                            \
-  do                                                                                               \
-    if (!(condition)) {                                                                            \
-      fprintf(stderr, "%s:%d: not %s\n", __FILE__, __LINE__, #condition);                          \
-      abort();                                                                                     \
-    }                                                                                              \
-  while (0)
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
 
 static char *printed(const pmlp_schedule *s, size_t *length) {
     char *text;

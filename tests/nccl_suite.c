@@ -621,15 +621,6 @@ TEST(bad_calls) {
     SAY("bad launches are refused");
 }
 
-static bool asked(int argc, char **argv, const char *name) {
-    bool found = argc < 2;
-    for (int i = 1; i < argc; i++) found = found || strcmp(argv[i], name) == 0;
-    return found;
-}
-
-#define RUN_IF_ASKED(name)                                                                         \
-    if (asked(argc, argv, #name)) RUN(name)
-
 int main(int argc, char **argv) {
     test_begin("nccl");
     data = make_data();

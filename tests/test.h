@@ -33,10 +33,17 @@ static struct {
 
 #define TEST(name) static void test_##name(void)
 #define RUN(name) test_one(#name, test_##name)
+/* In a main(argc, argv): only the tests whose names are given, or all. */
+#define RUN_IF_ASKED(name) do if (test_asked(argc, argv, #name)) RUN(name); while (0)
 /* Counts; prints file, line and the format's values if cond is false. Its value is cond. */
 #define CHECK(cond, ...) test_check(!!(cond), __FILE__, __LINE__, #cond, __VA_ARGS__)
 /* What the test checked, for its line of output. */
 #define SAY(...) ((void)snprintf(test_run.said, sizeof test_run.said, __VA_ARGS__))
+static inline bool test_asked(int argc, char **argv, const char *name) {
+    bool found = argc < 2;
+    for (int i = 1; i < argc; i++) found = found || strcmp(argv[i], name) == 0;
+    return found;
+}
 static inline bool test_quick(void) {
     const char *quick = getenv("PMLP_TEST_QUICK");
     return quick && *quick && *quick != '0';

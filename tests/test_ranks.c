@@ -809,7 +809,11 @@ static void fault_desc(pmlp_trainer_desc *d, int variant) {
     d->no_shuffle = true;
 }
 
-TEST(back_end_fails) {
+/* In all variants the k-th of rank 1's calls fails, for every `step`-th k until there are no more:
+   all ranks return. `begin` sets the k-th up, `after` looks at what it left behind. Returns how many
+   there were. */
+static long each_fault(const char *what, long step, void (*begin)(long k), const long *calls,
+                       changer change, void (*after)(long k)) {
     long cases = 0;
     for (int variant = 0; variant < 8; variant++) {
         pmlp_trainer_desc d;
@@ -817,16 +821,27 @@ TEST(back_end_fails) {
         const int count = 2;
         fault_desc(&d, variant);
         serial_words(&nets[0], &d);
-        for (long k = 1, step = test_quick() ? 53 : 11;; k += step, cases++) {
-            shim_make(k, 0.0);
-            run_ranks(ranks, count, &nets[0], &d, train_and_end, use_shim);
-            if (shim_calls < k) {
+        for (long k = 1;; k += step, cases++) {
+            begin(k);
+            run_ranks(ranks, count, &nets[0], &d, train_and_end, change);
+            if (after) after(k);
+            if (*calls < k) {
                 CHECK(all_well(ranks, count), "%s", ranks[0].out.text);
                 break;
             }
-            check_failure("back end", k, ranks, count);
+            check_failure(what, k, ranks, count);
         }
     }
+    return cases;
+}
+
+static void shim_begin(long k) {
+    shim_make(k, 0.0);
+}
+
+TEST(back_end_fails) {
+    const long cases =
+        each_fault("back end", test_quick() ? 53 : 11, shim_begin, &shim_calls, use_shim, NULL);
     SAY("the back end of one rank fails at its k-th call: all return, %s cases", test_count(cases));
 }
 
@@ -920,24 +935,13 @@ static void use_faulty(rank *r) {
     r->desc.group = &faulty;
 }
 
+static void faulty_begin(long k) {
+    group_calls = 0, group_fails_at = k;
+}
+
 TEST(group_fails) {
-    long cases = 0;
-    for (int variant = 0; variant < 8; variant++) {
-        pmlp_trainer_desc d;
-        rank ranks[RANKS];
-        const int count = 2;
-        fault_desc(&d, variant);
-        serial_words(&nets[0], &d);
-        for (long k = 1, step = test_quick() ? 31 : 5;; k += step, cases++) {
-            group_calls = 0, group_fails_at = k;
-            run_ranks(ranks, count, &nets[0], &d, train_and_end, use_faulty);
-            if (group_calls < k) {
-                CHECK(all_well(ranks, count), "%s", ranks[0].out.text);
-                break;
-            }
-            check_failure("group", k, ranks, count);
-        }
-    }
+    const long cases =
+        each_fault("group", test_quick() ? 31 : 5, faulty_begin, &group_calls, use_faulty, NULL);
     SAY("the k-th call of one rank's group fails: all return, %s cases", test_count(cases));
 }
 
@@ -947,25 +951,16 @@ static void use_memory(rank *r) {
     if (r->number == DIFFERENT) r->desc.allocator = memory.allocator;
 }
 
+static void memory_begin(long k) {
+    test_memory_init(&memory, k);
+}
+static void memory_after(long k) {
+    CHECK(memory.blocks == 0, "allocation %ld: %ld blocks are left", k, memory.blocks);
+}
+
 TEST(memory_fails) {
-    long cases = 0;
-    for (int variant = 0; variant < 8; variant++) {
-        pmlp_trainer_desc d;
-        rank ranks[RANKS];
-        const int count = 2;
-        fault_desc(&d, variant);
-        serial_words(&nets[0], &d);
-        for (long k = 1, step = test_quick() ? 17 : 2;; k += step, cases++) {
-            test_memory_init(&memory, k);
-            run_ranks(ranks, count, &nets[0], &d, train_and_end, use_memory);
-            CHECK(memory.blocks == 0, "allocation %ld: %ld blocks are left", k, memory.blocks);
-            if (memory.calls < k) {
-                CHECK(all_well(ranks, count), "%s", ranks[0].out.text);
-                break;
-            }
-            check_failure("allocation", k, ranks, count);
-        }
-    }
+    const long cases = each_fault("allocation", test_quick() ? 17 : 2, memory_begin, &memory.calls,
+                                  use_memory, memory_after);
     SAY("the k-th allocation of one rank fails: all return, nothing is left, %s cases",
         test_count(cases));
 }
