@@ -9551,13 +9551,6 @@ static pmlp_result pmlp__update_weights(pmlp__worker *w, pmlp__stage *stage, pml
     return result;
 }
 
-/* U of a step with bad numbers: what was kept for it is forgotten. */
-static pmlp_result pmlp__no_update(pmlp__worker *w, pmlp__stage *stage) {
-    if (stage->w_begin < stage->w_end) w->w_pending--;
-    stage->w_begin = stage->w_end;
-    return PMLP_OK;
-}
-
 /* --- gradients of several replicas ------------------------------------------------------------ */
 
 /* W of one layer. A trace has one span for all layers of the stage, with the waits between. */
@@ -9742,7 +9735,7 @@ static pmlp_result pmlp__execute(pmlp__worker *w, pmlp_action a) {
         if (pmlp__keeps_gradients(t) && (result = pmlp__flush_stage(w, stage)) != PMLP_OK)
             return result;
         pmlp__unblocked(w);
-        if (t->bad) return pmlp__no_update(w, stage);
+        if (t->bad) return PMLP_OK; /* no update; what was kept for it ends with the pass */
         pmlp__store(&t->updating, 1);
         return pmlp__update_weights(w, stage, a);
     default: return PMLP_ERROR_SCHEDULE;

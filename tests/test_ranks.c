@@ -456,10 +456,14 @@ static void call_wrongly(rank *r) {
     pmlp_error error = {0};
     const pmlp_data data = data_of(r->net);
     pmlp_data batch = rows_of(r->net, &data, 0, BATCH);
-    int bad_labels[BATCH] = {0};
+    int bad_labels[BATCH] = {0}, other_labels[BATCH];
+    float other_x[BATCH * 64];
     pmlp_result result;
     if (failed(r, pmlp_trainer_create(r->model, &r->desc, &t, &error), error.text)) return;
     bad_labels[3] = 99;
+    memcpy(other_labels, batch.labels, sizeof other_labels);
+    memcpy(other_x, batch.x, BATCH * (size_t)r->net->sizes[0] * sizeof *batch.x);
+    other_labels[BATCH - 1] ^= 1, other_x[(BATCH - 1) / 2 * r->net->sizes[0]] += 1;
     if (r->number != DIFFERENT) result = pmlp_trainer_step(t, &batch, NULL);
     else if (wrong_call == 0) result = pmlp_trainer_eval(t, &batch, NULL);
     else if (wrong_call == 1) result = pmlp_trainer_epoch(t, &data, NULL);
@@ -467,7 +471,12 @@ static void call_wrongly(rank *r) {
     else if (wrong_call == 3)
         batch.labels = bad_labels, result = pmlp_trainer_step(t, &batch, NULL);
     else if (wrong_call == 4) result = pmlp_trainer_sync(t);
-    else if (wrong_call == 5) batch.x += r->net->sizes[0], result = pmlp_trainer_step(t, &batch, NULL);
+    else if (wrong_call <= 7) { /* rows that are the next ones, a label, a row in the middle */
+        if (wrong_call == 5) batch.x += r->net->sizes[0];
+        if (wrong_call == 6) batch.labels = other_labels;
+        if (wrong_call == 7) batch.x = other_x;
+        result = pmlp_trainer_step(t, &batch, NULL);
+    }
     else {
         pmlp_trainer_set_learning_rate(t, 0.5f);
         result = pmlp_trainer_step(t, &batch, NULL);
@@ -490,6 +499,7 @@ TEST(calls_that_differ) {
         "call: step on rank 0, eval on rank 1", "call: step on rank 0, epoch on rank 1",
         "rows: 24 on rank 0, 20 on rank 1", "rank 1 failed: data: the label 99 of row 3",
         "call: step on rank 0, sync on rank 1", "some rows of the data: digest ",
+        "some rows of the data: digest ", "some rows of the data: digest ",
         "learning_rate: 0.0500000007 on rank 0, 0.5 on rank 1"};
     pmlp_trainer_desc d = desc_of(&shapes[2]), s = serial_of(d);
     const outcome expected = run_alone(&nets[0], &s);
