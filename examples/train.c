@@ -410,6 +410,7 @@ typedef struct saving {
     uint64_t every; /* steps; 0: not by steps */
     double seconds; /* 0: not by time */
     uint64_t keep;  /* so many of PATH.<step> */
+    bool removes;   /* those before them: rank 0 does */
     uint64_t next;  /* step; 0: to be found */
     double last;    /* when something was saved, in seconds of training */
     uint64_t kept[MOST_KEPT], count; /* the last `keep` steps, in turn */
@@ -782,6 +783,8 @@ static int prepare_files(const options *opt) {
                     opt->keep != 0 ? "keep" : opt->save_every != 0 ? "save-every" : "save-seconds");
     if (opt->keep != 0 && opt->save_every == 0 && opt->save_seconds == 0)
         return fail(USAGE, "--keep wants to know when: --save-every K or --save-seconds S");
+    if (opt->keep != 0 && strlen(opt->save) > 4000)
+        return fail(USAGE, "--keep: --save %s: is too long for a number behind it", opt->save);
     if (opt->save_seconds > 0 && opt->replicas > 1)
         return fail(USAGE, "--save-seconds: replicas save together, by steps: --save-every K");
     if (opt->load != NULL && opt->resume != NULL)
@@ -877,8 +880,8 @@ static bool is_due(saving *s, uint64_t step, double now) {
     return true;
 }
 
-/* Saves behind a step, if it is time; rank 0 takes what is too old away. */
-static pmlp_result save_step(saving *s, pmlp_trainer *t, uint64_t step, double now, bool first) {
+/* Saves behind a step, if it is time. */
+static pmlp_result save_step(saving *s, pmlp_trainer *t, uint64_t step, double now) {
     char path[4096];
     pmlp_result result;
     if (!is_due(s, step, now)) return PMLP_OK;
@@ -888,7 +891,7 @@ static pmlp_result save_step(saving *s, pmlp_trainer *t, uint64_t step, double n
     result = pmlp_trainer_save(t, path);
     snprintf(path, sizeof path, "%s.%llu", s->path,
              (unsigned long long)s->kept[s->count % s->keep]);
-    if (result == PMLP_OK && first && s->count >= s->keep) remove(path);
+    if (result == PMLP_OK && s->removes && s->count >= s->keep) remove(path);
     s->kept[s->count++ % s->keep] = step;
     return result;
 }
@@ -897,8 +900,8 @@ static pmlp_result save_step(saving *s, pmlp_trainer *t, uint64_t step, double n
 static bool after_step(const pmlp_stats *stats, void *user) {
     progress *p = user;
     if (p->drawing) draw_progress(stats, p);
-    if (save_step(&p->save, p->who->trainer, stats->step, p->seconds_before + stats->seconds,
-                  true) != PMLP_OK)
+    if (save_step(&p->save, p->who->trainer, stats->step, p->seconds_before + stats->seconds) !=
+        PMLP_OK)
         p->save_error = *pmlp_trainer_error(p->who->trainer);
     return !stopped && p->save_error.result == PMLP_OK;
 }
@@ -906,7 +909,7 @@ static bool after_step(const pmlp_stats *stats, void *user) {
 /* The same on the other replicas, which save together with the first. */
 static bool follow_step(const pmlp_stats *stats, void *user) {
     replica *one = user;
-    save_step(&one->save, one->trainer, stats->step, 0, false);
+    save_step(&one->save, one->trainer, stats->step, 0);
     return true;
 }
 
@@ -1048,6 +1051,7 @@ static int create_replicas(const job *j, int replicas, run *r) {
     for (int i = 0; status == OK && i < replicas - 1; i++) {
         r->others[i].of = r;
         r->others[i].save = r->save;
+        r->others[i].save.removes = false;
         status = create_model(j, &r->others[i].model);
     }
     return status;
@@ -1129,7 +1133,11 @@ static int stopped_run(const job *j, run *r, const progress *shown, const pmlp_e
     int status;
     if (shown->save_error.result != PMLP_OK)
         return fail(FAILED, "--save: %s", shown->save_error.text);
-    if (!stopped) return fail(FAILED, "training stopped: %s", error->text);
+    if (error->result == PMLP_ERROR_NUMBER)
+        return fail(FAILED, "training diverged in epoch %ld, --lr must be smaller: %s",
+                    shown->epoch, error->text);
+    if (error->result != PMLP_ERROR_CANCELLED)
+        return fail(FAILED, "training stopped: %s", error->text);
     if ((status = save_run(j, r)) != OK) return status;
     if (j->opt.save == NULL) return fail(128 + stopped, "stopped by a signal, nothing is saved");
     return fail(128 + stopped, "stopped by a signal and saved: go on with --resume %s",
@@ -1154,8 +1162,6 @@ static int train_epoch(const job *j, run *r, progress *shown) {
     result = call_all(r, &train, &stats, NULL, &error);
     if (shown->drawn > 0) fprintf(stderr, "\r%79s\r", "");
     if (result != PMLP_OK) return stopped_run(j, r, shown, &error);
-    if (!isfinite(stats.loss))
-        return fail(FAILED, "training diverged in epoch %ld: --lr must be smaller", shown->epoch);
 
     shown->rows_before += (double)(stats.rows - before.rows);
     shown->seconds_before += stats.seconds;
@@ -1479,7 +1485,8 @@ static int train_one(job *j) {
                       .save = {.path = j->opt.save,
                                .every = (uint64_t)j->opt.save_every,
                                .seconds = j->opt.save_seconds,
-                               .keep = (uint64_t)j->opt.keep}};
+                               .keep = (uint64_t)j->opt.keep,
+                               .removes = j->group.rank == 0}};
     pmlp_position done = {0};
     int status = begin_run(j, trainer_desc(j), &shown, r);
 

@@ -541,6 +541,10 @@ refuse 2 "--seed: 1 in the training of" --resume "$work/small" --limit 50 --laye
 refuse 2 "--optimizer: momentum in the" --resume "$work/small" --limit 50 --layers 12 --optimizer adam
 refusals "files that cannot be written, read or gone on with"
 
+refuse 1 '--lr must be smaller: step' --lr 900 --quiet --limit 2000 --epochs 3
+refuse 1 'weights have been updated with it' --lr 900 --quiet --limit 2000 --epochs 3 --workers 2 --schedule pipedream
+refusals "trainings that diverge"
+
 refuse 2 --allreduce --allreduce
 refuse 2 --allreduce --allreduce --replicas 1
 refuse 2 --replicas --replicas 2 --schedule pipedream --workers 2
