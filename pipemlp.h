@@ -9230,6 +9230,11 @@ static pmlp__text pmlp__facts(pmlp_trainer *t, const char *call) {
     return facts;
 }
 
+/* A fact that is too long to be shown. */
+static void pmlp__fact_digest(pmlp__text *facts, const char *name, uint64_t hash) {
+    pmlp__fact(facts, name, "digest %.0f", (double)(hash >> 12));
+}
+
 /* A number for the first, the middle and the last row: ranks that have other rows, or the same in
    another order, nearly always differ here. */
 static uint64_t pmlp__data_digest(const pmlp_trainer *t, const pmlp_data *data) {
@@ -9254,8 +9259,8 @@ static pmlp_result pmlp__agree_on_call(pmlp_trainer *t, const char *call, const 
         pmlp__text facts = pmlp__facts(t, call);
         pmlp__fact(&facts, "rows", "%.0f", data ? (double)data->rows : 0.0);
         pmlp__fact(&facts, "labels", "%s", data && data->labels ? "yes" : "no");
-        pmlp__fact(&facts, "some rows of the data", "digest %.0f",
-                   data && own == PMLP_OK ? (double)(pmlp__data_digest(t, data) >> 12) : 0.0);
+        pmlp__fact_digest(&facts, "some rows of the data",
+                          data && own == PMLP_OK ? pmlp__data_digest(t, data) : 0);
         pmlp__fact(&facts, "step", "%.0f", (double)t->step);
         pmlp__fact(&facts, "learning_rate", "%.9g", (double)t->desc.learning_rate);
     }
@@ -10745,21 +10750,18 @@ static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) 
     return result;
 }
 
-/* A number for what a pointer of the desc points to; 0: NULL. */
-static double pmlp__digest(const void *bytes, size_t size) {
-    return bytes ? (double)(pmlp_hash(0, bytes, size) >> 12) : 0.0;
-}
-
 static void pmlp__model_facts(const pmlp_model *model, pmlp__text *facts) {
     const size_t layers = (size_t)model->desc.layers;
     pmlp__fact(facts, "layers", "%d", model->desc.layers);
-    pmlp__fact(facts, "sizes", "%d ... %d, digest %.0f", model->sizes[0], model->sizes[layers],
-               pmlp__digest(model->sizes, (layers + 1) * sizeof *model->sizes));
-    pmlp__fact(facts, "activations", "digest %.0f",
-               pmlp__digest(model->activations, layers * sizeof *model->activations));
+    pmlp__fact(facts, "inputs", "%d", model->sizes[0]);
+    pmlp__fact(facts, "outputs", "%d", model->sizes[layers]);
+    pmlp__fact_digest(facts, "sizes",
+                      pmlp_hash(0, model->sizes, (layers + 1) * sizeof *model->sizes));
+    pmlp__fact_digest(facts, "activations",
+                      pmlp_hash(0, model->activations, layers * sizeof *model->activations));
     pmlp__fact(facts, "loss", "%s", pmlp_loss_name(model->desc.loss));
-    pmlp__fact(facts, "weights", "digest %.0f",
-               pmlp__digest(model->params, model->param_count * sizeof *model->params));
+    pmlp__fact_digest(facts, "weights",
+                      pmlp_hash(0, model->params, model->param_count * sizeof *model->params));
 }
 
 /* What all ranks must have set alike. */
@@ -10812,7 +10814,7 @@ static void pmlp__build_facts(pmlp_trainer *t) {
     for (i = 0; s && i < s->workers; i++)
         lists = pmlp_hash(lists, s->lists[i].at,
                           (size_t)s->lists[i].count * sizeof *s->lists[i].at);
-    pmlp__fact(&facts, "schedule", "digest %.0f", (double)(lists >> 12));
+    pmlp__fact_digest(&facts, "schedule", lists);
     for (i = 0; s && t->cuts && i < s->stages - 1; i++)
         pmlp__fact(&facts, "cuts", "%d at %d, %d", i + 1, t->cuts[i].layer, t->cuts[i].column);
 }
