@@ -1638,8 +1638,8 @@ PMLP_API void pmlp_thread_groups_destroy(pmlp_group *groups);
 /*      pmlp_nccl_group_destroy(&group);                                                      */
 /*                                                                                            */
 /* Rank 0 listens on a TCP port, and the others come to it. Over these connections, which     */
-/* stay, a rank that fails tells the others why, and one that dies is noticed at once; one    */
-/* that only stands still is noticed by whoever waits for it, when `seconds` are over. Then   */
+/* stay, a rank that fails tells the others why, and a process that dies is noticed at once;  */
+/* one that stands still, or a machine that is gone, when `seconds` are over. Then            */
 /* all communicators are aborted, each call of the trainer fails with PMLP_ERROR_RANK and a   */
 /* sentence that names the rank, and trainer and group can be destroyed. The connections are  */
 /* neither encrypted nor authenticated: they belong into a network that one trusts.           */

@@ -50,6 +50,7 @@
 #      error "pipemlp_cuda.cu wants NCCL 2.18 or newer; with -DPMLP_NO_NCCL it does without"
 #    endif
 #    define PMLP__NCCL 1
+#    include <arpa/inet.h>
 #    include <errno.h>
 #    include <fcntl.h>
 #    include <netdb.h>
@@ -1545,7 +1546,7 @@ static pmlp_result pmlp__down(pmlp__cuda *c, size_t at, size_t bytes, void *to) 
 /*============================================================================================*/
 
 enum { PMLP__EDGE_BLOCKS = 4, PMLP__SUM_BLOCKS = 16 }; /* of a GPU that a communicator may take */
-enum { PMLP__MARKS = 4, PMLP__PER_MARK = 64 };
+enum { PMLP__MARKS = 256 };
 enum { PMLP__TURNS = 32 };
 static const double PMLP__PATIENCE = 60.0; /* seconds, where nobody has said how many */
 
@@ -1562,11 +1563,11 @@ typedef struct pmlp__wire {
     char text[96]; /* what it carries */
     ncclComm_t comm; /* NULL: not yet, or no more */
     cudaStream_t stream;
-    /* One is recorded behind every PER_MARK-th operation: how far the device is. The host does not
-       run ahead for more than all of them, as it would hang in a full queue of a device that waits
-       for somebody dead. */
+    /* One is recorded behind each operation: how far the device is. The host does not run ahead
+       for more than all of them, as it would hang in a full queue of a device that waits for
+       somebody dead. */
     cudaEvent_t marks[PMLP__MARKS];
-    int operations, marked, reached;
+    int64_t marked, reached;
 } pmlp__wire;
 
 typedef struct pmlp__team {
@@ -1591,7 +1592,7 @@ static uint32_t pmlp__turn_of(int device) {
     return 1u << device % PMLP__TURNS;
 }
 
-/* Those of several devices, always in the same order. Nobody who has one waits for another. */
+/* Those of several devices, always in the same order, so that nobody waits in a ring. */
 static void pmlp__take_turns(uint32_t devices) {
     for (int i = 0; i < PMLP__TURNS; i++)
         if (devices >> i & 1) pmlp__turns[i].lock();
@@ -1657,10 +1658,8 @@ static void pmlp__team_abort(pmlp__team *team) {
     uint32_t devices = 0;
     {
         std::lock_guard<std::mutex> hold(team->lock);
-        for (pmlp__wire *l = team->wires; l; l = l->next)
-            if (l->comm) devices |= pmlp__turn_of(l->device);
+        for (pmlp__wire *l = team->wires; l; l = l->next) devices |= pmlp__turn_of(l->device);
     }
-    if (devices == 0) return;
     pmlp__turn mine(devices);
     std::lock_guard<std::mutex> hold(team->lock);
     const bool grouped = ncclGroupStart() == ncclSuccess;
@@ -1737,18 +1736,8 @@ static double pmlp__seconds_of(const pmlp__team *team, double asked) {
     return asked > 0.0 && asked < most ? asked : most;
 }
 
-/* An operation for the wire's stream; `call` issues it. */
-template <class Call>
-static pmlp_result pmlp__wire_do(pmlp__wire *l, const char *doing, double seconds, Call call) {
-    pmlp__turn mine(pmlp__turn_of(l->device));
-    if (l->team->failed.load() != PMLP_OK) return (pmlp_result)l->team->failed.load();
-    const ncclResult_t result = call();
-    if (pmlp__bad(result)) return pmlp__wire_failed(l, doing, result);
-    return pmlp__wire_settle(l, doing, pmlp__seconds_of(l->team, seconds));
-}
-
 /* How many of the marks the device has reached. */
-static int pmlp__wire_look(pmlp__wire *l) {
+static int64_t pmlp__wire_look(pmlp__wire *l) {
     while (l->reached < l->marked &&
            cudaEventQuery(l->marks[l->reached % PMLP__MARKS]) == cudaSuccess)
         l->reached++;
@@ -1760,7 +1749,6 @@ static bool pmlp__wire_is_full(pmlp__wire *l) {
 }
 
 static cudaError_t pmlp__wire_mark(pmlp__wire *l) {
-    if (++l->operations % PMLP__PER_MARK != 0) return cudaSuccess;
     return cudaEventRecord(l->marks[l->marked++ % PMLP__MARKS], l->stream);
 }
 
@@ -1795,8 +1783,9 @@ static pmlp_result pmlp__wires_do(pmlp__wire *const *wires, int count, const cha
     const ncclResult_t ended = ncclGroupEnd();
     if (!pmlp__bad(result)) result = ended;
     if (pmlp__bad(result)) return pmlp__wire_failed(wires[at - 1], doing, result);
+    const double most = pmlp__seconds_of(wires[0]->team, seconds);
     for (int i = 0; i < count; i++)
-        if (wires[i]->comm) PMLP__TRY(pmlp__wire_settle(wires[i], doing, seconds));
+        if (wires[i]->comm) PMLP__TRY(pmlp__wire_settle(wires[i], doing, most));
     return PMLP_OK;
 }
 
@@ -1815,10 +1804,8 @@ static pmlp_result pmlp__wires_connect(pmlp__wire *const *wires, int count, int 
 
 /* The end of communicators with which all is well: what they still have to send is sent first. */
 static void pmlp__wires_finish(pmlp__wire *const *wires, int count) {
-    const double seconds = pmlp__seconds_of(wires[0]->team, 0.0);
-    const pmlp_result result =
-        pmlp__wires_do(wires, count, "ending", seconds,
-                       [&](int i) { return ncclCommFinalize(wires[i]->comm); });
+    const pmlp_result result = pmlp__wires_do(
+        wires, count, "ending", 0.0, [&](int i) { return ncclCommFinalize(wires[i]->comm); });
     if (result != PMLP_OK) return;
     pmlp__turn mine(pmlp__turns_of(wires, count));
     const bool grouped = ncclGroupStart() == ncclSuccess;
@@ -1855,8 +1842,8 @@ static void pmlp__wires_close(pmlp__wire *const *wires, int count) {
 
 /* What the owner's wires are doing: how much has moved, one that has not done all it has to, best
    one that waits for others, and whether one has failed. */
-static pmlp_result pmlp__wires_look(pmlp__team *team, const void *owner, int device, long *moved,
-                                    pmlp__wire **late) {
+static pmlp_result pmlp__wires_look(pmlp__team *team, const void *owner, int device,
+                                    int64_t *moved, pmlp__wire **late) {
     pmlp__turn mine(pmlp__turn_of(device));
     pmlp__wire *wrong = NULL;
     ncclResult_t state = ncclSuccess;
@@ -1884,7 +1871,7 @@ static pmlp_result pmlp__wires_look(pmlp__team *team, const void *owner, int dev
 static pmlp_result pmlp__await(pmlp__team *team, const void *owner, int device, cudaStream_t stream,
                                double seconds, cudaError_t *status) {
     double since = pmlp__seconds();
-    long before = -1, moved = 0;
+    int64_t before = -1, moved = 0;
     pmlp__wire *late = NULL;
     for (int round = 0; (*status = cudaStreamQuery(stream)) == cudaErrorNotReady; round++) {
         if (team->failed.load() != PMLP_OK) return (pmlp_result)team->failed.load();
@@ -1897,7 +1884,7 @@ static pmlp_result pmlp__await(pmlp__team *team, const void *owner, int device, 
         }
         pmlp__rest(round);
     }
-    return PMLP_OK;
+    return (pmlp_result)team->failed.load(); /* an abort ends a stream, too */
 }
 
 /* What fails one worker fails all. Then its stream runs dry. */
@@ -1928,28 +1915,21 @@ static pmlp_result pmlp__wait_for_all(pmlp__cuda *c, pmlp_result flushed) {
 
 /* --- sums over replicas ----------------------------------------------------------------------- */
 
-/* Of a worker's gradients. They are added up by the wire's stream, behind the work that makes them,
-   while the worker goes on; its own stream waits when a sum is wanted. */
+/* Of a worker's gradients. They are added up by the wire's stream, behind the work that makes them;
+   the worker's own stream waits for all of them when one is wanted. */
 typedef struct pmlp__adder {
     pmlp__wire wire;
     cudaEvent_t ready, done; /* of the last one, and so of all before */
-    float **pending;         /* gradients that the worker's stream has not waited for */
-    int count, room;
+    bool open;               /* the worker's stream has not waited for that */
 } pmlp__adder;
 
-static pmlp_result pmlp__sum_join(pmlp__cuda *c) {
-    if (!c->sum || c->sum->count == 0) return PMLP_OK;
+/* Before anything that reads or changes a gradient. */
+static pmlp_result pmlp__sum_wanted(pmlp__cuda *c) {
+    if (!c->sum || !c->sum->open) return PMLP_OK;
     PMLP__TRY(pmlp__enter_device(c));
     PMLP__TRY(pmlp__flush(c));
-    c->sum->count = 0;
+    c->sum->open = false;
     PMLP__CUDA(c, "a sum over replicas", cudaStreamWaitEvent(c->stream, c->sum->done, 0));
-    return PMLP_OK;
-}
-
-/* Before anything that reads or changes a layer's gradient. */
-static pmlp_result pmlp__sum_wanted(pmlp__cuda *c, const pmlp__cuda_layer *layer) {
-    for (int i = 0; c->sum && i < c->sum->count; i++)
-        if (c->sum->pending[i] == layer->gradient) return pmlp__sum_join(c);
     return PMLP_OK;
 }
 
@@ -1960,15 +1940,13 @@ static void pmlp__sum_close(pmlp__cuda *c) {
     pmlp__wires_close(&wire, 1);
     if (s->ready) cudaEventDestroy(s->ready);
     if (s->done) cudaEventDestroy(s->done);
-    pmlp__host_delete(&c->allocator, s->pending);
     pmlp__host_delete(&c->allocator, s);
     c->sum = NULL;
 }
 #else
 /* Without NCCL there are no teams. */
 static pmlp_result pmlp__wait_for_all(pmlp__cuda *, pmlp_result flushed) { return flushed; }
-static pmlp_result pmlp__sum_join(pmlp__cuda *) { return PMLP_OK; }
-static pmlp_result pmlp__sum_wanted(pmlp__cuda *, const pmlp__cuda_layer *) { return PMLP_OK; }
+static pmlp_result pmlp__sum_wanted(pmlp__cuda *) { return PMLP_OK; }
 static const char *pmlp__team_reason(const struct pmlp__team *) { return ""; }
 static void pmlp__team_leave(struct pmlp__team *) {}
 static void pmlp__sum_close(pmlp__cuda *) {}
@@ -2309,7 +2287,7 @@ static pmlp_result pmlp__cuda_backward_input(void *context, void *layer, int ver
 static pmlp_result pmlp__cuda_backward_weight(void *context, void *layer, size_t rows,
                                               const float *x, const float *dz, bool accumulate) {
     pmlp__command k = pmlp__command_of(PMLP__BACKWARD_WEIGHT, layer, rows);
-    PMLP__TRY(pmlp__sum_wanted((pmlp__cuda *)context, k.layer));
+    PMLP__TRY(pmlp__sum_wanted((pmlp__cuda *)context));
     k.x = x;
     k.y = dz;
     k.flag = accumulate;
@@ -2368,7 +2346,7 @@ static pmlp_result pmlp__cuda_gradient_squares(void *context, void *layer, doubl
     pmlp__command k = pmlp__command_of(PMLP__SQUARES, layer, 0);
     const size_t bytes = k.layer->desc.n_out * sizeof *squares;
     size_t at;
-    PMLP__TRY(pmlp__sum_wanted(c, k.layer));
+    PMLP__TRY(pmlp__sum_wanted(c));
     PMLP__TRY(pmlp__make_room(c, 0, pmlp__piece(bytes)));
     at = pmlp__mirror_take(&c->down, bytes);
     k.down = at - c->down.begin;
@@ -2389,7 +2367,7 @@ static pmlp_result pmlp__cuda_update(void *context, void *layer_, const pmlp_upd
     pmlp__cuda_layer *const layer = (pmlp__cuda_layer *)layer_;
     pmlp__command k = pmlp__command_of(PMLP__UPDATE, layer, 0);
     pmlp__step step;
-    PMLP__TRY(pmlp__sum_wanted(c, layer));
+    PMLP__TRY(pmlp__sum_wanted(c));
     PMLP__TRY(pmlp__make_room(c, pmlp__piece(sizeof step), 0));
     if (args->rows > 0 || args->anew)
         PMLP__TRY(pmlp__cuda_backward_weight(c, layer, args->rows, args->x, args->dz, !args->anew));
@@ -2460,7 +2438,7 @@ static pmlp_result pmlp__read_stamps(pmlp__cuda *c) {
 /* Whatever happens, nothing is outstanding afterwards. */
 static pmlp_result pmlp__wait(pmlp__cuda *c) {
     pmlp_result flushed = pmlp__flush(c);
-    if (flushed == PMLP_OK) flushed = pmlp__sum_join(c);
+    if (flushed == PMLP_OK) flushed = pmlp__sum_wanted(c);
     if (c->team && !c->given_up) return pmlp__wait_for_all(c, flushed);
     const cudaError_t waited = cudaStreamSynchronize(c->stream);
     if (flushed != PMLP_OK) return flushed;
@@ -2525,8 +2503,8 @@ static pmlp__cuda *pmlp__edge_end(const pmlp__cuda_edge *e) {
 static pmlp_result pmlp__group_share_id(const void *group, int from_rank, int to_rank, int tag,
                                         ncclUniqueId *id, double seconds);
 
-/* The workers at both ends fail together. Edges come in the order of the stages, so that one end at
-   least is new here. */
+/* The workers at both ends fail together. Edges come in the order of the stages, so that two ends
+   that have a team have the same one. */
 static pmlp_result pmlp__edge_team(pmlp__cuda_edge *e) {
     pmlp__cuda *const ends[2] = {e->from, e->to};
     pmlp__team *team = e->from && e->from->team ? e->from->team : e->to ? e->to->team : NULL;
@@ -2593,6 +2571,12 @@ static pmlp_result pmlp__edge_join(pmlp__cuda_edge *e, const void *group) {
     const int count = pmlp__edge_wires(e, wires);
     ncclUniqueId id;
     pmlp__edge_texts(e);
+    if (e->desc.slots > PMLP__MARKS) { /* else the proof of the schedule would not hold */
+        pmlp__cuda *const c = pmlp__edge_end(e);
+        snprintf(c->why, sizeof c->why, "slots: %d are more than the %d that NCCL's edges have",
+                 e->desc.slots, (int)PMLP__MARKS);
+        return PMLP_ERROR_UNSUPPORTED;
+    }
     for (int i = 0; i < count; i++) {
         pmlp__cuda *const c = wires[i] == &e->ends[0] ? e->from : e->to;
         if (count < 2) c->patience = seconds;
@@ -2637,7 +2621,7 @@ static pmlp_result pmlp__edge_nccl_send(pmlp__cuda_edge *e, const pmlp__cuda_slo
                                         const void *data, size_t bytes) {
     pmlp__wire *const l = &e->ends[0];
     PMLP__CUDA(e->from, "a hand-off", cudaStreamWaitEvent(l->stream, slot->full, 0));
-    PMLP__TRY(pmlp__wire_do(l, "sending", e->from->patience, [&] {
+    PMLP__TRY(pmlp__wires_do(&l, 1, "sending", e->from->patience, [&](int) {
         return ncclSend(data, bytes, ncclInt8, 1, l->comm, l->stream);
     }));
     PMLP__CUDA(e->from, "a hand-off", pmlp__wire_mark(l));
@@ -2648,7 +2632,7 @@ static pmlp_result pmlp__edge_nccl_receive(pmlp__cuda_edge *e, const pmlp__cuda_
                                            bool used, size_t bytes) {
     pmlp__wire *const l = &e->ends[1];
     if (used) PMLP__CUDA(e->to, "a hand-off", cudaStreamWaitEvent(l->stream, slot->taken, 0));
-    PMLP__TRY(pmlp__wire_do(l, "receiving", e->to->patience, [&] {
+    PMLP__TRY(pmlp__wires_do(&l, 1, "receiving", e->to->patience, [&](int) {
         return ncclRecv(slot->memory, bytes, ncclInt8, 0, l->comm, l->stream);
     }));
     PMLP__CUDA(e->to, "a hand-off", cudaEventRecord(slot->arrived, l->stream));
@@ -3189,18 +3173,27 @@ static int pmlp__missing(pmlp__lobby *m, char *text, size_t size) {
     return missing;
 }
 
-/* Where rank 0 listens: at its address or, if that is not one of this machine, at all. */
-static int pmlp__open_door(const struct addrinfo *found, pmlp_error *error) {
+static bool pmlp__is_number(const char *address) {
+    unsigned char number[sizeof(struct in6_addr)];
+    return inet_pton(AF_INET, address, number) == 1 || inet_pton(AF_INET6, address, number) == 1;
+}
+
+/* Where rank 0 listens: at its address; if that is not one of this machine, or a name, at all of
+   them, since a machine's own name often means its loopback. */
+static int pmlp__open_door(const struct addrinfo *found, bool everywhere, pmlp_error *error) {
     const int one = 1;
     int fd = -1, reason = 0;
     for (const struct addrinfo *a = found; a && fd < 0; a = a->ai_next) {
         struct sockaddr_storage at;
         fd = pmlp__socket(a);
-        if (fd < 0) continue;
+        if (fd < 0) {
+            reason = errno;
+            continue;
+        }
         memcpy(&at, a->ai_addr, a->ai_addrlen);
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-        int bound = bind(fd, (struct sockaddr *)&at, a->ai_addrlen);
-        if (bound != 0 && errno == EADDRNOTAVAIL) {
+        int bound = everywhere ? -1 : bind(fd, (struct sockaddr *)&at, a->ai_addrlen);
+        if (everywhere || (bound != 0 && errno == EADDRNOTAVAIL)) {
             if (at.ss_family == AF_INET6)
                 ((struct sockaddr_in6 *)&at)->sin6_addr = in6addr_any;
             else
@@ -3245,7 +3238,9 @@ static pmlp_result pmlp__host_meeting(pmlp__lobby *m, const struct addrinfo *fou
     if (made != ncclSuccess)
         return pmlp__refuse(error, PMLP_ERROR_BACKEND, "making an id: %s",
                             ncclGetErrorString(made));
-    door = pmlp__open_door(found, error);
+    const char *const address = m->launch->address;
+    const bool named = address[0] && !pmlp__is_number(address) && strcmp(address, "localhost") != 0;
+    door = pmlp__open_door(found, named, error);
     if (door < 0) return result;
     result = pmlp__receive_ranks(m, door, error);
     pmlp__shut(&door);
@@ -3323,7 +3318,11 @@ static pmlp_result pmlp__meet(const pmlp_launch *launch, int *lines, double unti
     memset(&m, 0, sizeof m);
     hints.ai_socktype = SOCK_STREAM;
     snprintf(port, sizeof port, "%d", number);
-    const int unknown = getaddrinfo(address, port, &hints, &found);
+    int unknown = getaddrinfo(address, port, &hints, &found);
+    while (unknown == EAI_AGAIN && pmlp__seconds() < until) { /* names may come late, too */
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        unknown = getaddrinfo(address, port, &hints, &found);
+    }
     if (unknown)
         return pmlp__refuse(error, PMLP_ERROR_ARGUMENT, "address: '%.100s': %s", address,
                             gai_strerror(unknown));
@@ -3460,6 +3459,7 @@ static void pmlp__beat(pmlp__watch *w) {
 static void *pmlp__watch_main(void *argument) {
     pmlp__watch *const w = (pmlp__watch *)argument;
     double beat = 0.0;
+    bool aborted = false;
     struct pollfd *const all = (struct pollfd *)(void *)(w->lines + w->count);
     while (!w->stop.load()) {
         {
@@ -3473,6 +3473,11 @@ static void *pmlp__watch_main(void *argument) {
                 all[i].fd = w->lines[i].fd; /* negative ones are passed over */
                 all[i].events = POLLIN;
             }
+        }
+        /* not only by whoever waits: it may be in a call of CUDA's that waits for the rank */
+        if (!aborted && w->team->failed.load() != PMLP_OK) {
+            pmlp__team_abort(w->team);
+            aborted = true;
         }
         if (!w->stop.load()) poll(all, (nfds_t)w->count, (int)(w->period * 1e3));
     }
@@ -3737,17 +3742,16 @@ static pmlp_result pmlp__sum_connect(pmlp__nccl_group *g, pmlp__cuda *c, int wor
 
 static pmlp_result pmlp__sum_begin(pmlp__cuda *c, float *data, size_t floats) {
     pmlp__adder *const s = c->sum;
+    pmlp__wire *const wire = &s->wire;
     PMLP__TRY(pmlp__enter_device(c));
     PMLP__TRY(pmlp__flush(c));
-    if (!pmlp__host_grow(&c->allocator, &s->pending, s->count, &s->room))
-        return pmlp__no_host_memory(c);
     PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->ready, c->stream));
     PMLP__CUDA(c, "a sum over replicas", cudaStreamWaitEvent(s->wire.stream, s->ready, 0));
-    PMLP__TRY(pmlp__wire_do(&s->wire, "adding up", c->patience,
-                            [&] { return pmlp__sum_call(s, data, floats); }));
-    PMLP__CUDA(c, "a sum over replicas", pmlp__wire_mark(&s->wire));
+    PMLP__TRY(pmlp__wires_do(&wire, 1, "adding up", c->patience,
+                             [&](int) { return pmlp__sum_call(s, data, floats); }));
+    PMLP__CUDA(c, "a sum over replicas", pmlp__wire_mark(wire));
     PMLP__CUDA(c, "a sum over replicas", cudaEventRecord(s->done, s->wire.stream));
-    s->pending[s->count++] = data;
+    s->open = true;
     return PMLP_OK;
 }
 
