@@ -1115,6 +1115,9 @@ TEST(parse_errors) {
         {"0F0,-1B0\n", PMLP_ERROR_PARSE, 0, 1},
         {"0F99999999999999999999,0B0\n", PMLP_ERROR_PARSE, 0, 0},
         {"99999999999999999999F0,0B0\n", PMLP_ERROR_PARSE, 0, 0},
+        {"0F0,16384B0\n", PMLP_ERROR_PARSE, 0, 1}, /* so many workers are too many, */
+        {"0F0,16383B0\n", PMLP_ERROR_SCHEDULE, -1, -1}, /* of these only many are missing */
+        {"0F1048576,0B0\n", PMLP_ERROR_PARSE, 0, 0},
         {"0F0;0B0\n", PMLP_ERROR_PARSE, 0, 0},
         {"0f0,0b0\n", PMLP_ERROR_PARSE, 0, 0},
         {"0F0,0B0\n0F1,0B1\n", PMLP_ERROR_SCHEDULE, -1, -1},
