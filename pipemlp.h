@@ -10187,22 +10187,24 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
     return result;
 }
 
-/* What was measured on rank 0 is what all go by. */
-static pmlp_result pmlp__from_rank_0(const pmlp_trainer_desc *d, double *values, size_t count,
-                                     pmlp_error *error) {
-    const pmlp_result result = d->group->broadcast(d->group->context, 0, values,
-                                                   count * sizeof *values, d->deadline);
-    const char *why = pmlp__group_reason(d->group);
-    return result == PMLP_OK
-               ? result
-               : pmlp__fail(error, result, "what rank 0 measures: %.400s",
-                            *why ? why : pmlp_result_text(result));
+static bool pmlp__measures_layers(const pmlp_trainer_desc *d, int stages) {
+    return d->measure_layers && stages > 1 && !d->layer_costs && !d->cuts;
+}
+
+/* What was measured on rank 0, or could not be, is what all go by. */
+static pmlp_result pmlp__from_rank_0(pmlp_trainer *t, pmlp_result measured, double *values,
+                                     size_t count, pmlp_error *error) {
+    pmlp_result result = pmlp__agree(t, measured, NULL, error);
+    if (result != PMLP_OK || !t->group) return result;
+    result = t->group->broadcast(t->group->context, 0, values, count * sizeof *values,
+                                 t->desc.deadline);
+    return result == PMLP_OK ? result : pmlp__part(t, "sharing what was measured", result, error);
 }
 
 /* Fills cuts [stages - 1] as the desc says, and costs [layers] with what each layer costs. */
 static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer_desc *d,
-                                     int stages, const pmlp_cut *wanted, double *costs,
-                                     pmlp_cut *cuts, pmlp_error *error) {
+                                     int stages, double *costs, pmlp_cut *cuts,
+                                     pmlp_error *error) {
     pmlp_result result = pmlp__check_layer_costs(model, d->layer_costs, error);
     int l;
     if (result != PMLP_OK) return result;
@@ -10210,27 +10212,31 @@ static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer
         costs[l] = d->layer_costs ? d->layer_costs[l]
                                   : pmlp__output_cost(model, NULL, l) *
                                         (double)pmlp__n_out(model, l);
-    if (d->measure_layers && stages > 1 && !d->layer_costs && !wanted) {
-        if (!d->group || d->group->rank == 0) result = pmlp_measure_layers(model, d, costs, error);
-        if (result == PMLP_OK && d->group)
-            result = pmlp__from_rank_0(d, costs, (size_t)model->desc.layers, error);
+    if (pmlp__measures_layers(d, stages)) {
+        result = pmlp_measure_layers(model, d, costs, error);
         if (result != PMLP_OK) return result;
     }
-    if (!wanted) return pmlp_partition(model, stages, d->whole_layers, costs, cuts, NULL, error);
-    memcpy(cuts, wanted, (size_t)(stages - 1) * sizeof *cuts);
+    if (!d->cuts) return pmlp_partition(model, stages, d->whole_layers, costs, cuts, NULL, error);
+    memcpy(cuts, d->cuts, (size_t)(stages - 1) * sizeof *cuts);
     return PMLP_OK;
 }
 
 static pmlp_result pmlp__trainer_cuts(pmlp_trainer *t, pmlp_error *error) {
     const int stages = t->schedule->stages;
-    const pmlp_cut *wanted = t->desc.cuts;
-    pmlp_result result;
+    pmlp_result result = PMLP_OK;
     t->cuts = (pmlp_cut *)pmlp__new(&t->desc.allocator, (size_t)stages, sizeof *t->cuts);
     if (!t->cuts) return pmlp__no_memory(error, "the cuts");
     t->layer_costs = (double *)pmlp__new(&t->desc.allocator, (size_t)t->model->desc.layers,
                                          sizeof *t->layer_costs);
     if (!t->layer_costs) return pmlp__no_memory(error, "the costs of the layers");
-    result = pmlp__choose_cuts(t->model, &t->desc, stages, wanted, t->layer_costs, t->cuts, error);
+    if (t->group && pmlp__measures_layers(&t->desc, stages)) {
+        if (t->group->rank == 0)
+            result = pmlp_measure_layers(t->model, &t->desc, t->layer_costs, error);
+        result = pmlp__from_rank_0(t, result, t->layer_costs, (size_t)t->model->desc.layers, error);
+        if (result != PMLP_OK) return result;
+        t->desc.layer_costs = t->layer_costs;
+    }
+    result = pmlp__choose_cuts(t->model, &t->desc, stages, t->layer_costs, t->cuts, error);
     t->desc.cuts = t->cuts;
     t->desc.layer_costs = t->layer_costs;
     return result;
@@ -10706,6 +10712,7 @@ static pmlp_result pmlp__probe(const pmlp_trainer *t, double **arrays, pmlp_erro
     d.batch = zeros.rows = t->share;
     d.schedule = d.virtual_stages > 1 ? PMLP_SCHEDULE_LOOPED_BFS : PMLP_SCHEDULE_GPIPE;
     d.trace = PMLP__PROBE_STEPS;
+    d.slots = 0; /* the caller's are for the schedule that is looked for */
     if (d.group) d.no_threads = true;
     d.group = NULL;
     d.replicas = 1;
@@ -10738,8 +10745,7 @@ static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) 
     if (!t->group || t->group->rank == 0) result = pmlp__probe(t, &arrays, error);
     else if (!(arrays = (double *)pmlp__new(&t->desc.allocator, count, sizeof *arrays)))
         result = pmlp__no_memory(error, "costs");
-    if (result == PMLP_OK && t->group)
-        result = pmlp__from_rank_0(&t->desc, arrays, count, error);
+    result = pmlp__from_rank_0(t, result, arrays, count, error);
     if (result == PMLP_OK) {
         costs = pmlp__costs_in(arrays, stages);
         t->desc.costs = &costs;
@@ -10883,7 +10889,7 @@ PMLP_API pmlp_result pmlp_trainer_create(pmlp_model *model, const pmlp_trainer_d
         result = pmlp__trainer_begin(t, &why);
     }
     if (result != PMLP_OK) {
-        if (t) pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", why.text);
+        pmlp__log(&desc->logger, PMLP_LOG_ERROR, "%s", why.text);
         if (group && !(t && (t->is_known || pmlp__load(&t->failed))))
             group->abort(group->context, why.text);
         pmlp_trainer_destroy(t);
@@ -12162,7 +12168,7 @@ static pmlp_result pmlp__bounds_begin(pmlp__bounds *b, const pmlp_costs *costs,
     b->layer_costs =
         (double *)pmlp__new(allocator, (size_t)b->model->desc.layers, sizeof *b->layer_costs);
     if (!b->layer_costs) return pmlp__no_memory(error, "bounds");
-    result = pmlp__choose_cuts(b->model, &b->d, n, b->d.cuts, b->layer_costs, b->cuts, error);
+    result = pmlp__choose_cuts(b->model, &b->d, n, b->layer_costs, b->cuts, error);
     if (result != PMLP_OK) return result;
     pmlp__count_costs(b);
     if (costs) b->costs = *costs;

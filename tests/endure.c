@@ -211,6 +211,13 @@ static bool lost(const job *j) {
     return j->result == PMLP_ERROR_STATE && (j->unit == j->units || j->steps == j->pause);
 }
 
+/* More stages or fewer slots than can be. */
+static bool is_refused(const job *j) {
+    return (j->result == PMLP_ERROR_ARGUMENT || j->result == PMLP_ERROR_SHAPE ||
+            j->result == PMLP_ERROR_DEADLOCK) &&
+           (j->steps == 0 || j->steps == j->pause);
+}
+
 static bool one(uint64_t seed) {
     static the_case c; /* large */
     draw(&c, seed);
@@ -232,16 +239,17 @@ static bool one(uint64_t seed) {
     if (!faulty_balanced(&c.back_end)) return wrong(seed, "contexts or buffers are lost", j);
     if (c.wires.living != 0) return wrong(seed, "edges are lost", j);
     seen.steps += j->steps;
-    const pmlp_result refused = victim->result == PMLP_ERROR_SHAPE ? PMLP_ERROR_SHAPE
-                                : victim->result == PMLP_ERROR_DEADLOCK ? PMLP_ERROR_DEADLOCK
-                                                                        : PMLP_ERROR_ARGUMENT;
     if (due(&c) != PMLP_OK) {
-        if (victim->result != due(&c) && victim->result != PMLP_ERROR_RANK && !lost(victim))
+        /* unless it was met behind the end, or another rank was first */
+        const bool diverged = victim->result == PMLP_ERROR_NUMBER &&
+                              c.serial.result == PMLP_ERROR_NUMBER;
+        if (victim->result != due(&c) && victim->result != PMLP_ERROR_RANK && !lost(victim) &&
+            !diverged)
             return wrong(seed, "another failure than the one met", victim);
         return seen.failed[c.fault]++, true;
     }
-    if (victim->result == refused && (victim->steps == 0 || victim->steps == victim->pause))
-        return seen.refused++, true; /* more stages or fewer slots than can be */
+    for (int r = 0; r < c.ranks; r++)
+        if (is_refused(&c.jobs[r])) return seen.refused++, true;
     for (int r = 0; r < c.ranks; r++) {
         const job *const of = &c.jobs[r];
         if (of->result != c.serial.result) return wrong(seed, "another result than serially", of);

@@ -975,6 +975,59 @@ TEST(memory_fails) {
         test_count(cases));
 }
 
+static int unlucky; /* the rank whose memory fails */
+
+static void create_and_end(rank *r) {
+    pmlp_trainer *t = NULL;
+    pmlp_error error = {0};
+    failed(r, pmlp_trainer_create(r->model, &r->desc, &t, &error), error.text);
+    pmlp_trainer_destroy(t);
+}
+static void use_unlucky(rank *r) {
+    if (r->number == unlucky) r->desc.allocator = memory.allocator;
+}
+
+/* While a rank waits for what another one measures: it hears what went wrong there. */
+TEST(measuring_fails) {
+    const long step = test_quick() ? 7 : 1;
+    long cases = 0;
+    for (unlucky = 0; unlucky < 2; unlucky++)
+        for (int automatic = 0; automatic < 2; automatic++)
+            for (long k = 1;; k += step, cases++) {
+                pmlp_trainer_desc d = desc_of(&shapes[2]);
+                rank ranks[RANKS];
+                const outcome *own = &ranks[unlucky].out, *other = &ranks[!unlucky].out;
+                if (automatic) d.schedule = PMLP_SCHEDULE_AUTO;
+                d.measure_layers = true;
+                memory_begin(k);
+                run_ranks(ranks, 2, &nets[0], &d, create_and_end, use_unlucky);
+                memory_after(k);
+                if (memory.calls < k) {
+                    CHECK(all_well(ranks, 2), "%s, %s", own->text, other->text);
+                    break;
+                }
+                CHECK(own->result == PMLP_ERROR_MEMORY, "allocation %ld: %s", k, own->text);
+                CHECK(other->result == PMLP_ERROR_RANK && strstr(other->text, own->text),
+                      "allocation %ld: '%s', the other: '%s'", k, own->text, other->text);
+            }
+    SAY("the k-th allocation of a rank fails while rank 0 measures: both say so, %s cases",
+        test_count(cases));
+}
+
+TEST(auto_with_slots) {
+    pmlp_trainer_desc d = desc_of(&shapes[2]);
+    rank ranks[RANKS];
+    d.schedule = PMLP_SCHEDULE_AUTO, d.slots = 1, d.microbatches = 6;
+    run_ranks(ranks, 2, &nets[0], &d, create_and_end, NULL);
+    CHECK(ranks[0].out.result == ranks[1].out.result &&
+              strcmp(ranks[0].out.text, ranks[1].out.text) == 0,
+          "'%s', '%s'", ranks[0].out.text, ranks[1].out.text);
+    /* what it measures with must not meet it, what it finds may */
+    CHECK(ranks[0].out.result == PMLP_OK || ranks[0].out.result == PMLP_ERROR_DEADLOCK, "%s",
+          ranks[0].out.text);
+    SAY("auto with edges of one slot: %s on all ranks", pmlp_result_name(ranks[0].out.result));
+}
+
 /* --- files ------------------------------------------------------------------------------------ */
 
 static char saved[64]; /* a training, after two steps */
@@ -1026,7 +1079,9 @@ TEST(saved_and_resumed) {
               "rank %d: %s", k, ranks[k].out.text);
     for (int from = 1; from < 4; from++) {
         d.replicas = from == 3 ? 2 : 1;
+        d.deadline = 3.0; /* all of it passes */
         run_ranks(ranks, from + 1, &nets[0], &d, save_and_lose, NULL);
+        d.deadline = 20.0;
         for (int k = 0; k <= from; k++)
             CHECK(ranks[k].out.result == PMLP_OK &&
                       (k == DIFFERENT || (pmlp_result)ranks[k].out.norm == PMLP_ERROR_RANK),
@@ -1064,6 +1119,8 @@ int main(void) {
     RUN(gate);
     RUN(group_fails);
     RUN(memory_fails);
+    RUN(measuring_fails);
+    RUN(auto_with_slots);
     RUN(saved_and_resumed);
     return test_end();
 }
