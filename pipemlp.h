@@ -258,9 +258,10 @@
    ON THREADS
 
       A trainer with p workers starts p - 1 threads; the thread that calls is worker 0 (of those
-      that the rank has, if there are several). Idle
-      workers spin for about a millisecond, then sleep; with more workers than cores they sleep at
-      once. One call at a time per trainer; different trainers and models are independent.
+      that the rank has, if there are several). Idle workers spin for about a millisecond, then
+      sleep; where the one that is waited for needs their core, as with more workers than cores or
+      beside other programs, they give it away almost at once. One call at a time per trainer;
+      different trainers and models are independent.
       desc.no_threads runs the same lists on the calling thread alone, with the same bits. Each
       worker makes its layers and buffers on its own thread, so that memory lies near the core that
       uses it; desc.bind_threads keeps it there.
@@ -8734,6 +8735,7 @@ typedef struct pmlp__worker {
     pmlp__cond cond;
     bool has_mutex, has_cond, has_thread;
     pmlp__atomic sleeping;
+    int pauses;             /* as the trainer's, by what the last waits were like */
     pmlp__thread thread;
     pmlp__thread_start start;
     char gap[128];
@@ -8773,7 +8775,7 @@ struct pmlp_trainer {
     double *mail;           /* [1 + ranks][mail_size]: alike */
     size_t mail_size;
     int pauses, spins; /* of a worker that waits: how often it looks again before it gives its core
-                          away, and before it sleeps */
+                          away, at most, and before it sleeps */
     bool polled;            /* the edges do not wake anybody */
 
     /* the present pass, written before the workers start */
@@ -9810,12 +9812,14 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
     return PMLP_OK;
 }
 
+enum { PMLP__FEW_PAUSES = 20 };
+
 /* Waits a little: first spins, then lets others have the core, among whom may be the one that it
    waits for, then sleeps until woken, or for a millisecond if `timed`. The caller
    asks again after each call, and once between falling asleep and sleeping: see pmlp__wake(). */
 static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
     if (*spins < w->trainer->spins) {
-        if (++*spins <= w->trainer->pauses) pmlp__pause();
+        if (++*spins <= w->pauses) pmlp__pause();
         else pmlp__yield();
         return;
     }
@@ -9826,6 +9830,16 @@ static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
         else pmlp__cond_wait(&w->cond, &w->mutex);
     }
     pmlp__mutex_unlock(&w->mutex);
+    pmlp__store(&w->sleeping, 0);
+}
+
+/* A wait is over. If it took giving the core away, the one that was waited for may have no other:
+   the next time it is given away sooner. */
+static void pmlp__waited(pmlp__worker *w, int *spins) {
+    if (*spins > w->pauses) w->pauses = w->pauses > 2 * PMLP__FEW_PAUSES ? w->pauses / 2
+                                                                         : PMLP__FEW_PAUSES;
+    else if (*spins > 0) w->pauses = pmlp__least(2 * w->pauses, w->trainer->pauses);
+    *spins = 0;
     pmlp__store(&w->sleeping, 0);
 }
 
@@ -9866,12 +9880,11 @@ static pmlp_result pmlp__worker_pass(pmlp_trainer *t, int index, pmlp_error *err
     while ((result = pmlp__advance(w)) == PMLP_BUSY) {
         if (w->next != at) { /* some progress: spin anew */
             at = w->next;
-            spins = 0;
-            pmlp__store(&w->sleeping, 0);
+            pmlp__waited(w, &spins);
         }
         pmlp__backoff(w, &spins, t->polled);
     }
-    pmlp__store(&w->sleeping, 0);
+    pmlp__waited(w, &spins);
     pmlp__worker_finish(w, result);
     return result;
 }
@@ -9886,12 +9899,11 @@ static void pmlp__worker_main(void *argument) {
             pmlp__backoff(w, &spins, false);
             continue;
         }
-        pmlp__store(&w->sleeping, 0);
+        pmlp__waited(w, &spins);
         tasks++;
         w->task_result = w->task(t, w->task_index, &w->task_error);
         pmlp__add(&t->done, 1);
         pmlp__wake(pmlp__caller(t));
-        spins = 0;
     }
 }
 
@@ -9908,7 +9920,7 @@ static void pmlp__await_tasks(pmlp_trainer *t, int count) {
     pmlp__worker *const w = pmlp__caller(t);
     int spins = 0;
     while (pmlp__load(&t->done) < count) pmlp__backoff(w, &spins, false);
-    pmlp__store(&w->sleeping, 0);
+    pmlp__waited(w, &spins);
 }
 
 /*============================================================================================*/
@@ -10297,21 +10309,22 @@ static pmlp_result pmlp__worker_bind(pmlp_trainer *t, int index, pmlp_error *err
 
 static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
     int threads = t->end_worker - t->first_worker, i;
+    /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
+       from the very worker that is waited for. */
+    if (t->group && t->group->per_machine > 1) threads *= t->group->per_machine;
+    t->pauses = threads <= pmlp__cores() ? 2000 : PMLP__FEW_PAUSES;
+    t->spins = t->pauses + 1000;
+    t->polled = t->edges != pmlp_thread_edges() || t->group;
     for (i = t->first_worker; i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->trainer = t;
         w->index = i;
+        w->pauses = t->pauses;
         w->has_mutex = pmlp__mutex_init(&w->mutex);
         w->has_cond = pmlp__cond_init(&w->cond);
         if (!w->has_mutex || !w->has_cond)
             return pmlp__fail(error, PMLP_ERROR_THREAD, "worker %d: no mutex could be made", i);
     }
-    /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
-       from the very worker that is waited for. */
-    if (t->group && t->group->per_machine > 1) threads *= t->group->per_machine;
-    t->pauses = threads <= pmlp__cores() ? 2000 : 20;
-    t->spins = t->pauses + 1000;
-    t->polled = t->edges != pmlp_thread_edges() || t->group;
     for (i = t->first_worker + 1; !t->desc.no_threads && i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->start.run = pmlp__worker_main;
