@@ -225,6 +225,7 @@ static bool measured_ceiling(const training *t, pmlp_ceiling_report *report) {
     training copy = *t;
     pmlp_costs costs;
     pmlp_error error;
+    const double begun = peer_now();
     bool good;
     int i;
     copy.desc.trace = PEER_CHECK;
@@ -235,10 +236,11 @@ static bool measured_ceiling(const training *t, pmlp_ceiling_report *report) {
     if (t->desc.schedule == PMLP_SCHEDULE_AUTO)
         copy.desc.custom = pmlp_trainer_schedule(t->trainer);
     good = pmlp_trainer_create(copy.model, &copy.desc, &copy.trainer, &error) == PMLP_OK;
-    for (i = 0; good && i < PEER_CHECK; i++)
+    /* The last steps are traced: new threads may share a core at first. */
+    for (i = 0; good && (i < PEER_CHECK || peer_now() - begun < 0.1); i++)
         if (pmlp_schedule_is_synchronous(pmlp_trainer_schedule(copy.trainer)))
-            step(&copy, (size_t)i * copy.desc.batch);
-        else if (i == 0)
+            step(&copy, (size_t)(i % PEER_CHECK) * copy.desc.batch);
+        else
             async_step(&copy, 0);
     good = good && pmlp_trainer_costs(copy.trainer, &costs) == PMLP_OK &&
            pmlp_ceiling(copy.model, &copy.desc, &costs, report, &error) == PMLP_OK;
