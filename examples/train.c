@@ -535,12 +535,12 @@ static int prepare_layers(job *j) {
 }
 
 /* The CUDA back end, if it is in this program. */
-static bool make_cuda_backend(const pmlp_cuda_options *options, pmlp_backend *table) {
+static bool make_cuda_backend(const pmlp_cuda_options *cuda, pmlp_backend *table) {
 #ifdef PMLP_CUDA
-    pmlp_cuda_backend_with(options, table);
+    pmlp_cuda_backend_with(cuda, table);
     return true;
 #else
-    (void)options;
+    (void)cuda;
     (void)table;
     return false;
 #endif

@@ -272,6 +272,26 @@ readme() { # the C in README.md compiles, without a warning
     fi
 }
 
+examples() { # none gives a warning
+    local file name compiler compilers names=()
+    for file in examples/*.c examples/*.cpp; do
+        case $file in
+            *.cpp) compilers=('g++ -std=c++11' 'clang++ -std=c++20') ;;
+            *_mpi.c) compilers=('mpicc -std=c99') ;;
+            *) compilers=('gcc -std=c99' 'clang -std=c11') ;;
+        esac
+        for compiler in "${compilers[@]}"; do
+            have "${compiler%% *}" || continue
+            name=$(basename "$file")-${compiler%% *}
+            names+=("$name")
+            # shellcheck disable=SC2086
+            queue "$name" $compiler "${warnings[@]}" -fsyntax-only -I. "$file"
+        done
+    done
+    wait
+    verdict "examples, ${#names[@]} times: no warning" "${names[@]}"
+}
+
 # --- the manual's promises: every name and every marker in it exists -----------------------------------
 
 names() { # FILE LINES: the pmlp_ names in them that the header does not declare
@@ -530,6 +550,7 @@ benchmarks() {
 }
 
 example
+examples
 readme
 manual
 installed
