@@ -1,7 +1,7 @@
 /* Whatever fails, the library says so in one sentence, hangs nowhere, loses nothing and breaks
    nothing. Here everything fails that can: the allocator at its k-th call, each worker's back end at
-   its k-th operation, each edge at its k-th hand-off, the start of the k-th thread, for every k; and
-   the caller, who passes every wrong thing there is to pass.
+   its k-th operation, each edge at its k-th hand-off, the start of the k-th thread, the k-th mutex,
+   for every k; and the caller, who passes every wrong thing there is to pass.
 
        cc -std=c99 -I. tests/test_errors.c -o test_errors -pthread -lm                            */
 #include <pthread.h>
@@ -2144,7 +2144,8 @@ TEST(bad_batches) {
         {"rows past memory", {sizeof(size_t) > 4 ? SIZE_MAX / 8 : SIZE_MAX, x, net_labels, NULL, false}, PMLP_ERROR_ARGUMENT, "rows", false},
         {"no x", {BATCH, NULL, net_labels, NULL, false}, PMLP_ERROR_ARGUMENT, "x", false},
         {"no labels", {BATCH, x, NULL, NULL, false}, PMLP_ERROR_ARGUMENT, "labels", false},
-        {"targets, too", {BATCH, x, net_labels, net_targets, false}, PMLP_ERROR_ARGUMENT, "labels, not targets", false},
+        {"targets, too", {BATCH, x, net_labels, net_targets, false}, PMLP_ERROR_ARGUMENT,
+         "labels, not targets", false},
         {"targets only", {BATCH, x, NULL, net_targets, false}, PMLP_ERROR_ARGUMENT, "labels", false},
         {"label -1", {BATCH, x, labels_negative, NULL, false}, PMLP_ERROR_DATA, "label", false},
         {"label 3 of 3", {BATCH, x, labels_large, NULL, false}, PMLP_ERROR_DATA, "label", false},

@@ -1999,14 +1999,15 @@ TEST(slots) {
               up[1] == 0 && down[0] == 0 && down[1] == 0,
           "edges within a worker need %d, %d, %d, %d slots", up[0], up[1], down[0], down[1]);
     pmlp_schedule_destroy(schedule);
-    /* four forwards ahead of the first backward, which the other worker hands over two by two: one of
-       the edges has to hold two messages, and it is the second, since the first is made small first */
+    /* four forwards before the first backward, and two backwards before the third forward: one of
+       the edges must hold two messages; the second, since the first is made small first */
     schedule = parse_fine("0F0,0F1,0F2,0F3,0B0,0B1,0B2,0B3\n1F0,1F1,1B0,1B1,1F2,1F3,1B2,1B3\n");
     CHECK(pmlp_schedule_check(schedule, 0, &report, &error) == PMLP_OK && report.slots == 2 &&
               up[0] == 1 && down[0] == 2,
           "%d slots, %d up, %d down", report.slots, up[0], down[0]);
     report.forward_slots = NULL, up[0] = -1;
-    CHECK(pmlp_schedule_check(schedule, 0, &report, &error) == PMLP_OK && up[0] == -1 && down[0] == 2,
+    CHECK(pmlp_schedule_check(schedule, 0, &report, &error) == PMLP_OK && up[0] == -1 &&
+              down[0] == 2,
           "only one of the arrays: %d up, %d down", up[0], down[0]);
     pmlp_schedule_destroy(schedule);
     SAY("an edge too small is refused; fewest slots %d, as the second checker finds", fewest);
@@ -2147,7 +2148,7 @@ TEST(refusals) {
     CHECK(pmlp_schedule_parse(sparse, strlen(sparse), NULL, &schedule, &error) == PMLP_OK, "%s",
           error.text);
     CHECK(pmlp_schedule_check(schedule, 0, NULL, &error) == PMLP_ERROR_SCHEDULE &&
-              strstr(error.text, "5 actions are far too few for 2 stages and 1000001 micro-batches"),
+              strstr(error.text, "5 actions are far too few for 2 stages and 1000001 micro-"),
           "a sparse one is checked: %s", error.text);
     CHECK(pmlp_schedule_simulate(schedule, NULL, NULL, NULL, &error) == PMLP_ERROR_SCHEDULE &&
               strstr(error.text, "far too few"),
@@ -2183,8 +2184,8 @@ TEST(refusals) {
           "the times of nothing: %s", error.text);
     pmlp_timeline_destroy(timeline);
     pmlp_schedule_destroy(schedule);
-    SAY("workers without stages, lists too long or far too short, messages within a worker, costs of "
-        "other stages, updates out of turn");
+    SAY("workers without stages, lists too long or far too short, messages within a worker, costs "
+        "of other stages, updates out of turn");
 }
 
 int main(void) {
