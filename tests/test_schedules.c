@@ -2163,7 +2163,7 @@ TEST(refusals) {
     CHECK(pmlp_schedule_check(schedule, 0, NULL, &error) == PMLP_ERROR_SCHEDULE &&
               strstr(error.text, "where the update after micro-batch 1 is due"),
           "an update with another number: %s", error.text);
-    last->microbatch = 1, schedule->lists[0].count--;
+    last->op = PMLP_OP_NONE, last->microbatch = 1;
     CHECK(pmlp_schedule_check(schedule, 0, NULL, &error) == PMLP_ERROR_SCHEDULE &&
               strstr(error.text, "worker 0 never does 0U, every update of stage 0"),
           "an update too few: %s", error.text);
