@@ -10187,22 +10187,28 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
     return result;
 }
 
-/* What was measured on rank 0 is what all go by. */
-static pmlp_result pmlp__from_rank_0(const pmlp_trainer_desc *d, double *values, size_t count,
+/* What was measured on rank 0 is what all go by: those of a trainer, if there is one, and it has
+   gone well so far on all of them. */
+static pmlp_result pmlp__from_rank_0(pmlp_trainer *t, const pmlp_trainer_desc *d,
+                                     pmlp_result result, double *values, size_t count,
                                      pmlp_error *error) {
-    const pmlp_result result = d->group->broadcast(d->group->context, 0, values,
-                                                   count * sizeof *values, d->deadline);
-    const char *why = pmlp__group_reason(d->group);
-    return result == PMLP_OK
-               ? result
-               : pmlp__fail(error, result, "what rank 0 measures: %.400s",
-                            *why ? why : pmlp_result_text(result));
+    const char *why;
+    if (t) result = pmlp__agree(t, result, NULL, error);
+    if (!d->group || result != PMLP_OK) return result;
+    result = d->group->broadcast(d->group->context, 0, values, count * sizeof *values, d->deadline);
+    if (result == PMLP_OK) return result;
+    if (t) return pmlp__part(t, "sharing what was measured", result, error);
+    why = pmlp__group_reason(d->group);
+    return pmlp__fail(error, result, "what rank 0 measures: %.400s",
+                      *why ? why : pmlp_result_text(result));
 }
 
-/* Fills cuts [stages - 1] as the desc says, and costs [layers] with what each layer costs. */
-static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer_desc *d,
-                                     int stages, const pmlp_cut *wanted, double *costs,
-                                     pmlp_cut *cuts, pmlp_error *error) {
+/* Fills cuts [stages - 1] as the desc says, and costs [layers] with what each layer costs. t may be
+   NULL. */
+static pmlp_result pmlp__choose_cuts(pmlp_trainer *t, const pmlp_model *model,
+                                     const pmlp_trainer_desc *d, int stages,
+                                     const pmlp_cut *wanted, double *costs, pmlp_cut *cuts,
+                                     pmlp_error *error) {
     pmlp_result result = pmlp__check_layer_costs(model, d->layer_costs, error);
     int l;
     if (result != PMLP_OK) return result;
@@ -10212,8 +10218,7 @@ static pmlp_result pmlp__choose_cuts(const pmlp_model *model, const pmlp_trainer
                                         (double)pmlp__n_out(model, l);
     if (d->measure_layers && stages > 1 && !d->layer_costs && !wanted) {
         if (!d->group || d->group->rank == 0) result = pmlp_measure_layers(model, d, costs, error);
-        if (result == PMLP_OK && d->group)
-            result = pmlp__from_rank_0(d, costs, (size_t)model->desc.layers, error);
+        result = pmlp__from_rank_0(t, d, result, costs, (size_t)model->desc.layers, error);
         if (result != PMLP_OK) return result;
     }
     if (!wanted) return pmlp_partition(model, stages, d->whole_layers, costs, cuts, NULL, error);
@@ -10230,7 +10235,8 @@ static pmlp_result pmlp__trainer_cuts(pmlp_trainer *t, pmlp_error *error) {
     t->layer_costs = (double *)pmlp__new(&t->desc.allocator, (size_t)t->model->desc.layers,
                                          sizeof *t->layer_costs);
     if (!t->layer_costs) return pmlp__no_memory(error, "the costs of the layers");
-    result = pmlp__choose_cuts(t->model, &t->desc, stages, wanted, t->layer_costs, t->cuts, error);
+    result =
+        pmlp__choose_cuts(t, t->model, &t->desc, stages, wanted, t->layer_costs, t->cuts, error);
     t->desc.cuts = t->cuts;
     t->desc.layer_costs = t->layer_costs;
     return result;
@@ -10738,8 +10744,7 @@ static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) 
     if (!t->group || t->group->rank == 0) result = pmlp__probe(t, &arrays, error);
     else if (!(arrays = (double *)pmlp__new(&t->desc.allocator, count, sizeof *arrays)))
         result = pmlp__no_memory(error, "costs");
-    if (result == PMLP_OK && t->group)
-        result = pmlp__from_rank_0(&t->desc, arrays, count, error);
+    result = pmlp__from_rank_0(t, &t->desc, result, arrays, count, error);
     if (result == PMLP_OK) {
         costs = pmlp__costs_in(arrays, stages);
         t->desc.costs = &costs;
@@ -12162,7 +12167,8 @@ static pmlp_result pmlp__bounds_begin(pmlp__bounds *b, const pmlp_costs *costs,
     b->layer_costs =
         (double *)pmlp__new(allocator, (size_t)b->model->desc.layers, sizeof *b->layer_costs);
     if (!b->layer_costs) return pmlp__no_memory(error, "bounds");
-    result = pmlp__choose_cuts(b->model, &b->d, n, b->d.cuts, b->layer_costs, b->cuts, error);
+    result =
+        pmlp__choose_cuts(NULL, b->model, &b->d, n, b->d.cuts, b->layer_costs, b->cuts, error);
     if (result != PMLP_OK) return result;
     pmlp__count_costs(b);
     if (costs) b->costs = *costs;

@@ -1221,6 +1221,13 @@ TEST(saved_and_resumed) {
 
 /* --- every single call of what is done once --------------------------------------------------- */
 
+static void create_and_end(rank *r) {
+    pmlp_trainer *t = NULL;
+    pmlp_error error = {0};
+    failed(r, pmlp_trainer_create(r->model, &r->desc, &t, &error), error.text);
+    pmlp_trainer_destroy(t);
+}
+
 static void save_only(rank *r) {
     pmlp_trainer *t = NULL;
     pmlp_error error = {0};
@@ -1259,6 +1266,22 @@ static long each_call(const char *what, const pmlp_trainer_desc *d, script body,
               "%s %ld: %s", what, k, ranks[0].out.text);
     }
     return cases;
+}
+
+TEST(beginning_fails) {
+    long cases = 0;
+    for (int variant = 0; variant < 5; variant++) {
+        pmlp_trainer_desc d = desc_of(&shapes[2]);
+        d.replicas = variant == 1 || variant == 2 ? 2 : 1, d.allreduce = variant == 2;
+        if (variant == 3) d.schedule = PMLP_SCHEDULE_AUTO;
+        d.measure_layers = variant == 4;
+        cases += each_call("group", &d, create_and_end, 40, faulty_begin, &group_calls, use_faulty);
+        cases += each_call("memory", &d, create_and_end, test_quick() ? 16 : 400, memory_begin,
+                           &memory.calls, use_memory);
+        cases += each_call("back end", &d, create_and_end, 200, shim_begin, &shim_calls, use_shim);
+    }
+    SAY("each call of a group, a back end, an allocator while trainers are made fails: all hear of "
+        "it, %s cases", test_count(cases));
 }
 
 TEST(loading_fails) {
@@ -1301,6 +1324,7 @@ int main(void) {
     RUN(group_fails);
     RUN(memory_fails);
     RUN(saved_and_resumed);
+    RUN(beginning_fails);
     RUN(loading_fails);
     return test_end();
 }
