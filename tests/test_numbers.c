@@ -355,6 +355,32 @@ TEST(too_late) {
     SAY("asynchronous schedules: said when it is too late; they cannot skip");
 }
 
+/* Data and weights that are finite, and what comes of them is not; and a bias. */
+TEST(outputs) {
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        pmlp_data data = good_data(&squares);
+        pmlp_trainer_desc desc = {0};
+        desc.batch = BATCH, desc.workers = 2, desc.deadline = 20;
+        data_x[35 * N_IN + 3] = 3e38f, data_x[35 * N_IN + 4] = -3e38f;
+        bad_step(&squares, &data, desc, ranks, "row 15 of the data: output ", "outputs");
+    }
+    pmlp_data data = good_data(&classes), batch = rows_of(&classes, &data, 0, BATCH);
+    pmlp_model *model = make_model(&classes, 5);
+    pmlp_trainer *t = NULL;
+    pmlp_trainer_desc desc = {0};
+    pmlp_params params;
+    CHECK(pmlp_model_params(model, 1, &params, NULL) == PMLP_OK, "no parameters");
+    params.b[3] = (float)NAN;
+    desc.batch = BATCH, desc.workers = 2;
+    CHECK(pmlp_trainer_create(model, &desc, &t, NULL) == PMLP_OK, "no trainer");
+    CHECK(pmlp_trainer_step(t, &batch, NULL) == PMLP_ERROR_NUMBER &&
+              strstr(pmlp_trainer_error(t)->text, "bias 3 of layer 1 is nan"),
+          "%s", pmlp_trainer_error(t)->text);
+    pmlp_trainer_destroy(t);
+    pmlp_model_destroy(model);
+    SAY("outputs out of range, on one rank and two, and a bias: named");
+}
+
 /* Without memory to look for the layer the step is still refused. */
 TEST(no_memory) {
     for (long k = 1; k <= 2; k++) {
@@ -389,6 +415,7 @@ int main(void) {
     RUN(epochs);
     RUN(shuffled);
     RUN(too_late);
+    RUN(outputs);
     RUN(no_memory);
     return test_end();
 }

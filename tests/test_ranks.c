@@ -93,8 +93,10 @@ static void train(rank *r, pmlp_trainer *t) {
         r->out.stale += (i + 1) * (info.staleness + info.most_stale + info.torn);
     }
     if (r->desc.keep_gradients) {
-        float b[64], sum = 0;
+        float b[64], w[96 * 64], sum = 0;
         failed(r, pmlp_trainer_gradient(t, 1, NULL, b), pmlp_trainer_error(t)->text);
+        failed(r, pmlp_trainer_gradient(t, 1, w, NULL), pmlp_trainer_error(t)->text);
+        for (int i = 0; i < r->net->sizes[1] * r->net->sizes[2]; i++) sum += w[i];
         for (int i = 0; i < r->net->sizes[2]; i++) sum += b[i];
         r->out.gradient = (double)sum;
     }
@@ -407,6 +409,10 @@ static void change_weights(rank *r) {
 static void change_layers(rank *r) {
     if (r->number == DIFFERENT) pmlp_model_destroy(r->model), r->model = make_model(&nets[1], 3);
 }
+static void change_costs(rank *r) {
+    static const pmlp_costs costs = {NULL, NULL, NULL, NULL, 3, 0, NULL, NULL, 0, NULL};
+    if (r->number == DIFFERENT) r->desc.costs = &costs;
+}
 static void change_cuts(rank *r) {
     static const pmlp_cut cuts[] = {{1, 0}, {2, 0}, {3, 0}};
     if (r->number == DIFFERENT) r->desc.cuts = cuts;
@@ -429,6 +435,7 @@ TEST(settings_that_differ) {
         {change_weights, "weights: digest "},
         {change_layers, "layers: 4 on rank 0, 8 on rank 1"},
         {change_cuts, "cuts: "},
+        {change_costs, "costs: no, 0 on rank 0, given, 3 on rank 1"},
     };
     const pmlp_trainer_desc d = desc_of(&shapes[2]);
     const int count = (int)(sizeof cases / sizeof *cases);
