@@ -2024,10 +2024,12 @@ static pmlp_result no_open(const pmlp_backend *self, const pmlp_backend_desc *de
     (void)self, (void)desc, (void)context, (void)error;
     return PMLP_ERROR_BACKEND;
 }
+static long forwards_left;
+
 static pmlp_result no_forward(void *context, void *layer, int version, size_t rows, const float *x,
                               float *y) {
-    (void)context, (void)layer, (void)version, (void)rows, (void)x, (void)y;
-    return PMLP_ERROR_BACKEND;
+    if (forwards_left-- <= 0) return PMLP_ERROR_BACKEND;
+    return pmlp_cpu_backend()->forward(context, layer, version, rows, x, y);
 }
 static pmlp_result no_weight(void *context, void *layer, size_t rows, const float *x,
                              const float *dz, bool anew) {
@@ -2057,12 +2059,46 @@ TEST(measuring_fails) {
         if (i == 3) backend.update = failing_update;
         if (i == 4) backend.synchronize = no_synchronize;
         how.backend = &backend, how.allocator = memory.allocator;
+        forwards_left = 0;
         refused(entries[i], pmlp_measure_layers(model, &how, costs, &error), PMLP_ERROR_BACKEND,
                 &error, pmlp_result_text(PMLP_ERROR_BACKEND));
         CHECK(memory.blocks == 0, "%s: %ld blocks leak", entries[i], memory.blocks);
     }
+    for (int batch = 1; batch <= 5; batch++) { /* fewer rows than micro-batches, none before U */
+        pmlp_trainer_desc how = net_how(2, true);
+        pmlp_error error = {0};
+        how.batch = (size_t)batch, how.microbatches = 3;
+        CHECK(pmlp_measure_layers(model, &how, costs, &error) == PMLP_OK, "%s", error.text);
+        for (int l = 0; l < LAYERS; l++)
+            CHECK(costs[l] > 0 && costs[l] < 10, "layer %d takes %g s", l, costs[l]);
+    }
     pmlp_model_destroy(model);
     SAY("a back end that fails while layers are measured: refused, nothing is lost");
+}
+
+/* The pipeline or the serial training beside it fails at some forward: its words come back. */
+TEST(verifying_fails) {
+    const pmlp_model_desc net = net_desc(NULL);
+    const pmlp_data data = net_data();
+    pmlp_model *model = NULL;
+    long k = 0;
+    CHECK(pmlp_model_create(&net, &model, NULL) == PMLP_OK, "no model");
+    for (pmlp_result result = PMLP_ERROR_BACKEND; result != PMLP_OK && k < 1000; k++) {
+        pmlp_backend backend = *pmlp_cpu_backend();
+        pmlp_trainer_desc how = net_how(2, true);
+        pmlp_verify_report report = {0};
+        pmlp_error error = {0};
+        backend.forward = no_forward, how.backend = &backend, forwards_left = k;
+        result = pmlp_verify(model, &how, &data, 2, &report, &error);
+        if (result == PMLP_OK) CHECK(report.identical && report.steps == 2, "%s", report.what);
+        else refused("verify", result, PMLP_ERROR_BACKEND, &error, "F");
+        if (result != PMLP_OK)
+            CHECK(pmlp_verify(model, &how, &data, 2, &report, NULL) == PMLP_ERROR_BACKEND,
+                  "without an error to fill");
+    }
+    CHECK(k > 2 * LAYERS && k < 1000, "%ld forwards", k);
+    pmlp_model_destroy(model);
+    SAY("a back end that fails while trainings are compared: refused with its words, %ld cases", k);
 }
 
 TEST(bad_customs) {
@@ -2580,6 +2616,7 @@ int main(void) {
     RUN(bad_odds_and_ends);
     RUN(mixed_weights);
     RUN(measuring_fails);
+    RUN(verifying_fails);
     RUN(bad_tables);
     RUN(bad_customs);
     RUN(bad_batches);

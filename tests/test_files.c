@@ -5,8 +5,25 @@
 
        cc -std=c99 -I. tests/test_files.c -o test_files -pthread -lm                              */
 #define _XOPEN_SOURCE 700 /* setrlimit, symlink */
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+static ssize_t real_write(int file, const void *bytes, size_t size) {
+    return write(file, bytes, size);
+}
+static ssize_t disk_write(int file, const void *bytes, size_t size);
+static int disk_fsync(int file);
+static int disk_close(int file);
+static int disk_rename(const char *from, const char *to);
+#define write disk_write /* to the end of this file, as back ends have an entry of that name */
+#define fsync disk_fsync
+#define close disk_close
+#define rename disk_rename
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
+#undef fsync
+#undef close
+#undef rename
 #include "test.h"
 #include "networks.h"
 
@@ -579,11 +596,11 @@ TEST(headers) {
          "UTF-8"},
         {"{\"__metadata__\":{\"a\":\"\xed\x9f\xbf\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
         {"{\"__metadata__\":{\"a\":\"\xf0\x90\x80\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
-        {"{\"__metadata__\":{\"a\":\"\xf0\x8f\xbf\xbf\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
-         "UTF-8"},
+        {"{\"__metadata__\":{\"a\":\"\xf0\x8f\xbf\xbf\"}," GOOD_W "," GOOD_B "}", 12,
+         PMLP_ERROR_PARSE, "UTF-8"},
         {"{\"__metadata__\":{\"a\":\"\xf4\x8f\xbf\xbf\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
-        {"{\"__metadata__\":{\"a\":\"\xf4\x90\x80\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
-         "UTF-8"},
+        {"{\"__metadata__\":{\"a\":\"\xf4\x90\x80\x80\"}," GOOD_W "," GOOD_B "}", 12,
+         PMLP_ERROR_PARSE, "UTF-8"},
         {"{\"__metadata__\":{\"a\":\"\xe1\x80\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
         {"{\"__metadata__\":{\"a\":\"\xf1\x80\x80\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
         {"{\"__metadata__\":{\"a\":\"\xe2\x82", 0, PMLP_ERROR_PARSE, "UTF-8"}, /* cut here */
@@ -1100,6 +1117,58 @@ TEST(writes) {
     SAY("a full disk, no folder, devices, pipes: refused with the reason, the old file is there");
 }
 
+/* A disk that fails at one of its calls. */
+static enum {
+    DISK_FINE, NOTHING_WRITTEN, INTERRUPTED, WRITE_FAILS, FSYNC_FAILS, CLOSE_FAILS, RENAME_FAILS,
+    FOLDER_FAILS, FOLDER_CANNOT, DISK_FAULTS
+} disk;
+static int disk_syncs; /* of a file, then of its folder */
+
+static ssize_t disk_write(int file, const void *bytes, size_t size) {
+    const bool interrupted = disk == INTERRUPTED;
+    if (interrupted) disk = DISK_FINE, errno = EINTR;
+    if (disk == WRITE_FAILS) errno = ENOSPC;
+    return disk == NOTHING_WRITTEN ? 0
+           : interrupted || disk == WRITE_FAILS ? -1 : real_write(file, bytes, size);
+}
+static int disk_fsync(int file) {
+    const bool folder_ = disk_syncs++ > 0;
+    if (disk == (folder_ ? FOLDER_FAILS : FSYNC_FAILS)) return errno = EIO, -1;
+    if (folder_ && disk == FOLDER_CANNOT) return errno = EINVAL, -1;
+    return fsync(file);
+}
+static int disk_close(int file) {
+    const int result = close(file);
+    return disk == CLOSE_FAILS ? errno = EIO, -1 : result;
+}
+static int disk_rename(const char *from, const char *to) {
+    return disk == RENAME_FAILS ? errno = EACCES, -1 : rename(from, to);
+}
+
+TEST(faulty_disk) {
+    static const char *const says[DISK_FAULTS] = {
+        "", "Input/output error", "", "No space left", "Input/output error", "Input/output error",
+        "Permission denied", "Input/output error", ""};
+    pmlp_model *model = make_model(&tiny_net, 1);
+    for (int fault = 0; fault < DISK_FAULTS; fault++) {
+        pmlp_error error = {0};
+        write_bytes("it", (bytes){(unsigned char *)"old", 3});
+        disk_syncs = 0, disk = fault;
+        const pmlp_result result = pmlp_model_save(model, path_of("it"), &error);
+        disk = DISK_FINE;
+        if (*says[fault]) refused("a faulty disk", result, PMLP_ERROR_FILE, &error, says[fault]);
+        else CHECK(result == PMLP_OK, "fault %d: %s", fault, error.text);
+        const bytes b = read_bytes("it"); /* only what comes behind the renaming is too late */
+        CHECK((b.size == 3) == (*says[fault] && fault != FOLDER_FAILS), "fault %d: %zu bytes",
+              fault, b.size);
+        CHECK(count_files() == 1, "fault %d: %d files", fault, count_files());
+        free(b.data);
+        empty_folder();
+    }
+    pmlp_model_destroy(model);
+    SAY("a disk that fails at a write, a flush, a close, a rename: said, the old file is there");
+}
+
 /* A pipe says neither how long it is nor lets itself be read twice. */
 TEST(pipes) {
     static const network big = {"big", 1, {300, 200}, {PMLP_LINEAR}, PMLP_LOSS_MSE, false};
@@ -1221,7 +1290,7 @@ TEST(back_ends) {
     pmlp_backend bad = *pmlp_cpu_backend();
     pmlp_trainer_desc how = how_of(&ways[2], PMLP_ADAM);
     bad.read = bad_read, bad.write = bad_write, bad.forward = bad_forward;
-    how.backend = &bad;
+    how.backend = &bad, how.keep_gradients = true;
     int saves = 0, loads = 0;
     run r = begin(&small_net, 1, &how);
     fine(&r, pmlp_trainer_epoch(r.trainer, &data, NULL));
@@ -1235,6 +1304,11 @@ TEST(back_ends) {
         CHECK(count_files() == 1, "a file of what could not be read");
     }
     CHECK(same_files("good", "m"), "another file after failures");
+    float dw[40 * 5];
+    fail_reads = 1;
+    refused("a gradient", pmlp_trainer_gradient(r.trainer, 0, dw, NULL), PMLP_ERROR_BACKEND,
+            pmlp_trainer_error(r.trainer), "reading the gradient");
+    fine(&r, pmlp_trainer_gradient(r.trainer, 0, dw, NULL));
     /* a step that fails before its updates leaves something worth saving */
     fail_forwards = 2;
     CHECK(pmlp_trainer_epoch(r.trainer, &data, NULL) == PMLP_ERROR_BACKEND, "no failure");
@@ -1293,6 +1367,7 @@ int main(void) {
     RUN(numbers);
     RUN(allocations);
     RUN(writes);
+    RUN(faulty_disk);
     RUN(pipes);
     RUN(killed);
     RUN(back_ends);

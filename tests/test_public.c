@@ -212,6 +212,25 @@ TEST(rows) {
     SAY("rows of 2 to 40 workers: ever lower, named where there is room, else in the legend");
 }
 
+/* Bars of a few pixels, of less than one, and of none. */
+TEST(narrow) {
+    static const int microbatches[] = {4, 40, 100, 400, 5000};
+    pmlp_schedule_desc desc = {0};
+    pmlp_picture picture = {0};
+    desc.workers = 2, picture.width = 640;
+    for (int i = 0; i < 5; i++) {
+        desc.microbatches = microbatches[i];
+        pmlp_timeline *t = timeline_from(desc);
+        draw(t, NULL, &picture);
+        shows("bars that share a path", "<path class=\"F0\"", microbatches[i] >= 100);
+        shows("bars with tooltips", "F of micro-batch 3, ", microbatches[i] < 100);
+        CHECK(strlen(text) < 100000, "%d micro-batches in %d bytes", microbatches[i],
+              (int)strlen(text));
+        pmlp_timeline_destroy(t);
+    }
+    SAY("bars of a few pixels and of none: in one path, and a picture that does not grow");
+}
+
 /* Timelines of which nothing, or nearly nothing, is to be seen. */
 TEST(no_time) {
     static const double nothing[4] = {0}, odd[4] = {1, 0, 1, 1}, huge[4] = {4e9, 4e9, 4e9, 4e9};
@@ -410,6 +429,7 @@ int main(void) {
     RUN(labels);
     RUN(stages);
     RUN(rows);
+    RUN(narrow);
     RUN(no_time);
     RUN(quoting);
     RUN(measured);

@@ -1291,6 +1291,43 @@ TEST(beginning_fails) {
         "it, %s cases", test_count(cases));
 }
 
+static void ceiling_only(rank *r) {
+    pmlp_ceiling_report report = {0};
+    pmlp_error error = {0};
+    failed(r, pmlp_ceiling(r->model, &r->desc, NULL, &report, &error), error.text);
+    r->out.norm = report.speedup;
+}
+
+/* Without a trainer, too, all go by what rank 0 has measured. */
+TEST(ceilings) {
+    pmlp_trainer_desc d = desc_of(&shapes[2]);
+    rank ranks[RANKS];
+    d.measure_layers = true, d.workers = 3, d.deadline = 5.0;
+    run_ranks(ranks, 2, &nets[0], &d, ceiling_only, NULL);
+    CHECK(all_well(ranks, 2) && ranks[0].out.norm == ranks[1].out.norm && ranks[0].out.norm > 1,
+          "%s: %g, %g", ranks[0].out.text, ranks[0].out.norm, ranks[1].out.norm);
+    d.deadline = 0.2;
+    for (long k = 1; k <= 3; k++) { /* with reasons, and without */
+        pmlp_group groups[2];
+        pmlp_error error = {0};
+        pmlp_ceiling_report report;
+        CHECK(pmlp_thread_groups_create(2, NULL, groups, &error) == PMLP_OK, "%s", error.text);
+        pmlp_model *model = make_model(&nets[0], 3);
+        pmlp_trainer_desc one = d;
+        one.group = &groups[1]; /* rank 0 does not call */
+        if (k == 2) groups[1].explain = NULL;
+        if (k == 3) groups[1].explain = no_reason;
+        CHECK(pmlp_ceiling(model, &one, NULL, &report, &error) == PMLP_ERROR_RANK &&
+                  strstr(error.text, "what rank 0 measures: ") &&
+                  strstr(error.text, k == 1 ? "waited 0.2 s for rank 0 in a broadcast"
+                                            : pmlp_result_text(PMLP_ERROR_RANK)),
+              "%ld: %s", k, error.text);
+        pmlp_model_destroy(model);
+        pmlp_thread_groups_destroy(groups);
+    }
+    SAY("bounds over ranks: by what rank 0 measures; refused if it does not come");
+}
+
 TEST(loading_fails) {
     const pmlp_trainer_desc d = desc_of(&shapes[2]);
     rank ranks[RANKS];
@@ -1333,5 +1370,6 @@ int main(void) {
     RUN(saved_and_resumed);
     RUN(beginning_fails);
     RUN(loading_fails);
+    RUN(ceilings);
     return test_end();
 }
