@@ -2064,6 +2064,14 @@ TEST(measuring_fails) {
                 &error, pmlp_result_text(PMLP_ERROR_BACKEND));
         CHECK(memory.blocks == 0, "%s: %ld blocks leak", entries[i], memory.blocks);
     }
+    double given[LAYERS] = {1, 1, 1, 1, 1}; /* with which nobody measures */
+    pmlp_backend backend = *pmlp_cpu_backend();
+    pmlp_trainer_desc known = net_how(2, true);
+    pmlp_trainer *trainer = NULL;
+    backend.update = failing_update, known.backend = &backend;
+    known.measure_layers = true, known.layer_costs = given;
+    CHECK(pmlp_trainer_create(model, &known, &trainer, NULL) == PMLP_OK, "measures all the same");
+    pmlp_trainer_destroy(trainer);
     for (int batch = 1; batch <= 5; batch++) { /* fewer rows than micro-batches, none before U */
         pmlp_trainer_desc how = net_how(2, true);
         pmlp_error error = {0};
@@ -2074,6 +2082,35 @@ TEST(measuring_fails) {
     }
     pmlp_model_destroy(model);
     SAY("a back end that fails while layers are measured: refused, nothing is lost");
+}
+
+/* Bounds with costs in the desc, and with a schedule of the caller's. */
+TEST(bounds) {
+    const double ones[3] = {1, 1, 1};
+    const pmlp_costs costs = {.f = ones, .i = ones, .w = ones, .stages = 3};
+    const pmlp_model_desc net = net_desc(NULL);
+    const char *text = "0F0,0B0\n1F0,1B0\n2F0,2B0\n";
+    pmlp_model *model = NULL;
+    pmlp_schedule *custom = NULL;
+    pmlp_trainer_desc how = net_how(3, true);
+    pmlp_ceiling_report report;
+    pmlp_error error = {0};
+    CHECK(pmlp_model_create(&net, &model, NULL) == PMLP_OK, "no model");
+    how.schedule = PMLP_SCHEDULE_AUTO, how.costs = &costs, how.clip_norm = 0;
+    CHECK(pmlp_ceiling(model, &how, NULL, &report, &error) == PMLP_OK && report.speedup > 1, "%s",
+          error.text);
+    how.schedule = PMLP_SCHEDULE_SEQUENTIAL, how.costs = NULL;
+    CHECK(pmlp_ceiling(model, &how, NULL, &report, &error) == PMLP_OK &&
+              strstr(report.advice, "lets the workers take turns"),
+          "%s", report.advice);
+    CHECK(pmlp_schedule_parse(text, strlen(text), NULL, &custom, NULL) == PMLP_OK, "no schedule");
+    how.custom = custom, how.workers = how.microbatches = 0;
+    CHECK(pmlp_ceiling(model, &how, NULL, &report, &error) == PMLP_OK &&
+              !strcmp(report.binds, "fill and drain") && !strstr(report.advice, "take turns"),
+          "%s: %s: %s", error.text, report.binds, report.advice);
+    pmlp_schedule_destroy(custom);
+    pmlp_model_destroy(model);
+    SAY("bounds with costs given, of a sequential schedule and of the caller's own");
 }
 
 /* The pipeline or the serial training beside it fails at some forward: its words come back. */
@@ -2102,6 +2139,12 @@ TEST(verifying_fails) {
 }
 
 TEST(bad_customs) {
+    static const int owners[] = {0, 1};
+    pmlp_schedule *empty = NULL;
+    CHECK(pmlp_schedule_empty(2, 2, 1, owners, NULL, &empty, NULL) == PMLP_OK, "empty");
+    BAD_TRAINER((desc.custom = empty, desc.microbatches = 0, desc.workers = 0), PMLP_ERROR_SCHEDULE,
+                "worker 0 never does 0F0");
+    pmlp_schedule_destroy(empty);
     bad_custom("0F0,0B0\n1F0,1B0\n2F0,2B0\n3F0,3B0\n4F0,4B0\n5F0,5B0\n", PMLP_ERROR_SHAPE, "layers");
     bad_custom("0F0,0F1,0B0\n1F0,1B0,1F1,1B1\n", PMLP_ERROR_SCHEDULE, "0I1");
     bad_custom("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n", PMLP_ERROR_DEADLOCK, "worker");
@@ -2616,6 +2659,7 @@ int main(void) {
     RUN(bad_odds_and_ends);
     RUN(mixed_weights);
     RUN(measuring_fails);
+    RUN(bounds);
     RUN(verifying_fails);
     RUN(bad_tables);
     RUN(bad_customs);

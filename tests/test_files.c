@@ -689,6 +689,9 @@ TEST(headers) {
         {"{" W("x.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "x.weight"},
         {"{" W("1234567890.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
          "12345"},
+        {"{" W("an.endless.name.of.a.tensor.that.no.sentence.has.room.for.as.it.goes.on.and.on.and."
+               "on.and.on", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "has.room.for.as.it.goes.on.and.on.a' is"},
         {"{" W("0.running_mean", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "running"},
         {"{" W("a.0.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "'0.bias'"},
         {"{" W("fc1.weight", "[1,2]", "[0,8]") "," W("fc1.bias", "[1]", "[8,12]") "}", 12, PMLP_OK,
@@ -861,6 +864,8 @@ TEST(forged) {
          "sgd in the training"},
         {"\"seed\"", "\"seat\"", PMLP_ERROR_ARGUMENT, "seed: missing in the training"},
         {"\"loss\"", "\"lost\"", PMLP_OK, ""},
+        {"\"activations\":\"relu,linear\"", "\"activations\":\"relu\"", PMLP_ERROR_PARSE,
+         "its activations are 'relu', expected 2"},
         {"\"activations\"", "\"inactive\"", PMLP_OK, ""}};
     pmlp_trainer_desc how = how_of(&ways[0], PMLP_ADAM);
     run r = begin(&tiny_net, 1, &how);

@@ -56,6 +56,41 @@ TEST(logger) {
     SAY("a logger is told what is made and what fails; the model's desc and loss read back");
 }
 
+/* Weights begin uniform within the limit of their kind: by inputs, or by inputs and outputs. */
+TEST(beginnings) {
+    static const int sizes[] = {400, 100};
+    static const struct {
+        pmlp_init init;
+        pmlp_activation activation;
+        double fan;
+    } cases[] = {{PMLP_INIT_DEFAULT, PMLP_RELU, 400},   {PMLP_INIT_DEFAULT, PMLP_GELU, 400},
+                 {PMLP_INIT_DEFAULT, PMLP_TANH, 500},   {PMLP_INIT_DEFAULT, PMLP_SIGMOID, 500},
+                 {PMLP_INIT_HE, PMLP_TANH, 400},        {PMLP_INIT_HE, PMLP_RELU, 400},
+                 {PMLP_INIT_XAVIER, PMLP_RELU, 500},    {PMLP_INIT_XAVIER, PMLP_GELU, 500}};
+    const int n = (int)(sizeof cases / sizeof *cases);
+    for (int i = 0; i < n; i++) {
+        const double limit = sqrt(6.0 / cases[i].fan);
+        pmlp_model_desc net = {0};
+        pmlp_model *model = NULL;
+        pmlp_params p = {0};
+        double most = 0, sum = 0;
+        net.layers = 1, net.sizes = sizes, net.init = cases[i].init;
+        net.output = cases[i].activation;
+        CHECK(pmlp_model_create(&net, &model, NULL) == PMLP_OK &&
+                  pmlp_model_params(model, 0, &p, NULL) == PMLP_OK,
+              "no model");
+        for (int k = 0; k < 40000; k++) {
+            most = fabs((double)p.w[k]) > most ? fabs((double)p.w[k]) : most;
+            sum += (double)p.w[k];
+        }
+        CHECK(most <= limit * 1.000001 && most > 0.999 * limit && fabs(sum / 40000) < limit / 50,
+              "case %d: up to %g of %g, mean %g", i, most, limit, sum / 40000);
+        for (int k = 0; k < 100; k++) CHECK(p.b[k] == 0, "bias %d is %g", k, (double)p.b[k]);
+        pmlp_model_destroy(model);
+    }
+    SAY("%d ways to begin: uniform, as wide as they should be", n);
+}
+
 static pmlp_timeline *timeline_from(pmlp_schedule_desc desc) {
     pmlp_schedule *schedule = NULL;
     pmlp_timeline *timeline = NULL;
@@ -170,6 +205,11 @@ TEST(stages) {
         shows("two timelines", ">stages ", false);
         pmlp_timeline_destroy(t);
     }
+    desc.workers = desc.microbatches = 14, desc.virtual_stages = 2;
+    pmlp_timeline *t = timeline_from(desc);
+    draw(t, NULL, NULL); /* its rows are too low */
+    shows("low rows", ">stages ", false);
+    pmlp_timeline_destroy(t);
     SAY("workers of 1 to 5 stages: named beside the row, in bars with room, in the legend");
 }
 
@@ -228,12 +268,19 @@ TEST(narrow) {
               (int)strlen(text));
         pmlp_timeline_destroy(t);
     }
+    desc.kind = PMLP_SCHEDULE_LOOPED_BFS, desc.virtual_stages = 2, desc.microbatches = 400;
+    pmlp_timeline *t = timeline_from(desc);
+    draw(t, NULL, &picture);
+    shows("a path for each shade", "<path class=\"F1\"", true);
+    pmlp_timeline_destroy(t);
     SAY("bars of a few pixels and of none: in one path, and a picture that does not grow");
 }
 
 /* Timelines of which nothing, or nearly nothing, is to be seen. */
 TEST(no_time) {
     static const double nothing[4] = {0}, odd[4] = {1, 0, 1, 1}, huge[4] = {4e9, 4e9, 4e9, 4e9};
+    static const double endless[4] = {1e18, 1e18, 1e18, 1e18};
+    pmlp_picture picture = {0};
     pmlp_costs costs = {0};
     pmlp_schedule_desc desc = {0};
     desc.workers = 4, desc.microbatches = 12, desc.costs = &costs;
@@ -257,6 +304,14 @@ TEST(no_time) {
     shows("more", " more<", true);
     draw(none, some, NULL);
     shows("less", " less<", true);
+    costs.held = endless;
+    pmlp_timeline *full = timeline_from(desc);
+    draw(full, NULL, NULL);
+    shows("what is held", "4000000 T<", true); /* no larger unit */
+    pmlp_timeline_destroy(full);
+    picture.scale = 1e-6; /* spans of a nanosecond: an arrow cannot begin within one */
+    trace(some, NULL, &picture);
+    shows("an arrow", "{\"ph\":\"s\",\"pid\":1,\"tid\":3,\"ts\":0.001", true);
     costs.f = costs.i = costs.w = costs.held = huge;
     pmlp_timeline *long_one = timeline_from(desc);
     draw(long_one, NULL, NULL);
@@ -426,6 +481,7 @@ TEST(files) {
 int main(void) {
     test_begin("public");
     RUN(logger);
+    RUN(beginnings);
     RUN(labels);
     RUN(stages);
     RUN(rows);

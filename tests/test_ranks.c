@@ -251,6 +251,33 @@ TEST(chains_of_replicas) {
     SAY("chains of replicas, the bits of one worker: %s trainings", test_count(runs));
 }
 
+static pmlp_group without_sums[RANKS];
+
+static void use_no_sums(rank *r) {
+    without_sums[r->number] = *r->desc.group, without_sums[r->number].sum = NULL;
+    r->desc.group = &without_sums[r->number];
+}
+
+/* A schedule of the caller's, over pipelines and replicas; and chains need no sums. */
+TEST(customs) {
+    const char *text = "0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n";
+    pmlp_schedule *custom = NULL;
+    CHECK(pmlp_schedule_parse(text, strlen(text), NULL, &custom, NULL) == PMLP_OK, "no schedule");
+    for (int replicas = 1; replicas <= 2; replicas++) {
+        pmlp_trainer_desc d = desc_of(&shapes[2]), s = serial_of(d);
+        rank ranks[RANKS];
+        d.custom = custom, d.workers = d.microbatches = 0, d.replicas = replicas;
+        const outcome expected = run_alone(&nets[0], &s);
+        run_ranks(ranks, 2 * replicas, &nets[0], &d, train_and_end, use_no_sums);
+        for (int i = 0; i < 2 * replicas; i++)
+            CHECK(ranks[i].out.result == PMLP_OK && same(&ranks[i].out, &expected),
+                  "%d replicas: rank %d: %s", replicas, i, ranks[i].out.text);
+    }
+    pmlp_schedule_destroy(custom);
+    SAY("a schedule of the caller's over ranks and replicas, in groups that cannot sum: the bits of "
+        "one worker");
+}
+
 /* --- sums ------------------------------------------------------------------------------------ */
 
 TEST(sums_of_replicas) {
@@ -768,7 +795,15 @@ TEST(boxes) {
               strstr(groups[0].explain(groups[0].context),
                      "a message of 33 bytes is larger than was agreed on"),
           "too large: %s", groups[0].explain(groups[0].context));
+    CHECK(e->connect(e, &to, &in, &error) == PMLP_OK, "%s", error.text);
     e->disconnect(out);
+    CHECK(e->receive(in, 0, message, 8) == PMLP_ERROR_RANK &&
+              strstr(groups[1].explain(groups[1].context), "rank 0 has left"),
+          "from nobody: %s", groups[1].explain(groups[1].context));
+    e->disconnect(in);
+    CHECK(e->connect(e, &to, &in, &error) == PMLP_OK && e->receive(in, 0, message, 8) == PMLP_BUSY,
+          "from one that is still to come: %s", groups[1].explain(groups[1].context));
+    e->disconnect(in);
     from.max_rows = SIZE_MAX, from.row_bytes = 16;
     CHECK(e->connect(e, &from, &out, &error) == PMLP_ERROR_MEMORY, "messages of any size: %s",
           error.text);
@@ -1336,7 +1371,7 @@ TEST(loading_fails) {
     CHECK(all_well(ranks, 2), "not saved: %s", ranks[0].out.text);
     const long calls = each_call("group", &d, load_only, 100, faulty_begin, &group_calls,
                                  use_faulty);
-    const long blocks = each_call("memory", &d, load_only, test_quick() ? 100 : 400, memory_begin,
+    const long blocks = each_call("memory", &d, load_only, 1000, memory_begin,
                                   &memory.calls, use_memory);
     remove(saved);
     CHECK(calls > 5 && blocks > 20, "%ld calls, %ld allocations", calls, blocks);
@@ -1349,6 +1384,7 @@ int main(void) {
     make_data();
     RUN(pipelines_over_ranks);
     RUN(chains_of_replicas);
+    RUN(customs);
     RUN(sums_of_replicas);
     RUN(not_exact);
     RUN(asynchronous);

@@ -808,7 +808,22 @@ TEST(simulator_by_hand) {
 /* --- the text form --------------------------------------------------------------------------- */
 
 /* Two stages, F = 2, of which the upper can do 1 before it hears from the lower; I = W = 1. */
+/* All that can be done ahead is done, and the worker waits on. */
+static void all_ahead(void) {
+    static const double f[] = {100, 2}, ahead[] = {0, 1};
+    pmlp_schedule *schedule = build(PMLP_SCHEDULE_GPIPE, 2, 2);
+    pmlp_simulation sim = {0};
+    pmlp_error error = {0};
+    pmlp_costs costs = {0};
+    costs.f = f, costs.ahead = ahead;
+    CHECK(pmlp_schedule_simulate(schedule, &costs, NULL, &sim, &error) == PMLP_OK &&
+              sim.makespan == 207,
+          "%g: %s", sim.makespan, error.text);
+    pmlp_schedule_destroy(schedule);
+}
+
 TEST(ahead_by_hand) {
+    all_ahead();
     static const struct {
         pmlp_schedule_kind kind;
         int m;
