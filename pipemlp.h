@@ -12221,7 +12221,7 @@ static void pmlp__advise(const pmlp__bounds *b, int busiest, double doubled,
                  "larger batch, or a schedule that hides them, such as eager-1f1b");
     } else if (by_fill >= by_cut) {
         r->binds = "fill and drain";
-        if (b->d.schedule == PMLP_SCHEDULE_SEQUENTIAL && !b->d.custom)
+        if (b->d.schedule == PMLP_SCHEDULE_SEQUENTIAL) /* not with a schedule of the caller's */
             snprintf(r->advice, sizeof r->advice,
                      "this schedule lets the workers take turns: use 1f1b or another");
         else if (doubled > r->fill)
