@@ -165,7 +165,7 @@ build/endure: tests/endure.c tests/test.h pipemlp.h | build
 endure: build/endure
 	@build/endure $(ENDURE)
 
-# Which lines of the header the C tests run.
+# Which lines and branches of the header the C tests run, and whether the others are explained.
 coverage:
 	@bash tests/coverage.sh
 
@@ -217,7 +217,8 @@ help:
 	    'make valgrind'         'a short training under valgrind' \
 	    'make fuzz'             'made-up files for every reader, 2 million each; wants clang; RUNS=N' \
 	    'make endure'           'random trainings against serial ones, for an hour' \
-	    'make coverage'         'the share of lines of pipemlp.h that the tests run; wants gcovr' \
+	    'make coverage'         'the share of lines and branches of pipemlp.h that the tests run, and' \
+	    ''                      'whether the others are explained; wants gcovr and python3' \
 	    'make install'          'copies both files and one for pkg-config to PREFIX (and DESTDIR)' \
 	    'make uninstall'        'removes them' \
 	    'make clean'            'removes build/'

@@ -1267,7 +1267,7 @@ typedef struct pmlp_ceiling_report {
 
 /* costs [S] may be measured ones, pmlp_trainer_costs(); NULL: multiply-adds are counted and
    hand-offs are free. The schedule is timed as it runs, pmlp_schedule_put_off().
-   Of an asynchronous one 16 batches are looked at. Errors: ARGUMENT, SHAPE, SCHEDULE, DEADLOCK,
+   Of an asynchronous one 16 batches are looked at. No other rank is asked. Errors: ARGUMENT, SHAPE, SCHEDULE, DEADLOCK,
    MEMORY. */
 PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                   const pmlp_costs *costs, pmlp_ceiling_report *report,
@@ -8767,7 +8767,6 @@ struct pmlp_trainer {
     pmlp_group *group;      /* NULL: all workers and stages are here */
     int replica;            /* of desc.replicas */
     int first_worker, end_worker; /* that are here */
-    int expected;           /* of these, those that will arrive at the gate */
     size_t share;           /* most rows of a batch that one replica has */
     bool is_known;          /* the last failure is one that all ranks were told */
     bool is_watched;        /* some rank has a progress callback */
@@ -9720,7 +9719,8 @@ static pmlp_result pmlp__arrive(pmlp__worker *w) {
     if (pmlp__wants_norm(t)) result = pmlp__squares(w);
     if (result != PMLP_OK) return result;
     w->has_arrived = true;
-    return pmlp__add(&t->gathered, 1) + 1 < t->expected ? PMLP_OK : pmlp__open_gate(w);
+    if (pmlp__add(&t->gathered, 1) + 1 < t->end_worker - t->first_worker) return PMLP_OK;
+    return pmlp__open_gate(w);
 }
 
 /* One action. PMLP_BUSY: not yet. */
@@ -10659,31 +10659,22 @@ static pmlp_result pmlp__trainer_traces(pmlp_trainer *t, pmlp_error *error) {
     return PMLP_OK;
 }
 
-/* Which workers are here. Each rank has some, and they have something to do. */
-static pmlp_result pmlp__trainer_workers(pmlp_trainer *t, pmlp_error *error) {
+/* Which workers are here. Each rank has some, since there are no more ranks than workers; and they
+   have something to do: no schedule has a worker without a stage. */
+static void pmlp__trainer_workers(pmlp_trainer *t) {
     const int ranks = t->group ? t->group->ranks / t->desc.replicas : 1;
     const int mine = t->group ? t->group->rank % ranks : 0;
-    int i, worker;
     t->first_worker = pmlp__block(t, mine);
     t->end_worker = pmlp__block(t, mine + 1);
-    for (worker = t->first_worker; worker < t->end_worker; worker++)
-        t->expected += t->schedule->lists[worker].count > 0;
-    for (i = 0; t->group && i < ranks; i++) {
-        int busy = 0;
-        for (worker = pmlp__block(t, i); worker < pmlp__block(t, i + 1); worker++)
-            busy += t->schedule->lists[worker].count > 0;
-        if (busy == 0)
-            return pmlp__fail(error, PMLP_ERROR_SHAPE, "rank %d would have no stage", i);
-    }
-    return PMLP_OK;
 }
 
 /* All but what reaches out to other ranks. */
 static pmlp_result pmlp__trainer_build(pmlp_trainer *t, pmlp_error *error) {
     pmlp_result result = pmlp__trainer_schedules(t, error);
     int i;
-    if (result == PMLP_OK) result = pmlp__trainer_workers(t, error);
-    if (result == PMLP_OK) result = pmlp__trainer_cuts(t, error);
+    if (result != PMLP_OK) return result;
+    pmlp__trainer_workers(t);
+    result = pmlp__trainer_cuts(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_arrays(t, error);
     if (result == PMLP_OK) result = pmlp__trainer_threads(t, error);
     for (i = t->first_worker; result == PMLP_OK && i < t->end_worker; i++)
@@ -11541,7 +11532,6 @@ PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *t, const pmlp_data *data, 
     if (result != PMLP_OK) return pmlp__leave(t, result);
     tally = pmlp__tally_begin(t, data);
     pmlp__tally_resume(&tally, t);
-    if (result != PMLP_OK) return pmlp__leave(t, result);
     result = pmlp__epoch_batches(t, data, &tally, stats);
     if (result == PMLP_OK || result == PMLP_ERROR_CANCELLED) pmlp__tally_stats(&tally, t, stats);
     return pmlp__leave(t, result);
@@ -12244,7 +12234,7 @@ static void pmlp__advise(const pmlp__bounds *b, int busiest, double doubled,
                  "larger batch, or a schedule that hides them, such as eager-1f1b");
     } else if (by_fill >= by_cut) {
         r->binds = "fill and drain";
-        if (b->d.schedule == PMLP_SCHEDULE_SEQUENTIAL && !b->d.custom)
+        if (b->d.schedule == PMLP_SCHEDULE_SEQUENTIAL) /* not with a schedule of the caller's */
             snprintf(r->advice, sizeof r->advice,
                      "this schedule lets the workers take turns: use 1f1b or another");
         else if (doubled > r->fill)

@@ -1,16 +1,22 @@
 /* Whatever fails, the library says so in one sentence, hangs nowhere, loses nothing and breaks
    nothing. Here everything fails that can: the allocator at its k-th call, each worker's back end at
-   its k-th operation, each edge at its k-th hand-off, the start of the k-th thread, for every k; and
-   the caller, who passes every wrong thing there is to pass.
+   its k-th operation, each edge at its k-th hand-off, the start of the k-th thread, the k-th mutex,
+   for every k; and the caller, who passes every wrong thing there is to pass.
 
        cc -std=c99 -I. tests/test_errors.c -o test_errors -pthread -lm                            */
 #include <pthread.h>
 static int test_thread_start(pthread_t *thread, const pthread_attr_t *attributes,
                              void *(*body)(void *), void *argument);
+static int test_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes);
+static int test_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attributes);
 #define pthread_create test_thread_start
+#define pthread_mutex_init test_mutex_init
+#define pthread_cond_init test_cond_init
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 #undef pthread_create
+#undef pthread_mutex_init
+#undef pthread_cond_init
 #include "test.h"
 #include "faulty.h"
 
@@ -170,6 +176,19 @@ static int test_thread_start(pthread_t *thread, const pthread_attr_t *attributes
     return pthread_create(thread, attributes, body, argument);
 }
 
+/* Mutexes and conditions that cannot be made: the k-th of the library from now. */
+static long mutex_fail_at, mutex_inits;
+
+static int test_mutex_init(pthread_mutex_t *mutex, const pthread_mutexattr_t *attributes) {
+    if (++mutex_inits == mutex_fail_at) return 11; /* EAGAIN */
+    return pthread_mutex_init(mutex, attributes);
+}
+
+static int test_cond_init(pthread_cond_t *cond, const pthread_condattr_t *attributes) {
+    if (++mutex_inits == mutex_fail_at) return 11;
+    return pthread_cond_init(cond, attributes);
+}
+
 /* --- (a) the allocator fails at its k-th call ---------------------------------------------------- */
 
 typedef pmlp_result (*walk_fn)(test_memory *memory, const void *argument, uint64_t *word);
@@ -224,13 +243,15 @@ static pmlp_result walk_schedule(test_memory *memory, const void *argument, uint
     pmlp_schedule_desc desc = *(const pmlp_schedule_desc *)argument;
     pmlp_schedule *schedule = NULL, *parsed = NULL, *made[4] = {NULL};
     pmlp_timeline *timeline = NULL;
+    int slots[2][16];
     pmlp_check report = {0};
     pmlp_simulation simulation;
     pmlp_worker_time time;
     pmlp_error error = {0};
     pmlp_result result;
-    static char text[16384];
+    static char text[65536];
     size_t length = 0;
+    report.forward_slots = slots[0], report.backward_slots = slots[1];
     desc.allocator = memory->allocator;
     if (MAKE(schedule, pmlp_schedule_create(&desc, &schedule, &error)) &&
         TRY(pmlp_schedule_print(schedule, text, sizeof text, &length)) &&
@@ -253,6 +274,10 @@ static pmlp_result walk_schedule(test_memory *memory, const void *argument, uint
         result = pmlp_timeline_worker(timeline, 0, &time); /* has no error to fill */
         CHECK(result == PMLP_OK || result == PMLP_ERROR_MEMORY, "%s", pmlp_result_name(result));
         *word += result == PMLP_OK ? (uint64_t)time.busy : 0;
+        if (result == PMLP_OK &&
+            TRY(pmlp_timeline_svg(timeline, timeline, NULL, text, sizeof text, &length, &error)) &&
+            TRY(pmlp_timeline_write_svg(timeline, NULL, NULL, "/dev/null", &error)))
+            *word = pmlp_hash(*word, text, length);
     }
     pmlp_timeline_destroy(timeline);
     for (int i = 0; i < 4; i++) pmlp_schedule_destroy(made[i]);
@@ -440,12 +465,13 @@ static pmlp_result walk_images(test_memory *memory, const void *argument, uint64
 
 /* Every k, failing once and failing from then on; returns the number of cases. */
 static long exhaust(const char *name, walk_fn walk, const void *argument) {
-    long cases = 0, stride = test_quick() ? 3 : 1;
+    long cases = 0;
     test_memory memory;
     uint64_t good = 0;
     int threads = living_threads();
     test_memory_init(&memory, 0);
     CHECK(walk(&memory, argument, &good) == PMLP_OK, "%s fails with all the memory it wants", name);
+    const long stride = !test_quick() || memory.calls < 150 ? 1 : 3;
     for (int on = 0; on <= 1; on++) {
         for (long k = 1, calls = k; calls >= k - stride; k += stride, cases++) {
             uint64_t word = 0;
@@ -474,7 +500,7 @@ TEST(memory_schedule) {
     long cases = 0;
     for (int kind = 0; kind < PMLP_SCHEDULE_KIND_COUNT; kind++) {
         pmlp_schedule_desc desc = {
-            .kind = (pmlp_schedule_kind)kind, .workers = 2, .microbatches = 4};
+            .kind = (pmlp_schedule_kind)kind, .workers = 2, .microbatches = kind % 2 ? 4 : 12};
         if (is_asynchronous(desc.kind)) desc.batches = 2;
         cases += exhaust(pmlp_schedule_kind_name(desc.kind), walk_schedule, &desc);
         cases += exhaust(pmlp_schedule_kind_name(desc.kind), walk_replays, &desc);
@@ -518,6 +544,13 @@ TEST(memory_trainer) {
     cases += exhaust("measure_layers", walk_measure, &how);
     how.measure_layers = true;
     cases += exhaust("trainer that measures", walk_trainer, &how);
+    how = net_how(0, true), how.microbatches = 0;
+    pmlp_schedule *custom = NULL;
+    const char *text = "0F0,0F1,0F2,0B0,0B1,0B2\n1F0,1B0,1F1,1B1,1F2,1B2\n";
+    CHECK(pmlp_schedule_parse(text, strlen(text), NULL, &custom, NULL) == PMLP_OK, "no schedule");
+    how.custom = custom;
+    cases += exhaust("trainer with a schedule of its own", walk_trainer, &how);
+    pmlp_schedule_destroy(custom);
     SAY("memory fails at its k-th call: trainers of 1..3 workers, threads and none, layers "
         "measured, %s cases", test_count(cases));
 }
@@ -972,6 +1005,107 @@ TEST(threads) {
     SAY("the k-th thread does not start: all others are joined, %s cases", test_count(cases));
 }
 
+TEST(mutexes) {
+    long cases = 0;
+    for (int workers = 1; workers <= 2; workers++)
+        for (int no_threads = 0; no_threads <= 1; no_threads++)
+            for (long k = 1;; k++, cases++) {
+                int threads = living_threads();
+                pmlp_model_desc desc = net_desc(NULL);
+                pmlp_model *model = NULL;
+                pmlp_error error = {0};
+                pmlp_trainer *trainer = (void *)&error;
+                test_memory memory;
+                test_memory_init(&memory, 0);
+                pmlp_trainer_desc how = net_how(workers, no_threads);
+                how.allocator = memory.allocator;
+                CHECK(pmlp_model_create(&desc, &model, NULL) == PMLP_OK, "no model");
+                mutex_inits = 0, mutex_fail_at = k;
+                const pmlp_result result = pmlp_trainer_create(model, &how, &trainer, &error);
+                const bool failed = mutex_inits >= k;
+                mutex_fail_at = 0;
+                if (failed) {
+                    refused("a mutex fails", result, PMLP_ERROR_THREAD, &error, "mutex");
+                    CHECK(!trainer, "*trainer is not NULL");
+                } else CHECK(result == PMLP_OK, "%s", error.text);
+                pmlp_trainer_destroy(trainer);
+                CHECK(word_of(model) == net_words[0], "a failed create changed the weights");
+                pmlp_model_destroy(model);
+                CHECK(memory.blocks == 0, "%ld blocks leak", memory.blocks);
+                CHECK(all_joined(threads), "threads are left over");
+                if (!failed) break;
+            }
+    for (long k = 1;; k++, cases++) {
+        pmlp_group groups[2];
+        pmlp_error error = {0};
+        test_memory memory;
+        test_memory_init(&memory, 0);
+        mutex_inits = 0, mutex_fail_at = k;
+        const pmlp_result result = pmlp_thread_groups_create(2, &memory.allocator, groups, &error);
+        const bool failed = mutex_inits >= k;
+        mutex_fail_at = 0;
+        if (failed) refused("a group's mutex", result, PMLP_ERROR_MEMORY, &error, "a group");
+        else CHECK(result == PMLP_OK, "%s", error.text);
+        pmlp_thread_groups_destroy(groups);
+        CHECK(memory.blocks == 0, "%ld blocks leak", memory.blocks);
+        if (!failed) break;
+    }
+    CHECK(cases >= 10, "only %ld cases", cases);
+    SAY("the k-th mutex or condition cannot be made: refused, nothing is left, %s cases",
+        test_count(cases));
+}
+
+#ifdef __linux__
+/* In the place of the C library's: a machine of which this process may use cores 1 and 3. */
+static int cores_fail, cores_set[8], cores_count; /* the caller's thread, worker 0, is not bound */
+
+int sched_getaffinity(int thread, size_t bytes, unsigned long *cores);
+int sched_setaffinity(int thread, size_t bytes, const unsigned long *cores);
+int sched_getaffinity(int thread, size_t bytes, unsigned long *cores) {
+    (void)thread;
+    memset(cores, 0, bytes);
+    cores[0] = cores_fail == 2 ? 0 : 10;
+    return cores_fail == 1 ? -1 : 0;
+}
+int sched_setaffinity(int thread, size_t bytes, const unsigned long *cores) {
+    (void)thread, (void)bytes;
+    if (cores_fail == 3) return -1;
+    cores_set[cores_count++ & 7] = (int)cores[0];
+    return 0;
+}
+
+static void note_warning(pmlp_log_level level, const char *text, void *user) {
+    if (level == PMLP_LOG_WARNING) snprintf(user, 200, "%s", text);
+}
+
+TEST(cores) {
+    for (cores_fail = 0; cores_fail <= 3; cores_fail++) {
+        pmlp_model_desc desc = net_desc(NULL);
+        pmlp_trainer_desc how = net_how(3, false);
+        pmlp_data batch = net_batch(0);
+        pmlp_model *model = NULL;
+        pmlp_trainer *trainer = NULL;
+        pmlp_error error = {0};
+        char warning[200] = "";
+        how.bind_threads = true, how.logger.log = note_warning, how.logger.user = warning;
+        cores_count = 0;
+        CHECK(pmlp_model_create(&desc, &model, NULL) == PMLP_OK, "no model");
+        CHECK(pmlp_trainer_create(model, &how, &trainer, &error) == PMLP_OK, "%s", error.text);
+        CHECK(pmlp_trainer_step(trainer, &batch, NULL) == PMLP_OK, "no step");
+        pmlp_trainer_destroy(trainer);
+        CHECK(word_of(model) == net_words[1], "other weights");
+        pmlp_model_destroy(model);
+        if (cores_fail)
+            CHECK(strcmp(warning, "worker 2: not bound to a core") == 0 && cores_count == 0,
+                  "failure %d: \"%s\"", cores_fail, warning);
+        else
+            CHECK(!warning[0] && cores_count == 2 && cores_set[0] == 8 && cores_set[1] == 2,
+                  "%d calls: %d, %d; \"%s\"", cores_count, cores_set[0], cores_set[1], warning);
+    }
+    SAY("workers bound to the cores that there are, in turn; where that fails, a warning");
+}
+#endif
+
 /* --- (c) bad use: descs --------------------------------------------------------------------------- */
 
 /* Refuses what no machine has, so that absurd sizes are asked for in vain. */
@@ -1023,9 +1157,11 @@ TEST(bad_models) {
     const int zero[] = {4, 0, 3}, negative[] = {4, 5, -3}, no_input[] = {0, 3};
     const int huge[] = {INT32_MAX, INT32_MAX, INT32_MAX}, tall[] = {3, INT32_MAX}, wide[] = {INT32_MAX, 3};
     const pmlp_activation strange[] = {PMLP_RELU, (pmlp_activation)77};
+    const pmlp_activation negative_ones[] = {PMLP_RELU, (pmlp_activation)-1};
     pmlp_error error = {0};
     BAD_MODEL(desc.layers = 0, PMLP_ERROR_ARGUMENT, "layers");
     BAD_MODEL(desc.layers = -1, PMLP_ERROR_ARGUMENT, "layers");
+    BAD_MODEL(desc.layers = (1 << 20) + 1, PMLP_ERROR_ARGUMENT, "layers");
     BAD_MODEL(desc.sizes = NULL, PMLP_ERROR_ARGUMENT, "sizes");
     BAD_MODEL((desc.layers = 2, desc.sizes = zero), PMLP_ERROR_ARGUMENT, "sizes");
     BAD_MODEL((desc.layers = 2, desc.sizes = negative), PMLP_ERROR_ARGUMENT, "sizes");
@@ -1036,8 +1172,14 @@ TEST(bad_models) {
     BAD_MODEL(desc.hidden = PMLP_ACTIVATION_COUNT, PMLP_ERROR_ARGUMENT, "hidden");
     BAD_MODEL(desc.output = (pmlp_activation)99, PMLP_ERROR_ARGUMENT, "output");
     BAD_MODEL((desc.layers = 2, desc.activations = strange), PMLP_ERROR_ARGUMENT, "activations");
+    BAD_MODEL((desc.layers = 2, desc.activations = negative_ones), PMLP_ERROR_ARGUMENT,
+              "activations[1]: -1");
+    BAD_MODEL(desc.hidden = (pmlp_activation)-1, PMLP_ERROR_ARGUMENT, "hidden: -1");
+    BAD_MODEL(desc.output = (pmlp_activation)-1, PMLP_ERROR_ARGUMENT, "output: -1");
     BAD_MODEL(desc.loss = PMLP_LOSS_COUNT, PMLP_ERROR_ARGUMENT, "loss");
+    BAD_MODEL(desc.loss = (pmlp_loss)-1, PMLP_ERROR_ARGUMENT, "loss: -1");
     BAD_MODEL(desc.init = (pmlp_init)99, PMLP_ERROR_ARGUMENT, "init");
+    BAD_MODEL(desc.init = (pmlp_init)-1, PMLP_ERROR_ARGUMENT, "init: -1");
     BAD_MODEL(desc.allocator.alloc = no_alloc, PMLP_ERROR_ARGUMENT, "allocator");
     BAD_MODEL(desc.allocator.free = no_free, PMLP_ERROR_ARGUMENT, "allocator");
     bad_model(NULL, PMLP_ERROR_ARGUMENT, "desc", "no desc");
@@ -1111,7 +1253,37 @@ TEST(null_arguments) {
     NULL_CALL(pmlp_ceiling(NULL, &how, NULL, &ceiling, &error), "model");
     NULL_CALL(pmlp_ceiling(model, NULL, NULL, &ceiling, &error), "desc");
     NULL_CALL(pmlp_ceiling(model, &how, NULL, NULL, &error), "report");
+    const pmlp_allocator half = {no_alloc, NULL, NULL};
+    pmlp_group groups[2];
+    pmlp_position position;
+    NULL_CALL(pmlp_schedule_parse("0F0", 3, &half, &lowered, &error), "allocator");
+    NULL_CALL(pmlp_model_parse("x", 1, &half, &clone, &error), "allocator");
+    NULL_CALL(pmlp_model_load("x", &half, &clone, &error), "allocator");
+    NULL_CALL(pmlp_thread_groups_create(2, &half, groups, &error), "allocator");
+    NULL_CALL(pmlp_schedule_lower(schedule, NULL, &error), "lowered");
+    NULL_CALL(pmlp_model_load_weights(model, NULL, &error), "path");
+    how.momentum = -1;
+    NULL_CALL(pmlp_measure_layers(model, &how, costs, &error), "momentum");
+    NULL_CALL(pmlp_ceiling(model, &how, NULL, &ceiling, &error), "momentum");
+    how.momentum = 0;
+    CHECK(pmlp_partition(model, 1, false, NULL, NULL, NULL, NULL) == PMLP_OK, "one stage, no cuts");
+    CHECK(pmlp_schedule_workers(NULL) == 0 && pmlp_schedule_stages(NULL) == 0 &&
+              pmlp_schedule_microbatches(NULL) == 0 && !pmlp_schedule_is_synchronous(NULL) &&
+              pmlp_schedule_stage_worker(NULL, 0) == -1 &&
+              pmlp_schedule_stage_worker(schedule, -1) == -1,
+          "of no schedule");
+    CHECK(!pmlp_schedule_actions(NULL, 0, &count) && count == 0 &&
+              !pmlp_schedule_actions(schedule, -1, &count) && count == 0,
+          "actions of nobody");
+    CHECK(pmlp_model_param_count(NULL) == 0 && !pmlp_cpu_backend_isa(NULL) &&
+              !pmlp_cpu_backend_isa("vax"),
+          "of no model, of no instruction set");
+    CHECK(!pmlp_trainer_error(NULL) && !pmlp_trainer_schedule(NULL) &&
+              pmlp_trainer_query_desc(NULL).workers == 0 &&
+              pmlp_trainer_position(NULL, &position) == PMLP_ERROR_ARGUMENT,
+          "of no trainer");
     CHECK(pmlp_schedule_print(NULL, NULL, 0, NULL) == PMLP_ERROR_ARGUMENT, "print nothing");
+    CHECK(pmlp_schedule_print(schedule, NULL, 5, NULL) == PMLP_ERROR_ARGUMENT, "print nowhere");
     CHECK(!pmlp_schedule_actions(schedule, 2, &count) && count == 0, "actions of worker 2 of 2");
     CHECK(pmlp_schedule_stage_worker(schedule, 9) == -1, "stage 9 has a worker");
     CHECK(pmlp_model_predict(model, net_x, 1, y, NULL) == PMLP_OK, "the model is broken");
@@ -1336,6 +1508,8 @@ TEST(schedule_arguments) {
     NULL_CALL(pmlp_timeline_draw(NULL, 0, NULL, 0, NULL, &error), "timeline");
     NULL_CALL(pmlp_timeline_draw(t, -1, NULL, 0, NULL, &error), "unit");
     NULL_CALL(pmlp_timeline_draw(t, (double)NAN, NULL, 0, NULL, &error), "unit");
+    NULL_CALL(pmlp_timeline_draw(t, 1e-9, NULL, 0, NULL, &error), "more than a million cells");
+    NULL_CALL(pmlp_timeline_draw(t, 0, NULL, 5, NULL, &error), "buffer");
     CHECK(pmlp_timeline_worker(t, -1, &time) == PMLP_ERROR_ARGUMENT &&
               pmlp_timeline_worker(t, 2, &time) == PMLP_ERROR_ARGUMENT &&
               pmlp_timeline_worker(t, 0, NULL) == PMLP_ERROR_ARGUMENT &&
@@ -1381,6 +1555,13 @@ TEST(bad_trainers) {
     BAD_TRAINER(desc.schedule = (pmlp_schedule_kind)-1, PMLP_ERROR_ARGUMENT, "schedule");
     BAD_TRAINER(desc.slots = -1, PMLP_ERROR_ARGUMENT, "slots");
     BAD_TRAINER(desc.optimizer = PMLP_OPTIMIZER_COUNT, PMLP_ERROR_ARGUMENT, "optimizer");
+    BAD_TRAINER(desc.optimizer = (pmlp_optimizer)-1, PMLP_ERROR_ARGUMENT, "optimizer");
+    BAD_TRAINER(desc.bad_numbers = (pmlp_bad_numbers)-1, PMLP_ERROR_ARGUMENT, "bad_numbers");
+    BAD_TRAINER(desc.bad_numbers = PMLP_BAD_NUMBERS_COUNT, PMLP_ERROR_ARGUMENT, "bad_numbers");
+    BAD_TRAINER(desc.deadline = 2e9, PMLP_ERROR_ARGUMENT, "deadline");
+    BAD_TRAINER((desc.schedule = PMLP_SCHEDULE_PIPEDREAM, desc.clip_norm = 0,
+                 desc.microbatches = (1 << 17) + 1),
+                PMLP_ERROR_ARGUMENT, "microbatches: is not in 1 .. 131072");
     BAD_TRAINER(desc.learning_rate = -0.1f, PMLP_ERROR_ARGUMENT, "learning_rate");
     BAD_TRAINER(desc.learning_rate = not_a_number, PMLP_ERROR_ARGUMENT, "learning_rate");
     BAD_TRAINER(desc.learning_rate = endless, PMLP_ERROR_ARGUMENT, "learning_rate");
@@ -1433,6 +1614,8 @@ TEST(bad_cuts) {
     BAD_TRAINER((desc.workers = 4, desc.cuts = wide), PMLP_ERROR_ARGUMENT, "cuts");
     BAD_TRAINER((desc.workers = 4, desc.cuts = inside), PMLP_ERROR_ARGUMENT, "cuts");
     BAD_TRAINER((desc.workers = 4, desc.cuts = below), PMLP_ERROR_ARGUMENT, "cuts");
+    BAD_TRAINER((desc.workers = 4, desc.cuts = wide, desc.whole_layers = true), PMLP_ERROR_ARGUMENT,
+                "cuts");
     SAY("cuts that fall, repeat, lie outside or inside a later layer are refused");
 }
 
@@ -1456,7 +1639,32 @@ TEST(bad_tables) {
     BAD_EDGES(edges.transport = PMLP_TRANSPORT_GROUPED, "transport");
     BAD_EDGES(edges.abi = 0, "edges");
     BAD_EDGES(edges.size = 0, "edges");
-    SAY("tables of another ABI, size or transport are refused");
+    BAD_EDGES(edges.connect = NULL, "edges");
+    BAD_EDGES(edges.disconnect = NULL, "edges");
+    BAD_EDGES(edges.reset = NULL, "edges");
+    BAD_EDGES(edges.send = NULL, "edges");
+    BAD_EDGES(edges.receive = NULL, "edges");
+#define NO_ENTRY(entry) BAD_BACKEND(backend.entry = NULL, "backend")
+    NO_ENTRY(name);
+    NO_ENTRY(open);
+    NO_ENTRY(close);
+    NO_ENTRY(alloc);
+    NO_ENTRY(free);
+    NO_ENTRY(row_floats);
+    NO_ENTRY(layer_create);
+    NO_ENTRY(layer_destroy);
+    NO_ENTRY(write);
+    NO_ENTRY(read);
+    NO_ENTRY(input);
+    NO_ENTRY(forward);
+    NO_ENTRY(backward_input);
+    NO_ENTRY(backward_weight);
+    NO_ENTRY(loss);
+    NO_ENTRY(gradient_squares);
+    NO_ENTRY(update);
+    NO_ENTRY(gradient);
+    NO_ENTRY(synchronize);
+    SAY("tables of another ABI, size or transport, or without an entry, are refused");
 }
 
 static void bad_custom(const char *text, pmlp_result want, const char *thing) {
@@ -1510,9 +1718,10 @@ TEST(bad_odds_and_ends) {
     SAY("lowered twice, bad costs, half allocators, tables with holes: refused");
 }
 
+static bool updates_fail;
+
 static pmlp_result failing_update(void *context, void *layer, const pmlp_update_args *args) {
-    (void)context, (void)layer, (void)args;
-    return PMLP_ERROR_BACKEND;
+    return updates_fail ? PMLP_ERROR_BACKEND : pmlp_cpu_backend()->update(context, layer, args);
 }
 
 /* A failure amid the updates leaves neither the old weights nor the new: nobody may be given them. */
@@ -1526,16 +1735,25 @@ TEST(mixed_weights) {
         pmlp_data batch = net_batch(0);
         pmlp_error error = {0};
         uint64_t word;
+        pmlp_timeline *timeline = NULL;
+        float dw[1000];
+        updates_fail = false, desc.trace = 1;
         backend.update = failing_update, desc.backend = &backend;
         if (!CHECK(pmlp_model_create(&model_desc, &model, &error) == PMLP_OK &&
                        pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK,
                    "%s", error.text))
             return;
+        CHECK(pmlp_trainer_step(trainer, &batch, NULL) == PMLP_OK, "the first step");
+        updates_fail = true;
         CHECK(pmlp_trainer_step(trainer, &batch, NULL) == PMLP_ERROR_BACKEND, "the update failed");
         const pmlp_error *said = pmlp_trainer_error(trainer);
         CHECK(said && strcmp(said->op, "U") == 0, "op %s", said ? said->op : "?");
         CHECK(pmlp_trainer_sync(trainer) == PMLP_ERROR_STATE, "sync gives mixed weights");
         CHECK(said && strstr(said->text, "lost"), "%s", said ? said->text : "?");
+        refused("what was traced", pmlp_trainer_timeline(trainer, 1, &timeline), PMLP_ERROR_STATE,
+                said, "the trainer has failed");
+        refused("a gradient", pmlp_trainer_gradient(trainer, 0, dw, NULL), PMLP_ERROR_STATE, said,
+                "of a step that failed");
         pmlp_trainer_destroy(trainer);
         CHECK(pmlp_model_hash(model, &word, &error) == PMLP_ERROR_STATE, "destroy left mixed weights");
         CHECK(strstr(error.text, "lost") != NULL, "%s", error.text);
@@ -1544,7 +1762,132 @@ TEST(mixed_weights) {
     SAY("a failure amid the updates: the weights are lost, and the model says so");
 }
 
+static pmlp_result no_open(const pmlp_backend *self, const pmlp_backend_desc *desc, void **context,
+                           pmlp_error *error) {
+    (void)self, (void)desc, (void)context, (void)error;
+    return PMLP_ERROR_BACKEND;
+}
+static long forwards_left;
+
+static pmlp_result no_forward(void *context, void *layer, int version, size_t rows, const float *x,
+                              float *y) {
+    if (forwards_left-- <= 0) return PMLP_ERROR_BACKEND;
+    return pmlp_cpu_backend()->forward(context, layer, version, rows, x, y);
+}
+static pmlp_result no_weight(void *context, void *layer, size_t rows, const float *x,
+                             const float *dz, bool anew) {
+    (void)context, (void)layer, (void)rows, (void)x, (void)dz, (void)anew;
+    return PMLP_ERROR_BACKEND;
+}
+static pmlp_result no_synchronize(void *context) { return (void)context, PMLP_ERROR_BACKEND; }
+
+/* Measuring stops at the first call that fails, and says what could not be done. */
+TEST(measuring_fails) {
+    static const char *const entries[] = {"open", "forward", "backward_weight", "update",
+                                          "synchronize"};
+    const pmlp_model_desc net = net_desc(NULL);
+    pmlp_model *model = NULL;
+    double costs[LAYERS];
+    CHECK(pmlp_model_create(&net, &model, NULL) == PMLP_OK, "no model");
+    updates_fail = true;
+    for (int i = 0; i < 5; i++) {
+        pmlp_backend backend = *pmlp_cpu_backend();
+        pmlp_trainer_desc how = net_how(2, true);
+        pmlp_error error = {0};
+        test_memory memory;
+        test_memory_init(&memory, 0);
+        if (i == 0) backend.open = no_open;
+        if (i == 1) backend.forward = no_forward;
+        if (i == 2) backend.backward_weight = no_weight;
+        if (i == 3) backend.update = failing_update;
+        if (i == 4) backend.synchronize = no_synchronize;
+        how.backend = &backend, how.allocator = memory.allocator;
+        forwards_left = 0;
+        refused(entries[i], pmlp_measure_layers(model, &how, costs, &error), PMLP_ERROR_BACKEND,
+                &error, pmlp_result_text(PMLP_ERROR_BACKEND));
+        CHECK(memory.blocks == 0, "%s: %ld blocks leak", entries[i], memory.blocks);
+    }
+    double given[LAYERS] = {1, 1, 1, 1, 1}; /* with which nobody measures */
+    pmlp_backend backend = *pmlp_cpu_backend();
+    pmlp_trainer_desc known = net_how(2, true);
+    pmlp_trainer *trainer = NULL;
+    backend.update = failing_update, known.backend = &backend;
+    known.measure_layers = true, known.layer_costs = given;
+    CHECK(pmlp_trainer_create(model, &known, &trainer, NULL) == PMLP_OK, "measures all the same");
+    pmlp_trainer_destroy(trainer);
+    for (int batch = 1; batch <= 5; batch++) { /* fewer rows than micro-batches, none before U */
+        pmlp_trainer_desc how = net_how(2, true);
+        pmlp_error error = {0};
+        how.batch = (size_t)batch, how.microbatches = 3;
+        CHECK(pmlp_measure_layers(model, &how, costs, &error) == PMLP_OK, "%s", error.text);
+        for (int l = 0; l < LAYERS; l++)
+            CHECK(costs[l] > 0 && costs[l] < 10, "layer %d takes %g s", l, costs[l]);
+    }
+    pmlp_model_destroy(model);
+    SAY("a back end that fails while layers are measured: refused, nothing is lost");
+}
+
+/* Bounds with costs in the desc, and with a schedule of the caller's. */
+TEST(bounds) {
+    const double ones[3] = {1, 1, 1};
+    const pmlp_costs costs = {.f = ones, .i = ones, .w = ones, .stages = 3};
+    const pmlp_model_desc net = net_desc(NULL);
+    const char *text = "0F0,0B0\n1F0,1B0\n2F0,2B0\n";
+    pmlp_model *model = NULL;
+    pmlp_schedule *custom = NULL;
+    pmlp_trainer_desc how = net_how(3, true);
+    pmlp_ceiling_report report;
+    pmlp_error error = {0};
+    CHECK(pmlp_model_create(&net, &model, NULL) == PMLP_OK, "no model");
+    how.schedule = PMLP_SCHEDULE_AUTO, how.costs = &costs, how.clip_norm = 0;
+    CHECK(pmlp_ceiling(model, &how, NULL, &report, &error) == PMLP_OK && report.speedup > 1, "%s",
+          error.text);
+    how.schedule = PMLP_SCHEDULE_SEQUENTIAL, how.costs = NULL;
+    CHECK(pmlp_ceiling(model, &how, NULL, &report, &error) == PMLP_OK &&
+              strstr(report.advice, "lets the workers take turns"),
+          "%s", report.advice);
+    CHECK(pmlp_schedule_parse(text, strlen(text), NULL, &custom, NULL) == PMLP_OK, "no schedule");
+    how.custom = custom, how.workers = how.microbatches = 0;
+    CHECK(pmlp_ceiling(model, &how, NULL, &report, &error) == PMLP_OK &&
+              !strcmp(report.binds, "fill and drain") && !strstr(report.advice, "take turns"),
+          "%s: %s: %s", error.text, report.binds, report.advice);
+    pmlp_schedule_destroy(custom);
+    pmlp_model_destroy(model);
+    SAY("bounds with costs given, of a sequential schedule and of the caller's own");
+}
+
+/* The pipeline or the serial training beside it fails at some forward: its words come back. */
+TEST(verifying_fails) {
+    const pmlp_model_desc net = net_desc(NULL);
+    const pmlp_data data = net_data();
+    pmlp_model *model = NULL;
+    long k = 0;
+    CHECK(pmlp_model_create(&net, &model, NULL) == PMLP_OK, "no model");
+    for (pmlp_result result = PMLP_ERROR_BACKEND; result != PMLP_OK && k < 1000; k++) {
+        pmlp_backend backend = *pmlp_cpu_backend();
+        pmlp_trainer_desc how = net_how(2, true);
+        pmlp_verify_report report = {0};
+        pmlp_error error = {0};
+        backend.forward = no_forward, how.backend = &backend, forwards_left = k;
+        result = pmlp_verify(model, &how, &data, 2, &report, &error);
+        if (result == PMLP_OK) CHECK(report.identical && report.steps == 2, "%s", report.what);
+        else refused("verify", result, PMLP_ERROR_BACKEND, &error, "F");
+        if (result != PMLP_OK)
+            CHECK(pmlp_verify(model, &how, &data, 2, &report, NULL) == PMLP_ERROR_BACKEND,
+                  "without an error to fill");
+    }
+    CHECK(k > 2 * LAYERS && k < 1000, "%ld forwards", k);
+    pmlp_model_destroy(model);
+    SAY("a back end that fails while trainings are compared: refused with its words, %ld cases", k);
+}
+
 TEST(bad_customs) {
+    static const int owners[] = {0, 1};
+    pmlp_schedule *empty = NULL;
+    CHECK(pmlp_schedule_empty(2, 2, 1, owners, NULL, &empty, NULL) == PMLP_OK, "empty");
+    BAD_TRAINER((desc.custom = empty, desc.microbatches = 0, desc.workers = 0), PMLP_ERROR_SCHEDULE,
+                "worker 0 never does 0F0");
+    pmlp_schedule_destroy(empty);
     bad_custom("0F0,0B0\n1F0,1B0\n2F0,2B0\n3F0,3B0\n4F0,4B0\n5F0,5B0\n", PMLP_ERROR_SHAPE, "layers");
     bad_custom("0F0,0F1,0B0\n1F0,1B0,1F1,1B1\n", PMLP_ERROR_SCHEDULE, "0I1");
     bad_custom("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n", PMLP_ERROR_DEADLOCK, "worker");
@@ -1624,6 +1967,8 @@ TEST(bad_batches) {
         {"rows past memory", {sizeof(size_t) > 4 ? SIZE_MAX / 8 : SIZE_MAX, x, net_labels, NULL, false}, PMLP_ERROR_ARGUMENT, "rows", false},
         {"no x", {BATCH, NULL, net_labels, NULL, false}, PMLP_ERROR_ARGUMENT, "x", false},
         {"no labels", {BATCH, x, NULL, NULL, false}, PMLP_ERROR_ARGUMENT, "labels", false},
+        {"targets, too", {BATCH, x, net_labels, net_targets, false}, PMLP_ERROR_ARGUMENT,
+         "labels, not targets", false},
         {"targets only", {BATCH, x, NULL, net_targets, false}, PMLP_ERROR_ARGUMENT, "labels", false},
         {"label -1", {BATCH, x, labels_negative, NULL, false}, PMLP_ERROR_DATA, "label", false},
         {"label 3 of 3", {BATCH, x, labels_large, NULL, false}, PMLP_ERROR_DATA, "label", false},
@@ -1749,7 +2094,7 @@ TEST(states) {
 
 typedef struct intruder {
     pmlp_trainer *trainer;
-    pmlp_result results[8];
+    pmlp_result results[10];
 } intruder;
 
 static void *intrude(void *user) {
@@ -1766,6 +2111,9 @@ static void *intrude(void *user) {
     pmlp_costs costs;
     in->results[6] = pmlp_trainer_timeline(in->trainer, 1, &timeline);
     in->results[7] = pmlp_trainer_costs(in->trainer, &costs);
+    pmlp_position position;
+    in->results[8] = pmlp_trainer_position(in->trainer, &position);
+    in->results[9] = pmlp_trainer_save(in->trainer, "never.safetensors");
     return NULL;
 }
 
@@ -1788,7 +2136,7 @@ TEST(two_callers) {
             in.trainer = s.trainer;
             plan.hook = intrude_now, plan.hook_user = &in;
             CHECK(subject_end(&s, "an intruder") == net_words[2], "other weights");
-            for (int i = 0; i < 8; i++)
+            for (int i = 0; i < 10; i++)
                 CHECK(in.results[i] == PMLP_ERROR_STATE, "%d workers: the intruder's call %d gives %s",
                       workers, i, pmlp_result_name(in.results[i]));
             CHECK(faulty_balanced(&plan), "%d workers: contexts, buffers or layers leak", workers);
@@ -2040,6 +2388,10 @@ int main(void) {
     RUN(edges_busy);
     RUN(edges_copying);
     RUN(threads);
+    RUN(mutexes);
+#ifdef __linux__
+    RUN(cores);
+#endif
     RUN(bad_models);
     RUN(null_arguments);
     RUN(schedule_arguments);
@@ -2049,6 +2401,9 @@ int main(void) {
     RUN(bad_cuts);
     RUN(bad_odds_and_ends);
     RUN(mixed_weights);
+    RUN(measuring_fails);
+    RUN(bounds);
+    RUN(verifying_fails);
     RUN(bad_tables);
     RUN(bad_customs);
     RUN(bad_batches);

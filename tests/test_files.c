@@ -5,8 +5,25 @@
 
        cc -std=c99 -I. tests/test_files.c -o test_files -pthread -lm                              */
 #define _XOPEN_SOURCE 700 /* setrlimit, symlink */
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+static ssize_t real_write(int file, const void *bytes, size_t size) {
+    return write(file, bytes, size);
+}
+static ssize_t disk_write(int file, const void *bytes, size_t size);
+static int disk_fsync(int file);
+static int disk_close(int file);
+static int disk_rename(const char *from, const char *to);
+#define write disk_write /* to the end of this file, as back ends have an entry of that name */
+#define fsync disk_fsync
+#define close disk_close
+#define rename disk_rename
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
+#undef fsync
+#undef close
+#undef rename
 #include "test.h"
 #include "networks.h"
 
@@ -407,17 +424,19 @@ TEST(mismatches) {
     run saved = begin(&small_net, 1, &how);
     fine(&saved, pmlp_trainer_epoch(saved.trainer, &data, NULL));
     fine(&saved, pmlp_trainer_save(saved.trainer, path_of("it")));
-    network nets[4];
-    for (int i = 0; i < 4; i++) nets[i] = small_net;
+    network nets[5];
+    for (int i = 0; i < 5; i++) nets[i] = small_net;
     nets[0].sizes[1] = 41, nets[1].layers = 3, nets[2].act[1] = PMLP_RELU;
-    nets[3].loss = PMLP_LOSS_MSE;
+    nets[3].loss = PMLP_LOSS_MSE, nets[4].sizes[0] = 4;
     const char *const nets_say[][2] = {
-        {"[40][5]", "[41][5]"}, {"4 layers", "has 3"}, {"gelu", "relu"}, {"xent", "mse"}};
+        {"[40][5]", "[41][5]"}, {"4 layers", "has 3"}, {"gelu", "relu"}, {"xent", "mse"},
+        {"[40][5]", "[40][4]"}};
     const char *const says[][2] = {
         {"16", "17"}, {"adam", "adamw"}, {"5", "6"},        {"yes", "no"},      {"0.01", "0.02"},
         {"0", "2.5"}, {"0.9", "0.8"},    {"0.999", "0.99"}, {"1e-08", "1e-07"}, {"adam", "sgd"}};
-    for (int i = 0; i < 14; i++) {
-        const char *const *say = i < 4 ? nets_say[i] : says[i - 4];
+    for (int i = 0; i < 15; i++) {
+        const int net = i < 4 ? i : i == 14 ? 4 : -1;
+        const char *const *say = net >= 0 ? nets_say[net] : says[i - 4];
         how = how_of(&ways[0], PMLP_ADAM);
         if (i == 4) how.batch = 17;
         if (i == 5) how.optimizer = PMLP_ADAMW;
@@ -429,11 +448,11 @@ TEST(mismatches) {
         if (i == 11) how.beta2 = 0.99f;
         if (i == 12) how.epsilon = 1e-7f;
         if (i == 13) how.optimizer = PMLP_SGD;
-        run r = begin(i < 4 ? &nets[i] : &small_net, 7, &how);
+        run r = begin(net >= 0 ? &nets[net] : &small_net, 7, &how);
         fine(&r, pmlp_trainer_save(r.trainer, path_of("before")));
         refused(say[1], pmlp_trainer_load(r.trainer, path_of("it")),
-                i < 2 ? PMLP_ERROR_SHAPE : PMLP_ERROR_ARGUMENT, pmlp_trainer_error(r.trainer),
-                say[0]);
+                i < 2 || i == 14 ? PMLP_ERROR_SHAPE : PMLP_ERROR_ARGUMENT,
+                pmlp_trainer_error(r.trainer), say[0]);
         CHECK(strstr(pmlp_trainer_error(r.trainer)->text, say[1]) != NULL, "\"%s\" lacks %s",
               pmlp_trainer_error(r.trainer)->text, say[1]);
         fine(&r, pmlp_trainer_save(r.trainer, path_of("after")));
@@ -470,9 +489,14 @@ TEST(mismatches) {
               pmlp_model_save(NULL, "x", NULL) == PMLP_ERROR_ARGUMENT &&
               pmlp_model_save(saved.model, NULL, NULL) == PMLP_ERROR_ARGUMENT,
           "NULL");
+    pmlp_model *other = make_model(&other_net, 1);
+    CHECK(pmlp_model_save(other, path_of("m"), NULL) == PMLP_OK, "not saved");
+    refused("a single layer", pmlp_trainer_load(t, path_of("m")), PMLP_ERROR_SHAPE,
+            pmlp_trainer_error(t), "has 1 layer, the model has 4");
+    pmlp_model_destroy(other);
     end(&saved);
     empty_folder();
-    SAY("14 settings that differ are refused with both values, and wrong calls; nothing changes");
+    SAY("15 settings that differ are refused with both values, and wrong calls; nothing changes");
 }
 
 /* A gradient of before the load is nobody's; loading into a trainer that has trained is loading. */
@@ -567,6 +591,23 @@ TEST(headers) {
          "UTF-8"},
         {"{\"__metadata__\":{\"a\":\"\xc0\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
          "UTF-8"},
+        {"{\"__metadata__\":{\"a\":\"\xe0\xa0\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
+        {"{\"__metadata__\":{\"a\":\"\xe0\x9f\xbf\"}," GOOD_W "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "UTF-8"},
+        {"{\"__metadata__\":{\"a\":\"\xed\x9f\xbf\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
+        {"{\"__metadata__\":{\"a\":\"\xf0\x90\x80\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
+        {"{\"__metadata__\":{\"a\":\"\xf0\x8f\xbf\xbf\"}," GOOD_W "," GOOD_B "}", 12,
+         PMLP_ERROR_PARSE, "UTF-8"},
+        {"{\"__metadata__\":{\"a\":\"\xf4\x8f\xbf\xbf\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
+        {"{\"__metadata__\":{\"a\":\"\xf4\x90\x80\x80\"}," GOOD_W "," GOOD_B "}", 12,
+         PMLP_ERROR_PARSE, "UTF-8"},
+        {"{\"__metadata__\":{\"a\":\"\xe1\x80\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
+        {"{\"__metadata__\":{\"a\":\"\xf1\x80\x80\x80\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
+        {"{\"__metadata__\":{\"a\":\"\xe2\x82", 0, PMLP_ERROR_PARSE, "UTF-8"}, /* cut here */
+        {"{\"__metadata__\":{\"a\":\"\\", 0, PMLP_ERROR_PARSE, "escape"},
+        {"{\"__metadata__\":{\"a\":\"\\u00", 0, PMLP_ERROR_PARSE, "escape"},
+        {"{\"0.weight\":{\"dtype\":\"F32\",\"shape\":[1", 0, PMLP_ERROR_PARSE, "expected ']'"},
+        {"{\"__metadata__\":{\"\":\"x\"}," GOOD_W "," GOOD_B "}", 12, PMLP_OK, ""},
         {"{\"__metadata__\":{\"activations\":\"tanh\",\"loss\":\"mse\"}," GOOD_W "," GOOD_B "}", 12,
          PMLP_OK, ""},
         {"{\"__metadata__\":{\"activations\":\"tanh,relu\"}," GOOD_W "," GOOD_B "}", 12,
@@ -648,6 +689,9 @@ TEST(headers) {
         {"{" W("x.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "x.weight"},
         {"{" W("1234567890.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
          "12345"},
+        {"{" W("an.endless.name.of.a.tensor.that.no.sentence.has.room.for.as.it.goes.on.and.on.and."
+               "on.and.on", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE,
+         "has.room.for.as.it.goes.on.and.on.a' is"},
         {"{" W("0.running_mean", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "running"},
         {"{" W("a.0.weight", "[1,2]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_PARSE, "'0.bias'"},
         {"{" W("fc1.weight", "[1,2]", "[0,8]") "," W("fc1.bias", "[1]", "[8,12]") "}", 12, PMLP_OK,
@@ -656,6 +700,10 @@ TEST(headers) {
         {"{" W("0.weight", "[]", "[0,4]") "," W("0.bias", "[1]", "[4,8]") "}", 8, PMLP_ERROR_SHAPE,
          "single number"},
         {"{" W("0.weight", "[1,2,1]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_SHAPE, "[1][2]..."},
+        {"{" W("0.weight", "[1,2,1,1,1]", "[0,8]") "," GOOD_B "}", 12, PMLP_ERROR_SHAPE,
+         "[1][2]..."},
+        {"{" W("fc10.weight", "[1,2]", "[0,8]") "," W("fc10.bias", "[1]", "[8,12]") "}", 12,
+         PMLP_OK, ""},
         {"{" W("0.weight", "[0,2]", "[0,0]") "," W("0.bias", "[1]", "[0,4]") "}", 4,
          PMLP_ERROR_SHAPE, "[0][2]"},
         {"{" W("0.weight", "[1,0]", "[0,0]") "," W("0.bias", "[1]", "[0,4]") "}", 4,
@@ -761,18 +809,64 @@ TEST(every_bit) {
 }
 
 /* What says nonsense with a checksum that holds. */
+/* The file with one text in its header replaced, of any length, and all lengths and sums right. */
+static bytes replaced(bytes b, const char *from, const char *to) {
+    const size_t a = strlen(from), z = strlen(to);
+    bytes out = {malloc(b.size + z), 0};
+    uint64_t length = 0;
+    size_t at = 8;
+    if (!out.data) exit(1);
+    while (at + a < b.size && memcmp(b.data + at, from, a) != 0) at++;
+    CHECK(at + a < b.size, "no %s", from);
+    memcpy(out.data, b.data, at);
+    memcpy(out.data + at, to, z);
+    memcpy(out.data + at + z, b.data + at + a, b.size - at - a);
+    out.size = b.size + z - a;
+    for (size_t i = 0; i < 8; i++) length |= (uint64_t)b.data[i] << 8 * i;
+    length += z - a;
+    for (size_t i = 0; i < 8; i++) out.data[i] = (unsigned char)(length >> 8 * i);
+    free(b.data);
+    return out;
+}
+
 TEST(forged) {
     const pmlp_data data = some_data(&tiny_net, ROWS);
-    static const char *const changes[][2] = {
-        {"\"step\":\"5\"", "\"step\":\"x\""},
-        {"\"epoch\":\"1\"", "\"epoch\":\"-\""},
-        {"\"epoch_rows\":\"0\"", "\"epoch_rows\":\"9\""},
-        {"\"epoch_hits\":\"0\"", "\"epoch_hits\":\"1\""},
-        {"\"learning_rate\":\"0.001\"", "\"learning_rate\":\"-0.01\""},
-        {"\"learning_rate\":\"0.001\"", "\"learning_rate\":\"  nan\""},
-        {"\"epoch_loss\":\"0\"", "\"epoch_loss\":\"z\""},
-        {"\"updates\":\"5\"", "\"updates\":\".\""},
-        {"\"updates\"", "\"updetas\""}};
+    static const struct {
+        const char *from, *to;
+        pmlp_result result;
+        const char *says;
+    } changes[] = {
+        {"\"step\":\"5\"", "\"step\":\"x\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"epoch\":\"1\"", "\"epoch\":\"-\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"epoch_rows\":\"0\"", "\"epoch_rows\":\"9\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"epoch_hits\":\"0\"", "\"epoch_hits\":\"1\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"learning_rate\":\"0.001\"", "\"learning_rate\":\"-0.01\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"learning_rate\":\"0.001\"", "\"learning_rate\":\"  nan\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"epoch_loss\":\"0\"", "\"epoch_loss\":\"z\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"updates\":\"5\"", "\"updates\":\".\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"updates\"", "\"updetas\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"learning_rate\":\"0.001\"", "\"learning_rate\":\"\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"learning_rate\":\"0.001\"",
+         "\"learning_rate\":\"0.00100000000000000000000000000000000000000\"", PMLP_ERROR_PARSE,
+         "sense"},
+        {"\"learning_rate\":\"0.001\"", "\"learning_rate\":\"0.002\"", PMLP_OK, ""},
+        {"\"step\":\"5\"", "\"step\":\"9007199254740993\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"epoch_total_rows\":\"0\"", "\"epoch_total_rows\":\"3000000000\"", PMLP_ERROR_PARSE,
+         "sense"},
+        {"\"epoch_total_rows\":\"0\",\"epoch_rows\":\"0\"",
+         "\"epoch_total_rows\":\"75\",\"epoch_rows\":\"5\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"epoch_total_rows\":\"0\",\"epoch_rows\":\"0\"",
+         "\"epoch_total_rows\":\"75\",\"epoch_rows\":\"48\"", PMLP_OK, ""},
+        {"\"epoch_rows\":\"0\"", "\"epoch_rows\":\"16\"", PMLP_ERROR_PARSE, "sense"},
+        {"\"step\"", "\"stop\"", PMLP_ERROR_PARSE, "holds a model, but no training"},
+        {"\"optimizer\"", "\"optimum\"", PMLP_ERROR_PARSE, "holds a model, but no training"},
+        {"\"optimizer\":\"adam\"", "\"optimizer\":\"sgd\"", PMLP_ERROR_ARGUMENT,
+         "sgd in the training"},
+        {"\"seed\"", "\"seat\"", PMLP_ERROR_ARGUMENT, "seed: missing in the training"},
+        {"\"loss\"", "\"lost\"", PMLP_OK, ""},
+        {"\"activations\":\"relu,linear\"", "\"activations\":\"relu\"", PMLP_ERROR_PARSE,
+         "its activations are 'relu', expected 2"},
+        {"\"activations\"", "\"inactive\"", PMLP_OK, ""}};
     pmlp_trainer_desc how = how_of(&ways[0], PMLP_ADAM);
     run r = begin(&tiny_net, 1, &how);
     fine(&r, pmlp_trainer_epoch(r.trainer, &data, NULL));
@@ -783,26 +877,37 @@ TEST(forged) {
         pmlp__image image = {NULL, NULL, NULL, 0, NULL, 0, 0};
         const pmlp_allocator standard = {NULL, NULL, NULL};
         pmlp_error error = {0};
-        for (size_t at = 8; i < count && at + 30 < b.size; at++) {
-            const size_t length = strlen(changes[i][0]);
-            if (memcmp(b.data + at, changes[i][0], length) != 0) continue;
-            CHECK(strlen(changes[i][1]) == length, "change %d has another length", i);
-            memcpy(b.data + at, changes[i][1], length);
-            break;
-        }
+        if (i < count) b = replaced(b, changes[i].from, changes[i].to);
         image.allocator = &standard, image.bytes = b.data, image.size = b.size;
         CHECK(pmlp__image_seal(&image, &error) == PMLP_OK, "%s", error.text);
         const pmlp_result result = pmlp__trainer_parse(r.trainer, b.data, b.size, "the file");
-        if (i < count)
-            refused(changes[i][1], result, PMLP_ERROR_PARSE, pmlp_trainer_error(r.trainer),
-                    "sense");
+        if (i < count && changes[i].result != PMLP_OK)
+            refused(changes[i].to, result, changes[i].result, pmlp_trainer_error(r.trainer),
+                    changes[i].says);
         else
             fine(&r, result);
         free(b.data);
     }
     end(&r);
+    how = how_of(&ways[0], PMLP_SGD); /* one that claims to be of an optimizer with moments */
+    r = begin(&tiny_net, 1, &how);
+    fine(&r, pmlp_trainer_save(r.trainer, path_of("it")));
+    end(&r);
+    how.optimizer = PMLP_MOMENTUM;
+    r = begin(&tiny_net, 1, &how);
+    bytes b = replaced(read_bytes("it"), "\"optimizer\":\"sgd\"",
+                       "\"momentum\":\"0.9\",\"optimizer\":\"momentum\"");
+    pmlp__image image = {NULL, NULL, NULL, 0, NULL, 0, 0};
+    const pmlp_allocator standard = {NULL, NULL, NULL};
+    image.allocator = &standard, image.bytes = b.data, image.size = b.size;
+    CHECK(pmlp__image_seal(&image, NULL) == PMLP_OK, "not sealed");
+    refused("no moments", pmlp__trainer_parse(r.trainer, b.data, b.size, "the file"),
+            PMLP_ERROR_PARSE, pmlp_trainer_error(r.trainer),
+            "has 0 moments of each weight, momentum has 1");
+    free(b.data);
+    end(&r);
     empty_folder();
-    SAY("%d made-up progresses with a checksum that holds: refused", count);
+    SAY("%d made-up trainings with a checksum that holds: refused, or harmless", count);
 }
 
 /* --- other programs' files -------------------------------------------------------------------- */
@@ -1006,9 +1111,94 @@ TEST(writes) {
     fine(&r, pmlp_trainer_save(r.trainer, old));
     CHECK(same_files("old", "link"), "two files of one state differ");
     fine(&r, pmlp_trainer_load(r.trainer, old));
+    for (int n = 0; n < 1000; n++) { /* all names that it tries */
+        char left[300];
+        snprintf(left, sizeof left, "old.%ld-%d.tmp", (long)getpid(), n);
+        write_bytes(left, (bytes){(unsigned char *)"x", 1});
+    }
+    save_fails(&r, old, "File exists");
     end(&r);
     empty_folder();
     SAY("a full disk, no folder, devices, pipes: refused with the reason, the old file is there");
+}
+
+/* A disk that fails at one of its calls. */
+static enum {
+    DISK_FINE, NOTHING_WRITTEN, INTERRUPTED, WRITE_FAILS, FSYNC_FAILS, CLOSE_FAILS, RENAME_FAILS,
+    FOLDER_FAILS, FOLDER_CANNOT, DISK_FAULTS
+} disk;
+static int disk_syncs; /* of a file, then of its folder */
+
+static ssize_t disk_write(int file, const void *bytes, size_t size) {
+    const bool interrupted = disk == INTERRUPTED;
+    if (interrupted) disk = DISK_FINE, errno = EINTR;
+    if (disk == WRITE_FAILS) errno = ENOSPC;
+    return disk == NOTHING_WRITTEN ? 0
+           : interrupted || disk == WRITE_FAILS ? -1 : real_write(file, bytes, size);
+}
+static int disk_fsync(int file) {
+    const bool folder_ = disk_syncs++ > 0;
+    if (disk == (folder_ ? FOLDER_FAILS : FSYNC_FAILS)) return errno = EIO, -1;
+    if (folder_ && disk == FOLDER_CANNOT) return errno = EINVAL, -1;
+    return fsync(file);
+}
+static int disk_close(int file) {
+    const int result = close(file);
+    return disk == CLOSE_FAILS ? errno = EIO, -1 : result;
+}
+static int disk_rename(const char *from, const char *to) {
+    return disk == RENAME_FAILS ? errno = EACCES, -1 : rename(from, to);
+}
+
+TEST(faulty_disk) {
+    static const char *const says[DISK_FAULTS] = {
+        "", "Input/output error", "", "No space left", "Input/output error", "Input/output error",
+        "Permission denied", "Input/output error", ""};
+    pmlp_model *model = make_model(&tiny_net, 1);
+    for (int fault = 0; fault < DISK_FAULTS; fault++) {
+        pmlp_error error = {0};
+        write_bytes("it", (bytes){(unsigned char *)"old", 3});
+        disk_syncs = 0, disk = fault;
+        const pmlp_result result = pmlp_model_save(model, path_of("it"), &error);
+        disk = DISK_FINE;
+        if (*says[fault]) refused("a faulty disk", result, PMLP_ERROR_FILE, &error, says[fault]);
+        else CHECK(result == PMLP_OK, "fault %d: %s", fault, error.text);
+        const bytes b = read_bytes("it"); /* only what comes behind the renaming is too late */
+        CHECK((b.size == 3) == (*says[fault] && fault != FOLDER_FAILS), "fault %d: %zu bytes",
+              fault, b.size);
+        CHECK(count_files() == 1, "fault %d: %d files", fault, count_files());
+        free(b.data);
+        empty_folder();
+    }
+    pmlp_model_destroy(model);
+    SAY("a disk that fails at a write, a flush, a close, a rename: said, the old file is there");
+}
+
+/* A pipe says neither how long it is nor lets itself be read twice. */
+TEST(pipes) {
+    static const network big = {"big", 1, {300, 200}, {PMLP_LINEAR}, PMLP_LOSS_MSE, false};
+    const network *const nets[] = {&tiny_net, &big};
+    for (int i = 0; i < 2; i++) {
+        pmlp_model *model = make_model(nets[i], 1), *loaded = NULL;
+        pmlp_error error = {0};
+        int status = 1;
+        CHECK(pmlp_model_save(model, path_of("it"), NULL) == PMLP_OK, "not saved");
+        CHECK(mkfifo(path_of("pipe"), 0600) == 0, "no pipe");
+        const bytes b = read_bytes("it");
+        const pid_t child = fork();
+        if (child == 0) {
+            FILE *pipe = fopen(path_of("pipe"), "wb");
+            _exit(!pipe || fwrite(b.data, 1, b.size, pipe) != b.size || fclose(pipe) != 0);
+        }
+        CHECK(pmlp_model_load(path_of("pipe"), NULL, &loaded, &error) == PMLP_OK, "%s", error.text);
+        waitpid(child, &status, 0);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "not all was read");
+        if (loaded) same_model("from a pipe", model, loaded);
+        free(b.data);
+        pmlp_model_destroy(model), pmlp_model_destroy(loaded);
+        empty_folder();
+    }
+    SAY("models from a pipe, short and long: as from a file");
 }
 
 static void fill(pmlp_model *model, float number) {
@@ -1105,7 +1295,7 @@ TEST(back_ends) {
     pmlp_backend bad = *pmlp_cpu_backend();
     pmlp_trainer_desc how = how_of(&ways[2], PMLP_ADAM);
     bad.read = bad_read, bad.write = bad_write, bad.forward = bad_forward;
-    how.backend = &bad;
+    how.backend = &bad, how.keep_gradients = true;
     int saves = 0, loads = 0;
     run r = begin(&small_net, 1, &how);
     fine(&r, pmlp_trainer_epoch(r.trainer, &data, NULL));
@@ -1119,6 +1309,11 @@ TEST(back_ends) {
         CHECK(count_files() == 1, "a file of what could not be read");
     }
     CHECK(same_files("good", "m"), "another file after failures");
+    float dw[40 * 5];
+    fail_reads = 1;
+    refused("a gradient", pmlp_trainer_gradient(r.trainer, 0, dw, NULL), PMLP_ERROR_BACKEND,
+            pmlp_trainer_error(r.trainer), "reading the gradient");
+    fine(&r, pmlp_trainer_gradient(r.trainer, 0, dw, NULL));
     /* a step that fails before its updates leaves something worth saving */
     fail_forwards = 2;
     CHECK(pmlp_trainer_epoch(r.trainer, &data, NULL) == PMLP_ERROR_BACKEND, "no failure");
@@ -1177,6 +1372,8 @@ int main(void) {
     RUN(numbers);
     RUN(allocations);
     RUN(writes);
+    RUN(faulty_disk);
+    RUN(pipes);
     RUN(killed);
     RUN(back_ends);
     rmdir(folder);

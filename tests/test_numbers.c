@@ -355,6 +355,67 @@ TEST(too_late) {
     SAY("asynchronous schedules: said when it is too late; they cannot skip");
 }
 
+/* Edges of the back end's own: there losses may be known too late, but not if the norm is wanted,
+   and skipping wants it. */
+TEST(edges_of_the_back_end) {
+    pmlp_backend table = *pmlp_cpu_backend();
+    pmlp_data data = good_data(&classes);
+    pmlp_trainer_desc desc = {0};
+    table.edges = pmlp_thread_edges();
+    desc.batch = BATCH, desc.workers = 2, desc.backend = &table;
+    data_x[35 * N_IN + 3] = (float)NAN;
+    const uint64_t wanted = word_without(&classes, &data, desc);
+    for (int way = 0; way < 3; way++) { /* stops too late, stops, skips */
+        run r = {0};
+        desc.gradient_norm = way == 1;
+        desc.bad_numbers = way == 2 ? PMLP_BAD_NUMBERS_SKIP : PMLP_BAD_NUMBERS_STOP;
+        if (way == 0) { /* what follows has bad weights, and is no step of train() */
+            pmlp_model *model = make_model(&classes, 5);
+            const pmlp_data batch = rows_of(&classes, &data, BATCH, BATCH);
+            pmlp_trainer *t = NULL;
+            CHECK(pmlp_trainer_create(model, &desc, &t, NULL) == PMLP_OK, "no trainer");
+            CHECK(pmlp_trainer_step(t, &batch, NULL) == PMLP_ERROR_NUMBER &&
+                      strstr(pmlp_trainer_error(t)->text, "have been updated with it"),
+                  "%s", pmlp_trainer_error(t)->text);
+            pmlp_trainer_destroy(t);
+            pmlp_model_destroy(model);
+            continue;
+        }
+        r.net = &classes, r.data = &data, r.desc = desc, r.model = make_model(&classes, 5);
+        train(&r);
+        CHECK(r.middle == (way == 2 ? PMLP_OK : PMLP_ERROR_NUMBER) && r.end == wanted,
+              "%d: %s: %s", way, pmlp_result_name(r.middle), r.text);
+        pmlp_model_destroy(r.model);
+    }
+    SAY("a back end with edges of its own: too late without the norm, in time with it");
+}
+
+/* Data and weights that are finite, and what comes of them is not; and a bias. */
+TEST(outputs) {
+    for (int ranks = 1; ranks <= 2; ranks++) {
+        pmlp_data data = good_data(&squares);
+        pmlp_trainer_desc desc = {0};
+        desc.batch = BATCH, desc.workers = 2, desc.deadline = 20;
+        data_x[35 * N_IN + 3] = 3e38f, data_x[35 * N_IN + 4] = -3e38f;
+        bad_step(&squares, &data, desc, ranks, "row 15 of the data: output ", "outputs");
+    }
+    pmlp_data data = good_data(&classes), batch = rows_of(&classes, &data, 0, BATCH);
+    pmlp_model *model = make_model(&classes, 5);
+    pmlp_trainer *t = NULL;
+    pmlp_trainer_desc desc = {0};
+    pmlp_params params;
+    CHECK(pmlp_model_params(model, 1, &params, NULL) == PMLP_OK, "no parameters");
+    params.b[3] = (float)NAN;
+    desc.batch = BATCH, desc.workers = 2;
+    CHECK(pmlp_trainer_create(model, &desc, &t, NULL) == PMLP_OK, "no trainer");
+    CHECK(pmlp_trainer_step(t, &batch, NULL) == PMLP_ERROR_NUMBER &&
+              strstr(pmlp_trainer_error(t)->text, "bias 3 of layer 1 is nan"),
+          "%s", pmlp_trainer_error(t)->text);
+    pmlp_trainer_destroy(t);
+    pmlp_model_destroy(model);
+    SAY("outputs out of range, on one rank and two, and a bias: named");
+}
+
 /* Without memory to look for the layer the step is still refused. */
 TEST(no_memory) {
     for (long k = 1; k <= 2; k++) {
@@ -389,6 +450,8 @@ int main(void) {
     RUN(epochs);
     RUN(shuffled);
     RUN(too_late);
+    RUN(edges_of_the_back_end);
+    RUN(outputs);
     RUN(no_memory);
     return test_end();
 }

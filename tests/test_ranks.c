@@ -93,8 +93,10 @@ static void train(rank *r, pmlp_trainer *t) {
         r->out.stale += (i + 1) * (info.staleness + info.most_stale + info.torn);
     }
     if (r->desc.keep_gradients) {
-        float b[64], sum = 0;
+        float b[64], w[96 * 64], sum = 0;
         failed(r, pmlp_trainer_gradient(t, 1, NULL, b), pmlp_trainer_error(t)->text);
+        failed(r, pmlp_trainer_gradient(t, 1, w, NULL), pmlp_trainer_error(t)->text);
+        for (int i = 0; i < r->net->sizes[1] * r->net->sizes[2]; i++) sum += w[i];
         for (int i = 0; i < r->net->sizes[2]; i++) sum += b[i];
         r->out.gradient = (double)sum;
     }
@@ -247,6 +249,33 @@ TEST(chains_of_replicas) {
                                 &expected);
                 }
     SAY("chains of replicas, the bits of one worker: %s trainings", test_count(runs));
+}
+
+static pmlp_group without_sums[RANKS];
+
+static void use_no_sums(rank *r) {
+    without_sums[r->number] = *r->desc.group, without_sums[r->number].sum = NULL;
+    r->desc.group = &without_sums[r->number];
+}
+
+/* A schedule of the caller's, over pipelines and replicas; and chains need no sums. */
+TEST(customs) {
+    const char *text = "0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n";
+    pmlp_schedule *custom = NULL;
+    CHECK(pmlp_schedule_parse(text, strlen(text), NULL, &custom, NULL) == PMLP_OK, "no schedule");
+    for (int replicas = 1; replicas <= 2; replicas++) {
+        pmlp_trainer_desc d = desc_of(&shapes[2]), s = serial_of(d);
+        rank ranks[RANKS];
+        d.custom = custom, d.workers = d.microbatches = 0, d.replicas = replicas;
+        const outcome expected = run_alone(&nets[0], &s);
+        run_ranks(ranks, 2 * replicas, &nets[0], &d, train_and_end, use_no_sums);
+        for (int i = 0; i < 2 * replicas; i++)
+            CHECK(ranks[i].out.result == PMLP_OK && same(&ranks[i].out, &expected),
+                  "%d replicas: rank %d: %s", replicas, i, ranks[i].out.text);
+    }
+    pmlp_schedule_destroy(custom);
+    SAY("a schedule of the caller's over ranks and replicas, in groups that cannot sum: the bits of "
+        "one worker");
 }
 
 /* --- sums ------------------------------------------------------------------------------------ */
@@ -407,6 +436,10 @@ static void change_weights(rank *r) {
 static void change_layers(rank *r) {
     if (r->number == DIFFERENT) pmlp_model_destroy(r->model), r->model = make_model(&nets[1], 3);
 }
+static void change_costs(rank *r) {
+    static const pmlp_costs costs = {NULL, NULL, NULL, NULL, 3, 0, NULL, NULL, 0, NULL};
+    if (r->number == DIFFERENT) r->desc.costs = &costs;
+}
 static void change_cuts(rank *r) {
     static const pmlp_cut cuts[] = {{1, 0}, {2, 0}, {3, 0}};
     if (r->number == DIFFERENT) r->desc.cuts = cuts;
@@ -429,6 +462,7 @@ TEST(settings_that_differ) {
         {change_weights, "weights: digest "},
         {change_layers, "layers: 4 on rank 0, 8 on rank 1"},
         {change_cuts, "cuts: "},
+        {change_costs, "costs: no, 0 on rank 0, given, 3 on rank 1"},
     };
     const pmlp_trainer_desc d = desc_of(&shapes[2]);
     const int count = (int)(sizeof cases / sizeof *cases);
@@ -565,6 +599,9 @@ TEST(bad_groups) {
     pmlp_trainer *t = NULL;
     pmlp_model *model = make_model(&nets[0], 3);
     CHECK(pmlp_thread_groups_create(0, NULL, groups, &error) == PMLP_ERROR_ARGUMENT, "no ranks");
+    CHECK(pmlp_thread_groups_create(16385, NULL, groups, &error) == PMLP_ERROR_ARGUMENT &&
+              strstr(error.text, "16385 is not in 1 .. 16384"),
+          "too many ranks: %s", error.text);
     CHECK(pmlp_thread_groups_create(2, NULL, NULL, &error) == PMLP_ERROR_ARGUMENT, "no groups");
     CHECK(pmlp_thread_groups_create(4, NULL, groups, &error) == PMLP_OK, "%s", error.text);
 #define REFUSED(says, ...)                                                                         \
@@ -585,9 +622,15 @@ TEST(bad_groups) {
     REFUSED("group: was built", g.rank = 4);
     REFUSED("group: was built", g.rank = -1);
     REFUSED("group: was built", g.ranks = 0);
+    REFUSED("group: was built", g.ranks = 16385);
     g.abort = groups[0].abort; /* from here on ranks would be told; nobody is there */
     REFUSED("edges for another version", edges.abi--);
+    REFUSED("edges for another version", edges.size--);
+    REFUSED("edges for another version", edges.connect = NULL);
+    REFUSED("edges for another version", edges.disconnect = NULL);
+    REFUSED("edges for another version", edges.reset = NULL);
     REFUSED("edges for another version", edges.send = NULL);
+    REFUSED("edges for another version", edges.receive = NULL);
     REFUSED("share memory", edges.shared = true);
     REFUSED("the host's memory", device.edges = pmlp_thread_edges(), d.backend = &device);
     REFUSED("replicas: is negative", d.replicas = -1);
@@ -601,6 +644,7 @@ TEST(bad_groups) {
     REFUSED("replicas: want a group", d.group = NULL, d.replicas = 2);
     REFUSED("deadline: is not", d.deadline = -1.0);
     REFUSED("deadline: is not", d.deadline = (double)NAN);
+    REFUSED("deadline: is not", d.deadline = 2e9);
 #undef REFUSED
     pmlp_thread_groups_destroy(groups);
     pmlp_thread_groups_destroy(NULL);
@@ -617,6 +661,175 @@ TEST(bad_groups) {
         CHECK(memory.blocks == 0, "%ld blocks are left", memory.blocks);
     }
     SAY("groups and descs that are wrong: one sentence each");
+}
+
+/* --- a group's calls, without a trainer ------------------------------------------------------ */
+
+/* Two ranks call; what each of them does, and in what time, is the case's. */
+typedef struct caller {
+    pmlp_group group;
+    int call; /* 0: gather, 1: broadcast, 2: sum */
+    size_t bytes;
+    int from;
+    double seconds;
+    pmlp_result result;
+    char why[400];
+} caller;
+
+static void *call_group(void *argument) {
+    caller *c = argument;
+    static char mine[64];
+    char all[128] = {0};
+    float sum[16] = {0};
+    const pmlp_group *g = &c->group;
+    c->result = c->call == 0   ? g->gather(g->context, mine, c->bytes, all, c->seconds)
+                : c->call == 1 ? g->broadcast(g->context, c->from, all, c->bytes, c->seconds)
+                               : g->sum(g->context, 3, 2, NULL, sum, c->bytes / 4, c->seconds);
+    snprintf(c->why, sizeof c->why, "%s", g->explain(g->context));
+    return NULL;
+}
+
+TEST(meetings) {
+    static const struct {
+        int calls[2];
+        size_t bytes[2];
+        int from[2];
+        const char *says; /* "": they meet; rank 1's reason */
+    } cases[] = {
+        {{0, 0}, {8, 8}, {0, 0}, ""},
+        {{1, 1}, {8, 8}, {1, 1}, ""},
+        {{2, 2}, {8, 8}, {0, 0}, ""},
+        {{0, 0}, {8, 16}, {0, 0}, "not at the same place: here, a gather of 16 bytes"},
+        {{0, 1}, {8, 8}, {0, 0}, "not at the same place: here, a broadcast of 8 bytes"},
+        {{1, 1}, {8, 8}, {0, 1}, "not at the same place: here, a broadcast of 8 bytes"},
+        {{2, 2}, {8, 4}, {0, 0}, "not at the same place: here, a sum of 4 bytes"},
+        {{-1, 0}, {0, 8}, {0, 0}, "rank 1 waited 0.05 s for rank 0 in a gather"},
+        {{-1, 2}, {0, 8}, {0, 0}, "rank 1 waited 0.05 s for other replicas in a sum"},
+    };
+    const int n = (int)(sizeof cases / sizeof *cases);
+    for (int i = 0; i < n; i++) {
+        pmlp_group groups[2];
+        pmlp_error error = {0};
+        pthread_t thread;
+        caller callers[2];
+        CHECK(pmlp_thread_groups_create(2, NULL, groups, &error) == PMLP_OK, "%s", error.text);
+        memset(callers, 0, sizeof callers);
+        for (int k = 0; k < 2; k++) {
+            callers[k].group = groups[k], callers[k].call = cases[i].calls[k];
+            callers[k].bytes = cases[i].bytes[k], callers[k].from = cases[i].from[k];
+            callers[k].seconds = cases[i].calls[0] < 0 ? 0.05 : 20;
+        }
+        if (cases[i].calls[0] >= 0)
+            CHECK(pthread_create(&thread, NULL, call_group, &callers[0]) == 0, "a thread");
+        call_group(&callers[1]);
+        if (cases[i].calls[0] >= 0) pthread_join(thread, NULL);
+        CHECK(callers[1].result == (*cases[i].says ? PMLP_ERROR_RANK : PMLP_OK) &&
+                  strstr(callers[1].why, cases[i].says) && !callers[1].why[0] == !*cases[i].says,
+              "%d: %s: '%s' lacks '%s'", i, pmlp_result_name(callers[1].result), callers[1].why,
+              cases[i].says);
+        CHECK(cases[i].calls[0] < 0 || callers[0].result == callers[1].result,
+              "%d: the ranks differ: %s", i, callers[0].why);
+        pmlp_thread_groups_destroy(groups);
+    }
+    SAY("ranks that call for different things, or alone: each says what it was about, %d cases", n);
+}
+
+static void nobody_sleeps(void *worker) { (void)worker; }
+
+/* Both ends of an edge, one after the other; messages of the wrong size, ends that are taken or
+   gone, memory that is lacking. */
+TEST(boxes) {
+    static char message[64];
+    pmlp_group groups[2];
+    pmlp_error error = {0};
+    test_memory few;
+    void *out = NULL, *in = NULL, *again = NULL;
+    int me = 0;
+    pmlp_edge_desc from = {0}, to;
+    from.slots = 2, from.max_rows = 4, from.row_bytes = 8, from.to_stage = 1;
+    from.to_rank = 1, from.wake = nobody_sleeps, from.channel = 5;
+    to = from, from.from_wake = &me, to.to_wake = &me;
+    test_memory_init(&few, 0);
+    CHECK(pmlp_thread_groups_create(2, &few.allocator, groups, &error) == PMLP_OK, "%s",
+          error.text);
+    const pmlp_edges *e = groups[0].edges;
+    const long blocks = few.blocks;
+    for (long k = 1; !out; k++) {
+        few.calls = 0, few.fail_at = k;
+        const pmlp_result result = e->connect(e, &from, &out, &error);
+        if (result == PMLP_OK) {
+            CHECK(k == 5, "%ld failures", k - 1);
+            break;
+        }
+        CHECK(result == PMLP_ERROR_MEMORY && few.blocks == blocks &&
+                  strstr(error.text, "memory for an edge between ranks"),
+              "%s, %ld blocks", error.text, few.blocks - blocks);
+    }
+    few.fail_at = 0;
+    CHECK(e->connect(e, &from, &again, &error) == PMLP_ERROR_STATE &&
+              strstr(error.text, "the group has a trainer already"),
+          "an end that is taken: %s", error.text);
+    CHECK(e->send(out, 0, message, 32) == PMLP_OK, "before the other end is there");
+    CHECK(e->connect(e, &to, &in, &error) == PMLP_OK, "%s", error.text);
+    CHECK(e->receive(in, 0, message, 32) == PMLP_OK && e->receive(in, 0, message, 32) == PMLP_BUSY,
+          "one message");
+    CHECK(e->send(out, 0, message, 16) == PMLP_OK && e->send(out, 0, message, 0) == PMLP_OK &&
+              e->send(out, 0, message, 8) == PMLP_BUSY,
+          "two slots");
+    CHECK(e->receive(in, 0, message, 24) == PMLP_ERROR_RANK &&
+              strstr(groups[1].explain(groups[1].context), "rank 0 sent 16 bytes, not 24"),
+          "another size: %s", groups[1].explain(groups[1].context));
+    CHECK(e->receive(in, 0, message, 16) == PMLP_OK && e->receive(in, 0, message, 0) == PMLP_OK,
+          "the messages are still there");
+    e->disconnect(in);
+    CHECK(e->send(out, 0, message, 8) == PMLP_ERROR_RANK &&
+              strstr(groups[0].explain(groups[0].context), "rank 1 has left"),
+          "to nobody: %s", groups[0].explain(groups[0].context));
+    e->disconnect(out);
+    pmlp_thread_groups_destroy(groups);
+    CHECK(few.blocks == 0, "%ld blocks are left", few.blocks);
+    CHECK(pmlp_thread_groups_create(2, NULL, groups, &error) == PMLP_OK, "%s", error.text);
+    e = groups[0].edges;
+    CHECK(e->connect(e, &from, &out, &error) == PMLP_OK, "%s", error.text);
+    CHECK(e->send(out, 0, message, 33) == PMLP_ERROR_RANK &&
+              strstr(groups[0].explain(groups[0].context),
+                     "a message of 33 bytes is larger than was agreed on"),
+          "too large: %s", groups[0].explain(groups[0].context));
+    CHECK(e->connect(e, &to, &in, &error) == PMLP_OK, "%s", error.text);
+    e->disconnect(out);
+    CHECK(e->receive(in, 0, message, 8) == PMLP_ERROR_RANK &&
+              strstr(groups[1].explain(groups[1].context), "rank 0 has left"),
+          "from nobody: %s", groups[1].explain(groups[1].context));
+    e->disconnect(in);
+    CHECK(e->connect(e, &to, &in, &error) == PMLP_OK && e->receive(in, 0, message, 8) == PMLP_BUSY,
+          "from one that is still to come: %s", groups[1].explain(groups[1].context));
+    e->disconnect(in);
+    from.max_rows = SIZE_MAX, from.row_bytes = 16;
+    CHECK(e->connect(e, &from, &out, &error) == PMLP_ERROR_MEMORY, "messages of any size: %s",
+          error.text);
+    pmlp_thread_groups_destroy(groups);
+    SAY("messages of the wrong size, ends that are taken or gone, no memory: refused with reasons");
+}
+
+/* Where the sums of a worker meet is made by the first that comes. */
+TEST(memory_for_sums) {
+    pmlp_group groups[1];
+    pmlp_error error = {0};
+    test_memory few;
+    float x = 1;
+    test_memory_init(&few, 0);
+    CHECK(pmlp_thread_groups_create(1, &few.allocator, groups, &error) == PMLP_OK, "%s",
+          error.text);
+    const pmlp_group *g = &groups[0];
+    few.calls = 0, few.fail_at = 1;
+    CHECK(g->sum(g->context, 0, 1, NULL, &x, 1, 1) == PMLP_ERROR_MEMORY &&
+              strstr(g->explain(g->context), "out of memory for a sum"),
+          "%s", g->explain(g->context));
+    CHECK(g->sum(g->context, 0, 1, NULL, &x, 1, 1) == PMLP_OK && x == 1, "with memory, %g",
+          (double)x);
+    pmlp_thread_groups_destroy(groups);
+    CHECK(few.blocks == 0, "%ld blocks are left", few.blocks);
+    SAY("no memory for a sum is an error of that sum");
 }
 
 /* --- ranks that are not there, or late ------------------------------------------------------- */
@@ -935,6 +1148,8 @@ static pmlp_result faulty_receive(void *edge, int m, void *data, size_t bytes) {
     return result == PMLP_OK && group_fails() ? PMLP_ERROR_RANK : result;
 }
 
+static const char *no_reason(void *context) { return (void)context, (const char *)NULL; }
+
 static void use_faulty(rank *r) {
     if (r->number != DIFFERENT) return;
     faulty_inner = r->desc.group, faulty = *faulty_inner, faulty_edges = *faulty.edges;
@@ -942,6 +1157,8 @@ static void use_faulty(rank *r) {
     faulty_edges.connect = faulty_connect, faulty_edges.send = faulty_send;
     faulty_edges.receive = faulty_receive;
     faulty.edges = &faulty_edges;
+    if (group_fails_at % 3 == 1) faulty.explain = NULL; /* some have no reasons to tell */
+    if (group_fails_at % 3 == 2) faulty.explain = no_reason;
     r->desc.group = &faulty;
 }
 
@@ -975,42 +1192,39 @@ TEST(memory_fails) {
         test_count(cases));
 }
 
-static int unlucky; /* the rank whose memory fails */
-
 static void create_and_end(rank *r) {
     pmlp_trainer *t = NULL;
     pmlp_error error = {0};
     failed(r, pmlp_trainer_create(r->model, &r->desc, &t, &error), error.text);
     pmlp_trainer_destroy(t);
 }
-static void use_unlucky(rank *r) {
-    if (r->number == unlucky) r->desc.allocator = memory.allocator;
+static void use_memory_first(rank *r) {
+    if (r->number == 0) r->desc.allocator = memory.allocator;
 }
 
-/* While a rank waits for what another one measures: it hears what went wrong there. */
+/* While the others wait for what rank 0 measures: they hear what went wrong there. */
 TEST(measuring_fails) {
     const long step = test_quick() ? 7 : 1;
     long cases = 0;
-    for (unlucky = 0; unlucky < 2; unlucky++)
-        for (int automatic = 0; automatic < 2; automatic++)
-            for (long k = 1;; k += step, cases++) {
-                pmlp_trainer_desc d = desc_of(&shapes[2]);
-                rank ranks[RANKS];
-                const outcome *own = &ranks[unlucky].out, *other = &ranks[!unlucky].out;
-                if (automatic) d.schedule = PMLP_SCHEDULE_AUTO;
-                d.measure_layers = true;
-                memory_begin(k);
-                run_ranks(ranks, 2, &nets[0], &d, create_and_end, use_unlucky);
-                memory_after(k);
-                if (memory.calls < k) {
-                    CHECK(all_well(ranks, 2), "%s, %s", own->text, other->text);
-                    break;
-                }
-                CHECK(own->result == PMLP_ERROR_MEMORY, "allocation %ld: %s", k, own->text);
-                CHECK(other->result == PMLP_ERROR_RANK && strstr(other->text, own->text),
-                      "allocation %ld: '%s', the other: '%s'", k, own->text, other->text);
+    for (int automatic = 0; automatic < 2; automatic++)
+        for (long k = 1;; k += step, cases++) {
+            pmlp_trainer_desc d = desc_of(&shapes[2]);
+            rank ranks[RANKS];
+            const outcome *own = &ranks[0].out, *other = &ranks[1].out;
+            if (automatic) d.schedule = PMLP_SCHEDULE_AUTO;
+            d.measure_layers = true;
+            memory_begin(k);
+            run_ranks(ranks, 2, &nets[0], &d, create_and_end, use_memory_first);
+            memory_after(k);
+            if (memory.calls < k) {
+                CHECK(all_well(ranks, 2), "%s, %s", own->text, other->text);
+                break;
             }
-    SAY("the k-th allocation of a rank fails while rank 0 measures: both say so, %s cases",
+            CHECK(own->result == PMLP_ERROR_MEMORY, "allocation %ld: %s", k, own->text);
+            CHECK(other->result == PMLP_ERROR_RANK && strstr(other->text, own->text),
+                  "allocation %ld: '%s', the other: '%s'", k, own->text, other->text);
+        }
+    SAY("the k-th allocation of rank 0 fails while it measures: the others are told, %s cases",
         test_count(cases));
 }
 
@@ -1078,8 +1292,7 @@ TEST(saved_and_resumed) {
                   strstr(ranks[k].out.text, saved),
               "rank %d: %s", k, ranks[k].out.text);
     for (int from = 1; from < 4; from++) {
-        d.replicas = from == 3 ? 2 : 1;
-        d.deadline = 3.0; /* all of it passes */
+        d.replicas = from == 3 ? 2 : 1, d.deadline = 2.0; /* for the one that is lost */
         run_ranks(ranks, from + 1, &nets[0], &d, save_and_lose, NULL);
         d.deadline = 20.0;
         for (int k = 0; k <= from; k++)
@@ -1088,7 +1301,7 @@ TEST(saved_and_resumed) {
                   "%d ranks, rank %d: %s, then %d", from + 1, k, ranks[k].out.text,
                   (int)ranks[k].out.norm);
         for (int to = 1; to <= 4; to++) {
-            d.replicas = to == 2 ? 2 : 1, d.no_threads = to % 2;
+            d.deadline = 20.0, d.replicas = to == 2 ? 2 : 1, d.no_threads = to % 2;
             run_ranks(ranks, to, &nets[0], &d, load_and_end, NULL);
             for (int k = 0; k < to; k++)
                 CHECK(ranks[k].out.result == PMLP_OK && ranks[k].out.word == alone.out.word,
@@ -1099,11 +1312,105 @@ TEST(saved_and_resumed) {
     SAY("2 to 4 ranks save, one is lost, 1 to 4 go on: the bits of one process");
 }
 
+/* --- every single call of what is done once --------------------------------------------------- */
+
+static void save_only(rank *r) {
+    pmlp_trainer *t = NULL;
+    pmlp_error error = {0};
+    if (!failed(r, pmlp_trainer_create(r->model, &r->desc, &t, &error), error.text))
+        failed(r, pmlp_trainer_save(t, saved), pmlp_trainer_error(t)->text);
+    pmlp_trainer_destroy(t);
+}
+
+static void load_only(rank *r) {
+    pmlp_trainer *t = NULL;
+    pmlp_error error = {0};
+    if (!failed(r, pmlp_trainer_create(r->model, &r->desc, &t, &error), error.text))
+        failed(r, pmlp_trainer_load(t, saved), pmlp_trainer_error(t)->text);
+    pmlp_trainer_destroy(t);
+}
+
+/* As each_fault() does, but of one script, each call up to `most`, and without weights. */
+static long each_call(const char *what, const pmlp_trainer_desc *d, script body, long most,
+                      void (*begin)(long k), const long *calls, changer change) {
+    long cases = 0;
+    rank ranks[RANKS];
+    for (long k = 1; k <= most; k++, cases++) {
+        begin(k);
+        run_ranks(ranks, 2, &nets[0], d, body, change);
+        if (*calls < k) {
+            CHECK(all_well(ranks, 2), "%s %ld: %s", what, k, ranks[0].out.text);
+            break;
+        }
+        for (int i = 0; i < 2; i++) {
+            CHECK(ranks[i].out.result != PMLP_OK && strchr(ranks[i].out.text, ' '),
+                  "%s %ld: rank %d: %s", what, k, i, ranks[i].out.text);
+            CHECK(ranks[i].out.seconds < 5.0, "%s %ld: rank %d took %g s, '%s'", what, k, i,
+                  ranks[i].out.seconds, ranks[i].out.text);
+        }
+        CHECK(ranks[0].out.result == PMLP_ERROR_RANK && strstr(ranks[0].out.text, "rank 1"),
+              "%s %ld: %s", what, k, ranks[0].out.text);
+    }
+    return cases;
+}
+
+TEST(beginning_fails) {
+    long cases = 0;
+    for (int variant = 0; variant < 5; variant++) {
+        pmlp_trainer_desc d = desc_of(&shapes[2]);
+        d.replicas = variant == 1 || variant == 2 ? 2 : 1, d.allreduce = variant == 2;
+        if (variant == 3) d.schedule = PMLP_SCHEDULE_AUTO;
+        d.measure_layers = variant == 4;
+        cases += each_call("group", &d, create_and_end, 40, faulty_begin, &group_calls, use_faulty);
+        cases += each_call("memory", &d, create_and_end, test_quick() ? 16 : 400, memory_begin,
+                           &memory.calls, use_memory);
+        cases += each_call("back end", &d, create_and_end, 200, shim_begin, &shim_calls, use_shim);
+    }
+    SAY("each call of a group, a back end, an allocator while trainers are made fails: all hear of "
+        "it, %s cases", test_count(cases));
+}
+
+/* A bound is a rank's own business: the other does not call. */
+TEST(ceilings) {
+    pmlp_trainer_desc d = desc_of(&shapes[2]);
+    pmlp_group groups[2];
+    pmlp_error error = {0};
+    pmlp_ceiling_report report;
+    d.measure_layers = true, d.workers = 3, d.deadline = 0.2;
+    CHECK(pmlp_thread_groups_create(2, NULL, groups, &error) == PMLP_OK, "%s", error.text);
+    pmlp_model *model = make_model(&nets[0], 3);
+    for (int i = 0; i < 2; i++) {
+        d.group = &groups[i];
+        CHECK(pmlp_ceiling(model, &d, NULL, &report, &error) == PMLP_OK && report.speedup > 1,
+              "rank %d: %s", i, error.text);
+    }
+    pmlp_model_destroy(model);
+    pmlp_thread_groups_destroy(groups);
+    SAY("bounds ask no other rank, with layers measured, too");
+}
+
+TEST(loading_fails) {
+    const pmlp_trainer_desc d = desc_of(&shapes[2]);
+    rank ranks[RANKS];
+    snprintf(saved, sizeof saved, "test_ranks.%ld.safetensors", (long)getpid());
+    run_ranks(ranks, 2, &nets[0], &d, save_only, NULL);
+    CHECK(all_well(ranks, 2), "not saved: %s", ranks[0].out.text);
+    const long calls = each_call("group", &d, load_only, 100, faulty_begin, &group_calls,
+                                 use_faulty);
+    const long blocks = each_call("memory", &d, load_only, 1000, memory_begin,
+                                  &memory.calls, use_memory);
+    remove(saved);
+    CHECK(calls > 5 && blocks > 20, "%ld calls, %ld allocations", calls, blocks);
+    SAY("each call of a group, each allocation while a file is loaded fails: all hear it, %s cases",
+        test_count(calls + blocks));
+}
+
 int main(void) {
     test_begin("ranks");
     make_data();
     RUN(pipelines_over_ranks);
     RUN(chains_of_replicas);
+    RUN(customs);
     RUN(sums_of_replicas);
     RUN(not_exact);
     RUN(asynchronous);
@@ -1113,6 +1420,9 @@ int main(void) {
     RUN(calls_that_differ);
     RUN(one_rank_stops);
     RUN(bad_groups);
+    RUN(meetings);
+    RUN(boxes);
+    RUN(memory_for_sums);
     RUN(absent_ranks);
     RUN(slow_ranks);
     RUN(back_end_fails);
@@ -1122,5 +1432,8 @@ int main(void) {
     RUN(measuring_fails);
     RUN(auto_with_slots);
     RUN(saved_and_resumed);
+    RUN(beginning_fails);
+    RUN(loading_fails);
+    RUN(ceilings);
     return test_end();
 }

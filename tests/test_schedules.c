@@ -808,7 +808,22 @@ TEST(simulator_by_hand) {
 /* --- the text form --------------------------------------------------------------------------- */
 
 /* Two stages, F = 2, of which the upper can do 1 before it hears from the lower; I = W = 1. */
+/* All that can be done ahead is done, and the worker waits on. */
+static void all_ahead(void) {
+    static const double f[] = {100, 2}, ahead[] = {0, 1};
+    pmlp_schedule *schedule = build(PMLP_SCHEDULE_GPIPE, 2, 2);
+    pmlp_simulation sim = {0};
+    pmlp_error error = {0};
+    pmlp_costs costs = {0};
+    costs.f = f, costs.ahead = ahead;
+    CHECK(pmlp_schedule_simulate(schedule, &costs, NULL, &sim, &error) == PMLP_OK &&
+              sim.makespan == 207,
+          "%g: %s", sim.makespan, error.text);
+    pmlp_schedule_destroy(schedule);
+}
+
 TEST(ahead_by_hand) {
+    all_ahead();
     static const struct {
         pmlp_schedule_kind kind;
         int m;
@@ -1101,27 +1116,34 @@ TEST(parse_errors) {
         const char *form;
         pmlp_result result;
         int row, cell;
+        const char *says;
     } bad[] = {
-        {"", PMLP_ERROR_PARSE, -1, -1},
-        {"\n\n", PMLP_ERROR_PARSE, -1, -1},
-        {"hello\n", PMLP_ERROR_PARSE, 0, 0},
-        {"0F0,0X0\n", PMLP_ERROR_PARSE, 0, 1},
-        {"0F0,0B0\n1F0,1B\n", PMLP_ERROR_PARSE, 1, 1},
-        {"0F0,F0\n", PMLP_ERROR_PARSE, 0, 1},
-        {"0F0,0B0,0U0\n", PMLP_ERROR_PARSE, 0, 2},
-        {"0F0,0B0x\n", PMLP_ERROR_PARSE, 0, 1},
-        {"0F0,,,0 B0\n", PMLP_ERROR_PARSE, 0, 3},
-        {"0F0,0B-1\n", PMLP_ERROR_PARSE, 0, 1},
-        {"0F0,-1B0\n", PMLP_ERROR_PARSE, 0, 1},
-        {"0F99999999999999999999,0B0\n", PMLP_ERROR_PARSE, 0, 0},
-        {"99999999999999999999F0,0B0\n", PMLP_ERROR_PARSE, 0, 0},
-        {"0F0,16384B0\n", PMLP_ERROR_PARSE, 0, 1}, /* so many workers are too many, */
-        {"0F0,16383B0\n", PMLP_ERROR_SCHEDULE, -1, -1}, /* of these only many are missing */
-        {"0F1048576,0B0\n", PMLP_ERROR_PARSE, 0, 0},
-        {"0F0;0B0\n", PMLP_ERROR_PARSE, 0, 0},
-        {"0f0,0b0\n", PMLP_ERROR_PARSE, 0, 0},
-        {"0F0,0B0\n0F1,0B1\n", PMLP_ERROR_SCHEDULE, -1, -1},
-        {"0F0,0B0\n2F0,2B0\n", PMLP_ERROR_SCHEDULE, -1, -1},
+        {"", PMLP_ERROR_PARSE, -1, -1, "holds no actions"},
+        {"\n\n", PMLP_ERROR_PARSE, -1, -1, ""},
+        {"hello\n", PMLP_ERROR_PARSE, 0, 0, ""},
+        {"0F0,0X0\n", PMLP_ERROR_PARSE, 0, 1, ""},
+        {"0F0,0B0\n1F0,1B\n", PMLP_ERROR_PARSE, 1, 1, ""},
+        {"0F0,F0\n", PMLP_ERROR_PARSE, 0, 1, ""},
+        {"0F0,0B0,0U0\n", PMLP_ERROR_PARSE, 0, 2, ""},
+        {"0F0,0B0x\n", PMLP_ERROR_PARSE, 0, 1, ""},
+        {"0F0,,,0 B0\n", PMLP_ERROR_PARSE, 0, 3, ""},
+        {"0F0,0B-1\n", PMLP_ERROR_PARSE, 0, 1, ""},
+        {"0F0,-1B0\n", PMLP_ERROR_PARSE, 0, 1, ""},
+        {"0F99999999999999999999,0B0\n", PMLP_ERROR_PARSE, 0, 0, ""},
+        {"99999999999999999999F0,0B0\n", PMLP_ERROR_PARSE, 0, 0, ""},
+        {"0F0,16384B0\n", PMLP_ERROR_PARSE, 0, 1, ""}, /* so many workers are too many, */
+        {"0F0,16383B0\n", PMLP_ERROR_SCHEDULE, -1, -1, ""}, /* of these only many are missing */
+        {"0F1048576,0B0\n", PMLP_ERROR_PARSE, 0, 0, ""},
+        {"0F0;0B0\n", PMLP_ERROR_PARSE, 0, 0, ""},
+        {"0f0,0b0\n", PMLP_ERROR_PARSE, 0, 0, ""},
+        {"0F0,0B0\n0F1,0B1\n", PMLP_ERROR_SCHEDULE, -1, -1, ""},
+        {"0F0,0B0\n2F0,2B0\n", PMLP_ERROR_SCHEDULE, -1, -1, ""},
+        {"0F0,0SEND_F0\n", PMLP_ERROR_PARSE, 0, 1, "hand-off or the like; leave those out"},
+        {"0F0\n1RECV_F0\n", PMLP_ERROR_PARSE, 1, 0, "hand-off or the like; leave those out"},
+        {"0F0,0B0,0U:\n", PMLP_ERROR_PARSE, 0, 2, "something behind the action"},
+        {"0F0,0B0,0U.\n", PMLP_ERROR_PARSE, 0, 2, "something behind the action"},
+        {"0F0,0F0abcdefghijklmnopqrstuvwxyz\n", PMLP_ERROR_PARSE, 0, 1,
+         "'0F0abcdefghijklmnopqrstu' has something"}, /* cut to 24 */
     };
     const int n = (int)(sizeof bad / sizeof *bad);
     for (int i = 0; i < n; i++) {
@@ -1132,8 +1154,8 @@ TEST(parse_errors) {
             pmlp_schedule_parse(bad[i].form, strlen(bad[i].form), NULL, &schedule, &error);
         CHECK(result == bad[i].result && error.result == result && !schedule, "'%s' gives %s: %s",
               bad[i].form, pmlp_result_name(result), error.text);
-        CHECK(error.text[0] && !strchr(error.text, '\n'), "'%s' says '%s'", bad[i].form,
-              error.text);
+        CHECK(error.text[0] && !strchr(error.text, '\n') && strstr(error.text, bad[i].says),
+              "'%s' says '%s'", bad[i].form, error.text);
         if (bad[i].row < 0) continue;
         snprintf(row, sizeof row, "row %d", bad[i].row + 1);
         snprintf(cell, sizeof cell, "cell %d", bad[i].cell + 1);
@@ -1926,8 +1948,40 @@ TEST(appending) {
     CHECK(count == 1 && a[0].op == PMLP_OP_U && a[0].stage == 2 && a[0].microbatch == -1,
           "an update's micro-batch");
     pmlp_schedule_destroy(schedule);
+    schedule = build_shape((shape){PMLP_SCHEDULE_PIPEDREAM, 2, 1, 1, 2});
+    CHECK(pmlp_schedule_append(schedule, PMLP_OP_F, 0, 0, &error) == PMLP_ERROR_ARGUMENT &&
+              strstr(error.text, "asynchronous; only the builders write those"),
+          "to an asynchronous one: %s", error.text);
+    pmlp_schedule_destroy(schedule);
     SAY("%d actions and 5 shapes refused, each with the argument's name",
         (int)(sizeof bad / sizeof *bad));
+}
+
+/* Updates at the end of a list are left out of its text exactly if reading would add them again. */
+TEST(updates_in_text) {
+    static const struct {
+        const char *updates, *printed; /* of stages 0 and 1, behind their one F each, if any */
+        bool f;
+    } lists_[] = {{"01", "0F0,1F0\n", true},    {"10", "0F0,1F0,1U\n", true},
+                  {"0011", "0F0,1F0,0U,0U,1U,1U\n", true},
+                  {"011", "0F0,1F0,0U,1U,1U\n", true},
+                  {"01", "0U,1U\n", false},      {"", "\n", false}};
+    static const int lonely[] = {0, 0};
+    const int n = (int)(sizeof lists_ / sizeof *lists_);
+    for (int i = 0; i < n; i++) {
+        pmlp_schedule *schedule = NULL;
+        size_t length = 0;
+        CHECK(pmlp_schedule_empty(1, 2, 1, lonely, NULL, &schedule, NULL) == PMLP_OK, "empty");
+        for (int stage = 0; lists_[i].f && stage < 2; stage++)
+            pmlp_schedule_append(schedule, PMLP_OP_F, stage, 0, NULL);
+        for (const char *u = lists_[i].updates; *u; u++)
+            pmlp_schedule_append(schedule, PMLP_OP_U, *u - '0', -1, NULL);
+        CHECK(pmlp_schedule_print(schedule, text, TEXT, &length) == PMLP_OK &&
+                  !strcmp(text, lists_[i].printed),
+              "%d: '%s', not '%s'", i, text, lists_[i].printed);
+        pmlp_schedule_destroy(schedule);
+    }
+    SAY("updates in the text where reading would not add them: %d lists", n);
 }
 
 /* A legal schedule on edges too small for it; and the checker's own count of what it takes. */
@@ -1962,6 +2016,17 @@ TEST(slots) {
     CHECK(pmlp_schedule_check(schedule, 0, &report, &error) == PMLP_OK && up[0] == 0 &&
               up[1] == 0 && down[0] == 0 && down[1] == 0,
           "edges within a worker need %d, %d, %d, %d slots", up[0], up[1], down[0], down[1]);
+    pmlp_schedule_destroy(schedule);
+    /* four forwards before the first backward, and two backwards before the third forward: one of
+       the edges must hold two messages; the second, since the first is made small first */
+    schedule = parse_fine("0F0,0F1,0F2,0F3,0B0,0B1,0B2,0B3\n1F0,1F1,1B0,1B1,1F2,1F3,1B2,1B3\n");
+    CHECK(pmlp_schedule_check(schedule, 0, &report, &error) == PMLP_OK && report.slots == 2 &&
+              up[0] == 1 && down[0] == 2,
+          "%d slots, %d up, %d down", report.slots, up[0], down[0]);
+    report.forward_slots = NULL, up[0] = -1;
+    CHECK(pmlp_schedule_check(schedule, 0, &report, &error) == PMLP_OK && up[0] == -1 &&
+              down[0] == 2,
+          "only one of the arrays: %d up, %d down", up[0], down[0]);
     pmlp_schedule_destroy(schedule);
     SAY("an edge too small is refused; fewest slots %d, as the second checker finds", fewest);
 }
@@ -2096,7 +2161,49 @@ TEST(refusals) {
     CHECK(pmlp_schedule_simulate(schedule, &costs, NULL, NULL, &error) == PMLP_ERROR_ARGUMENT,
           "costs of 4 stages for 2: %s", error.text);
     pmlp_schedule_destroy(schedule);
-    SAY("workers without stages, lists too long, messages within a worker, costs of other stages");
+    /* a text that names far more than it has, for which no table is made */
+    static const char *sparse = "0F0,0F1000000\n1F0\n";
+    CHECK(pmlp_schedule_parse(sparse, strlen(sparse), NULL, &schedule, &error) == PMLP_OK, "%s",
+          error.text);
+    CHECK(pmlp_schedule_check(schedule, 0, NULL, &error) == PMLP_ERROR_SCHEDULE &&
+              strstr(error.text, "5 actions are far too few for 2 stages and 1000001 micro-"),
+          "a sparse one is checked: %s", error.text);
+    CHECK(pmlp_schedule_simulate(schedule, NULL, NULL, NULL, &error) == PMLP_ERROR_SCHEDULE &&
+              strstr(error.text, "far too few"),
+          "a sparse one is simulated: %s", error.text);
+    pmlp_schedule_destroy(schedule);
+    /* asynchronous lists: an update with another number, and one too few */
+    schedule = build_shape((shape){PMLP_SCHEDULE_PIPEDREAM, 2, 1, 1, 2});
+    int count = 0;
+    pmlp_action *last = (pmlp_action *)pmlp_schedule_actions(schedule, 0, &count) + count - 1;
+    CHECK(last->op == PMLP_OP_U && last->microbatch == 1, "not the last update");
+    last->microbatch = 0;
+    CHECK(pmlp_schedule_check(schedule, 0, NULL, &error) == PMLP_ERROR_SCHEDULE &&
+              strstr(error.text, "where the update after micro-batch 1 is due"),
+          "an update with another number: %s", error.text);
+    last->op = PMLP_OP_NONE, last->microbatch = 1;
+    CHECK(pmlp_schedule_check(schedule, 0, NULL, &error) == PMLP_ERROR_SCHEDULE &&
+              strstr(error.text, "worker 0 never does 0U, every update of stage 0"),
+          "an update too few: %s", error.text);
+    pmlp_schedule_destroy(schedule);
+    /* lists without actions take no time */
+    pmlp_simulation sim = {0};
+    pmlp_timeline *timeline = NULL;
+    pmlp_worker_time time;
+    double begin = -1;
+    CHECK(pmlp_schedule_empty(2, 2, 1, two, NULL, &schedule, NULL) == PMLP_OK, "empty");
+    CHECK(pmlp_schedule_simulate(schedule, NULL, &begin, &sim, &error) == PMLP_OK &&
+              sim.makespan == 0 && begin == -1,
+          "nothing takes %g: %s", sim.makespan, error.text);
+    CHECK(pmlp_schedule_simulate(schedule, NULL, NULL, NULL, &error) == PMLP_OK, "%s", error.text);
+    CHECK(pmlp_schedule_timeline(schedule, NULL, &timeline, &error) == PMLP_OK &&
+              pmlp_timeline_worker(timeline, 1, &time) == PMLP_OK && time.busy == 0 &&
+              time.waits_for == -1,
+          "the times of nothing: %s", error.text);
+    pmlp_timeline_destroy(timeline);
+    pmlp_schedule_destroy(schedule);
+    SAY("workers without stages, lists too long or far too short, messages within a worker, costs "
+        "of other stages, updates out of turn");
 }
 
 int main(void) {
@@ -2120,6 +2227,7 @@ int main(void) {
     RUN(asynchronous_faults);
     RUN(by_lot);
     RUN(appending);
+    RUN(updates_in_text);
     RUN(slots);
     RUN(putting_off);
     RUN(refusals);
