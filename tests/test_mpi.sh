@@ -158,9 +158,10 @@ begin() { # COMMAND...
         running=$!
         for _ in $(seq 100); do
             grep -q '^ranks=' "$work/out" && return 0
+            kill -0 "$running" 2> /dev/null || break
             sleep 0.05
         done
-        kill "$running"
+        kill "$running" 2> /dev/null
         wait "$running"
     done
     return 1
@@ -271,6 +272,8 @@ elif [ "$open_mpi" = 1 ]; then
     for _ in $(seq "$faults"); do
         runs=$((runs + 1))
         ip -n "$hub" link set v2 up
+        # Who was looked for without a cable is still unknown, and who asks then is refused.
+        ip -n "$hub-2" neigh flush all
         if begin "${on_hosts[@]}" -n 3 "$work/rank" "$program" --deadline "$deadline" --epochs 100000000; then
             sleep "0.3$((RANDOM % 10))"
             ip -n "$hub" link set v2 down # the cable is pulled out

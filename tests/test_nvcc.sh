@@ -304,6 +304,25 @@ compiles "-DPMLP_NO_NCCL: no warning" without "$nvcc" -std=c++17 -O1 "${one[@]}"
     "${nvcc_strict[@]}" -DPMLP_NO_NCCL -I. -c pipemlp_cuda.cu -o "$work/without.o"
 nccl="" linked "without NCCL" "$work/user.c" "$work/impl.c" "$work/without.o"
 
+# a project in C++: all of it compiled by nvcc, or only linked by it
+linked "tests/cplusplus, back end" tests/cplusplus/*.cpp "$object"
+units=()
+for unit in tests/cplusplus/*.cpp; do
+    units+=("$work/$(basename "$unit" .cpp).o")
+    compiles "$unit by a C++ compiler" "$(basename "$unit" .cpp)" "${CXX:-c++}" -std=c++11 -O1 -Wall \
+        -Wextra -Wpedantic -Wconversion -Werror -I. -c "$unit" -o "${units[-1]}"
+done
+linked "tests/cplusplus by a C++ compiler, back end" "${units[@]}" "$object"
+for language in c++ cu; do
+    compiles "examples/09_embed.cpp, to nvcc $language" "embed-$language" "$nvcc" -std=c++17 -O1 \
+        "${one[@]}" "${nvcc_strict[@]}" -x $language examples/09_embed.cpp -o "$work/embed-$language"
+    if (cd "$work" && timeout 60 "./embed-$language") > "$work/out" 2>&1 < /dev/null; then
+        ok "09_embed: $(sed -n 's/^saved and loaded: //p' "$work/out")"
+    else
+        bad "09_embed: $(tail -n 2 "$work/out")"
+    fi
+done
+
 # --- symbols --------------------------------------------------------------------------------------
 
 if ! command -v nm > /dev/null 2>&1; then
