@@ -78,8 +78,8 @@ def torch_python():
 
 
 def torch_peer(o, key, title, batch, math, mode, read=0):
-    run = [o.torch, os.path.join(HERE, 'peer_torch_cuda.py'), '--data', o.data, '--weights', WEIGHTS,
-           '--batch', str(batch), '--rows', str(o.rows), '--math', math, '--mode', mode,
+    run = [o.torch, os.path.join(HERE, 'peer_torch_cuda.py'), '--data', o.data,
+           '--weights', WEIGHTS, '--batch', str(batch), '--rows', str(o.rows), '--math', math, '--mode', mode,
            '--read', str(read)]
     env = {'PYTHONDONTWRITEBYTECODE': None, 'PYTHONPYCACHEPREFIX': os.path.join(BUILD, 'python'),
            'TORCHINDUCTOR_CACHE_DIR': os.path.join(BUILD, 'inductor')}
@@ -255,7 +255,8 @@ def read_options():
     o = parser.parse_args()
     if o.rounds is not None and o.rounds < 1:
         parser.error('--rounds: at least 1')
-    o.everything = not (o.quick or o.batch or o.rounds or o.data) and set(o.section) == set(SECTIONS)
+    less = o.quick or o.batch or o.rounds or o.data or set(o.section) != set(SECTIONS)
+    o.everything = not less
     o.batch = o.batch or ([128] if o.quick else list(BATCHES))
     o.rounds = o.rounds or (3 if o.quick else 9)
     o.seconds, o.epochs, o.rows = (0.05, 2, 2560) if o.quick else (0.2, 10, 0)

@@ -9,7 +9,8 @@
 
 class Failure : public std::runtime_error {
 public:
-    explicit Failure(const pmlp_error &error) : std::runtime_error(error.text), result(error.result) {}
+    explicit Failure(const pmlp_error &error)
+        : std::runtime_error(error.text), result(error.result) {}
     const pmlp_result result;
 };
 
