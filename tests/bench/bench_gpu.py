@@ -79,8 +79,8 @@ def torch_python():
 
 def torch_peer(o, key, title, batch, math, mode, read=0):
     run = [o.torch, os.path.join(HERE, 'peer_torch_cuda.py'), '--data', o.data,
-           '--weights', WEIGHTS, '--batch', str(batch), '--rows', str(o.rows), '--math', math, '--mode', mode,
-           '--read', str(read)]
+           '--weights', WEIGHTS, '--batch', str(batch), '--rows', str(o.rows), '--math', math,
+           '--mode', mode, '--read', str(read)]
     env = {'PYTHONDONTWRITEBYTECODE': None, 'PYTHONPYCACHEPREFIX': os.path.join(BUILD, 'python'),
            'TORCHINDUCTOR_CACHE_DIR': os.path.join(BUILD, 'inductor')}
     return Contestant(key, title, 'peer', 1, [Variant('', run, env)], math=math, batch=batch)
