@@ -173,7 +173,8 @@ await() { # RANK...
     local since rank
     since=$(tenths)
     for rank in "$@"; do
-        while [ ! -s "$work/rank.$rank.err" ] && [ $(($(tenths) - since)) -lt 150 ]; do sleep 0.05; done
+        # its own sentence: MPI may have one of its own
+        while ! said "$rank" | grep -q '^08_mpi: ' && [ $(($(tenths) - since)) -lt 150 ]; do sleep 0.05; done
     done
     took=$(($(tenths) - since))
     [ "$took" -le "$longest" ] || longest=$took
