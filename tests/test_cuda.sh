@@ -99,6 +99,22 @@ else
         cat "$work/none.log"
         bad "no device: not one sentence"
     fi
+    if ! g++ -std=c++11 -O1 "${warnings[@]}" -Werror -I. tests/cplusplus/*.cpp "$work/plain.cu.o" \
+            -o "$work/cplusplus" -pthread > "$work/cplusplus.build" 2>&1; then
+        head -n 12 "$work/cplusplus.build"
+        bad "a project in C++: does not build without a warning"
+    fi
+    wanted='no CUDA device can be used'
+    for devices in 0 1 2; do
+        if CUDAHOST_DEVICES=$devices "$work/cplusplus" > "$work/cplusplus.log" 2>&1 &&
+                [ "$(grep -c '' "$work/cplusplus.log")" = 1 ] &&
+                grep -q "$wanted" "$work/cplusplus.log"; then
+            ok "a project in C++, devices: $devices: $(cat "$work/cplusplus.log")"
+        else
+            bad "a project in C++, devices: $devices: $(tail -n 3 "$work/cplusplus.log")"
+        fi
+        wanted='^trained: cpu cuda cuda$'
+    done
 fi
 
 sanitized() { # NAME FLAGS

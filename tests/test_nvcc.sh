@@ -127,10 +127,21 @@ says 2 '^train: --math int8: expected one of' --math int8
 
 bench() { # the benchmark's own machinery, over the stand-in
     local runs='pipemlp|pipemlp, cuBLAS|one worker, whole batches|1f1b|pipedream-2bw' page count
-    if [ ! -f build/data/train-images-idx3-ubyte ] || ! command -v python3 > /dev/null 2>&1; then
-        skip "bench_gpu.py over a stand-in: wants build/data and python3"
+    if ! have python3; then
+        missing python3 "bench_gpu.py over a stand-in"
         return
     fi
+    python3 - "$work/stripes" << 'END'
+import os, struct, sys
+os.mkdir(sys.argv[1])
+for part, rows in ('train', 2560), ('t10k', 500): # the stripes begin where the label says
+    images = b''.join(bytes(255 * (i % 10 == row % 10) for i in range(784)) for row in range(rows))
+    labels = bytes(row % 10 for row in range(rows))
+    with open(f'{sys.argv[1]}/{part}-images-idx3-ubyte', 'wb') as file:
+        file.write(struct.pack('>4I', 0x803, rows, 28, 28) + images)
+    with open(f'{sys.argv[1]}/{part}-labels-idx1-ubyte', 'wb') as file:
+        file.write(struct.pack('>2I', 0x801, rows) + labels)
+END
     cat > "$work/standin/gpu_floors" << 'END'
 #!/bin/sh
 echo 'gpu name="stand-in" processors=1 clock_mhz=1 memory_gib=1 runtime=0.0 cublas=0.0.0'
@@ -143,9 +154,9 @@ END
     page=$work/page/RESULTS-gpu.md
     cp tests/bench/RESULTS-gpu.md "$work/before.md"
     timeout 300 python3 tests/bench/bench_gpu.py --quick --rounds 1 --programs "$work/standin" \
-        --output "$work/page" >> "$work/bench.log" 2>&1 < /dev/null
+        --data "$work/stripes" --output "$work/page" >> "$work/bench.log" 2>&1 < /dev/null
     count=$(grep -c -E "^\| ($runs) \| [0-9,.]+ " "$page" 2> /dev/null)
-    if [ "$count" = 9 ] && grep -q '^| bf16 | 0\.[0-9]* .*| yes |$' "$page" &&
+    if [ "$count" = 9 ] && grep -q '^| bf16 | [01]\.[0-9]* .*| yes |$' "$page" &&
             grep -q '^| PyTorch, eager | ' "$page" &&
             cmp -s tests/bench/RESULTS-gpu.md "$work/before.md"
     then ok "bench_gpu.py over a stand-in: its page has all rows"
@@ -303,6 +314,25 @@ linked "main.c, implementation and back end in one .cu" "$work/user.c" "$work/al
 compiles "-DPMLP_NO_NCCL: no warning" without "$nvcc" -std=c++17 -O1 "${one[@]}" \
     "${nvcc_strict[@]}" -DPMLP_NO_NCCL -I. -c pipemlp_cuda.cu -o "$work/without.o"
 nccl="" linked "without NCCL" "$work/user.c" "$work/impl.c" "$work/without.o"
+
+# a project in C++: all of it compiled by nvcc, or only linked by it
+linked "tests/cplusplus, back end" tests/cplusplus/*.cpp "$object"
+units=()
+for unit in tests/cplusplus/*.cpp; do
+    units+=("$work/$(basename "$unit" .cpp).o")
+    compiles "$unit by a C++ compiler" "$(basename "$unit" .cpp)" "${CXX:-c++}" -std=c++11 -O1 -Wall \
+        -Wextra -Wpedantic -Wconversion -Werror -I. -c "$unit" -o "${units[-1]}"
+done
+linked "tests/cplusplus by a C++ compiler, back end" "${units[@]}" "$object"
+for language in c++ cu; do
+    compiles "examples/09_embed.cpp, to nvcc $language" "embed-$language" "$nvcc" -std=c++17 -O1 \
+        "${one[@]}" "${nvcc_strict[@]}" -x $language examples/09_embed.cpp -o "$work/embed-$language"
+    if (cd "$work" && timeout 60 "./embed-$language") > "$work/out" 2>&1 < /dev/null; then
+        ok "09_embed: $(sed -n 's/^saved and loaded: //p' "$work/out")"
+    else
+        bad "09_embed: $(tail -n 2 "$work/out")"
+    fi
+done
 
 # --- symbols --------------------------------------------------------------------------------------
 

@@ -46,8 +46,8 @@ def program(o, name):
 
 
 def peer_command(o, batch, *options):
-    return [program(o, 'peer_pipemlp'), '--data', DATA, '--weights', WEIGHTS, '--batch', str(batch),
-            '--rows', str(o.rows), *(str(option) for option in options)]
+    return [program(o, 'peer_pipemlp'), '--data', o.data, '--weights', WEIGHTS, '--batch',
+            str(batch), '--rows', str(o.rows), *(str(option) for option in options)]
 
 
 def own(o, key, title, batch, math, *options):
@@ -78,9 +78,9 @@ def torch_python():
 
 
 def torch_peer(o, key, title, batch, math, mode, read=0):
-    run = [o.torch, os.path.join(HERE, 'peer_torch_cuda.py'), '--data', DATA, '--weights', WEIGHTS,
-           '--batch', str(batch), '--rows', str(o.rows), '--math', math, '--mode', mode,
-           '--read', str(read)]
+    run = [o.torch, os.path.join(HERE, 'peer_torch_cuda.py'), '--data', o.data,
+           '--weights', WEIGHTS, '--batch', str(batch), '--rows', str(o.rows), '--math', math,
+           '--mode', mode, '--read', str(read)]
     env = {'PYTHONDONTWRITEBYTECODE': None, 'PYTHONPYCACHEPREFIX': os.path.join(BUILD, 'python'),
            'TORCHINDUCTOR_CACHE_DIR': os.path.join(BUILD, 'inductor')}
     return Contestant(key, title, 'peer', 1, [Variant('', run, env)], math=math, batch=batch)
@@ -184,7 +184,7 @@ def schedules(o, results):
 
 
 def trained(o, name, *options):
-    run = [program(o, 'train') if options else o.cpu, '--data', DATA, '--epochs', str(o.epochs),
+    run = [program(o, 'train') if options else o.cpu, '--data', o.data, '--epochs', str(o.epochs),
            '--quiet', *options]
     if o.quick:
         run += ['--limit', '2560']
@@ -247,13 +247,16 @@ def read_options():
     parser.add_argument('--rounds', type=int, help='default 9')
     parser.add_argument('--programs', metavar='DIR', default=os.path.join(ROOT, 'build', 'cuda'),
                         help='where peer_pipemlp, train and gpu_floors are; default build/cuda')
+    parser.add_argument('--data', metavar='DIR',
+                        help='with files as MNIST has them; default build/data, fetched')
     parser.add_argument('--output', metavar='DIR', help='where RESULTS-gpu.md goes')
     parser.add_argument('--report', action='store_true',
                         help='write the report of build/bench/results-gpu.json anew')
     o = parser.parse_args()
     if o.rounds is not None and o.rounds < 1:
         parser.error('--rounds: at least 1')
-    o.everything = not (o.quick or o.batch or o.rounds) and set(o.section) == set(SECTIONS)
+    less = o.quick or o.batch or o.rounds or o.data or set(o.section) != set(SECTIONS)
+    o.everything = not less
     o.batch = o.batch or ([128] if o.quick else list(BATCHES))
     o.rounds = o.rounds or (3 if o.quick else 9)
     o.seconds, o.epochs, o.rows = (0.05, 2, 2560) if o.quick else (0.2, 10, 0)
@@ -265,8 +268,12 @@ def measure(o):
     begin, results = time.monotonic(), floors(o)
     if not results:
         return None
-    if subprocess.run(['bash', os.path.join(ROOT, 'tests', 'data.sh'), DATA]).returncode:
-        sys.exit('bench_gpu.py: no training images')
+    if o.data:
+        results['data'] = o.data
+    else:
+        o.data = DATA
+        if subprocess.run(['bash', os.path.join(ROOT, 'tests', 'data.sh'), DATA]).returncode:
+            sys.exit('bench_gpu.py: no training images')
     os.makedirs(LOGS, exist_ok=True)
     subprocess.run([program(o, 'peer_pipemlp'), '--write-weights', WEIGHTS], check=True)
     o.torch = torch_python()

@@ -166,7 +166,8 @@ def accuracy(results):
         again = {True: 'yes', False: '**no**'}.get(r.get('again'), '')
         rows.append([r['name'], r['test_accuracy'], r['train_loss'], r['seconds'],
                      f'`{r["weights"]}`', again])
-    text = f'Fashion-MNIST, B = 128, momentum, {results["epochs"]} epochs, `train` as it is.\n\n'
+    data = results.get('data', 'Fashion-MNIST')
+    text = f'{data}, B = 128, momentum, {results["epochs"]} epochs, `train` as it is.\n\n'
     return text + table(['', 'test accuracy', 'training loss', 'seconds', 'weights',
                          'the same bits again'], rows, 'lrrrll')
 
