@@ -1267,8 +1267,8 @@ typedef struct pmlp_ceiling_report {
 
 /* costs [S] may be measured ones, pmlp_trainer_costs(); NULL: multiply-adds are counted and
    hand-offs are free. The schedule is timed as it runs, pmlp_schedule_put_off().
-   Of an asynchronous one 16 batches are looked at. No other rank is asked. Errors: ARGUMENT, SHAPE, SCHEDULE, DEADLOCK,
-   MEMORY. */
+   Of an asynchronous one 16 batches are looked at. No other rank is asked. Errors: ARGUMENT, SHAPE,
+   SCHEDULE, DEADLOCK, MEMORY. */
 PMLP_API pmlp_result pmlp_ceiling(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                   const pmlp_costs *costs, pmlp_ceiling_report *report,
                                   pmlp_error *error);
