@@ -240,8 +240,8 @@ static bool one(uint64_t seed) {
     if (c.wires.living != 0) return wrong(seed, "edges are lost", j);
     seen.steps += j->steps;
     /* what auto measures with is a copy, whose weights nobody fetches */
-    const bool spare = victim->result == PMLP_OK && c.back_end.failed == READ &&
-                       victim->how.schedule == PMLP_SCHEDULE_AUTO;
+    const bool spare = c.back_end.failed == READ && victim->how.schedule == PMLP_SCHEDULE_AUTO &&
+                       (victim->result == PMLP_OK || is_refused(victim));
     if (due(&c) != PMLP_OK && !spare) {
         /* unless it was met behind the end, or another rank was first */
         const bool diverged = victim->result == PMLP_ERROR_NUMBER &&
