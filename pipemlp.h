@@ -1578,7 +1578,7 @@ PMLP_API const pmlp_edges *pmlp_thread_edges(void);
 /*  - explain: a sentence, without its period, on why a call failed last. NULL: none.         */
 /*============================================================================================*/
 
-#define PMLP_GROUP_ABI 1
+#define PMLP_GROUP_ABI 2
 
 struct pmlp_group {
     uint32_t abi;  /* PMLP_GROUP_ABI */
@@ -1598,8 +1598,6 @@ struct pmlp_group {
                        size_t floats, double seconds);
     void (*abort)(void *context, const char *why);
     const char *(*explain)(void *context);
-    int per_machine; /* ranks that share the cores of this machine, this one included; 0: unknown.
-                        With fewer cores than workers nobody spins while waiting */
 };
 
 /* Ranks that are threads of one process, for pipelines side by side in it, and to try things out.
@@ -1859,12 +1857,6 @@ static double pmlp__clock(void) {
     QueryPerformanceFrequency(&per_second);
     return (double)ticks.QuadPart / (double)per_second.QuadPart;
 }
-static int pmlp__cores(void) {
-    SYSTEM_INFO info;
-    GetSystemInfo(&info);
-    return (int)info.dwNumberOfProcessors;
-}
-
 /* Binds the calling thread to the nth of the cores that it may use. */
 static bool pmlp__bind_thread(int nth) {
     DWORD_PTR allowed, of_system, core = 1;
@@ -1962,14 +1954,6 @@ static double pmlp__clock(void) {
     struct timeval now;
     gettimeofday(&now, NULL);
     return (double)now.tv_sec + 1e-6 * (double)now.tv_usec;
-#endif
-}
-static int pmlp__cores(void) {
-#ifdef _SC_NPROCESSORS_ONLN
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : n > INT_MAX ? INT_MAX : (int)n;
-#else
-    return 1;
 #endif
 }
 
@@ -7990,7 +7974,6 @@ static void pmlp__party_table(pmlp__party *party, int rank, pmlp_group *group) {
     group->sum = pmlp__party_sum;
     group->abort = pmlp__party_abort;
     group->explain = pmlp__party_explain;
-    group->per_machine = party->ranks;
 }
 
 PMLP_API pmlp_result pmlp_thread_groups_create(int ranks, const pmlp_allocator *allocator,
@@ -8735,7 +8718,7 @@ typedef struct pmlp__worker {
     pmlp__cond cond;
     bool has_mutex, has_cond, has_thread;
     pmlp__atomic sleeping;
-    int pauses;             /* as the trainer's, by what the last waits were like */
+    int pauses;             /* of a wait: looks before it gives its core away */
     pmlp__thread thread;
     pmlp__thread_start start;
     char gap[128];
@@ -8773,8 +8756,6 @@ struct pmlp_trainer {
     pmlp__sheet *sheets;    /* [1 + ranks]: what this one says, what all say */
     double *mail;           /* [1 + ranks][mail_size]: alike */
     size_t mail_size;
-    int pauses, spins; /* of a worker that waits: how often it looks again before it gives its core
-                          away, at most, and before it sleeps */
     bool polled;            /* the edges do not wake anybody */
 
     /* the present pass, written before the workers start */
@@ -9812,13 +9793,13 @@ static pmlp_result pmlp__advance(pmlp__worker *w) {
     return PMLP_OK;
 }
 
-enum { PMLP__FEW_PAUSES = 20 };
+enum { PMLP__FEW_PAUSES = 20, PMLP__MOST_PAUSES = 2000, PMLP__SPINS = 3000 };
 
 /* Waits a little: first spins, then lets others have the core, among whom may be the one that it
    waits for, then sleeps until woken, or for a millisecond if `timed`. The caller
    asks again after each call, and once between falling asleep and sleeping: see pmlp__wake(). */
 static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
-    if (*spins < w->trainer->spins) {
+    if (*spins < PMLP__SPINS) {
         if (++*spins <= w->pauses) pmlp__pause();
         else pmlp__yield();
         return;
@@ -9838,7 +9819,7 @@ static void pmlp__backoff(pmlp__worker *w, int *spins, bool timed) {
 static void pmlp__waited(pmlp__worker *w, int *spins) {
     if (*spins > w->pauses) w->pauses = w->pauses > 2 * PMLP__FEW_PAUSES ? w->pauses / 2
                                                                          : PMLP__FEW_PAUSES;
-    else if (*spins > 0) w->pauses = pmlp__least(2 * w->pauses, w->trainer->pauses);
+    else if (*spins > 0) w->pauses = pmlp__least(2 * w->pauses, PMLP__MOST_PAUSES);
     *spins = 0;
     pmlp__store(&w->sleeping, 0);
 }
@@ -10308,18 +10289,13 @@ static pmlp_result pmlp__worker_bind(pmlp_trainer *t, int index, pmlp_error *err
 }
 
 static pmlp_result pmlp__trainer_threads(pmlp_trainer *t, pmlp_error *error) {
-    int threads = t->end_worker - t->first_worker, i;
-    /* With a core for each worker a short spin is cheaper than a sleep; without, it takes the core
-       from the very worker that is waited for. */
-    if (t->group && t->group->per_machine > 1) threads *= t->group->per_machine;
-    t->pauses = threads <= pmlp__cores() ? 2000 : PMLP__FEW_PAUSES;
-    t->spins = t->pauses + 1000;
+    int i;
     t->polled = t->edges != pmlp_thread_edges() || t->group;
     for (i = t->first_worker; i < t->end_worker; i++) {
         pmlp__worker *w = &t->workers[i];
         w->trainer = t;
         w->index = i;
-        w->pauses = t->pauses;
+        w->pauses = PMLP__MOST_PAUSES;
         w->has_mutex = pmlp__mutex_init(&w->mutex);
         w->has_cond = pmlp__cond_init(&w->cond);
         if (!w->has_mutex || !w->has_cond)

@@ -3553,7 +3553,6 @@ typedef struct pmlp__nccl_group {
     pmlp_allocator allocator;
     pmlp__team *team;
     int rank, ranks, device;
-    int per_machine; /* ranks on machines of this one's name; 0: unknown */
     pmlp_edges edges;
     std::mutex lock; /* of all below: what all ranks tell each other is one thing at a time */
     pmlp__wire world;
@@ -3889,21 +3888,6 @@ static pmlp_result pmlp__group_connect(pmlp__nccl_group *g, double seconds,
     return pmlp__wires_connect(&world, 1, g->rank, g->ranks, id, PMLP__EDGE_BLOCKS, seconds);
 }
 
-/* How many ranks are on this machine. */
-static pmlp_result pmlp__group_neighbours(pmlp__nccl_group *g) {
-    char name[256] = "";
-    uint64_t mine = 14695981039346656037u;
-    uint64_t *const all =
-        (uint64_t *)pmlp__host_new(&g->allocator, (size_t)g->ranks * sizeof *all);
-    if (!all) return pmlp__team_fail(g->team, PMLP_ERROR_MEMORY, "out of host memory");
-    gethostname(name, sizeof name - 1);
-    for (const char *c = name; *c; c++) mine = (mine ^ (unsigned char)*c) * 1099511628211u;
-    const pmlp_result result = pmlp__group_gather(g, &mine, sizeof mine, all, 0.0);
-    for (int r = 0; result == PMLP_OK && r < g->ranks; r++) g->per_machine += all[r] == mine;
-    pmlp__host_delete(&g->allocator, all);
-    return result;
-}
-
 static pmlp_result pmlp__group_make(pmlp__nccl_group *g, const pmlp_launch *launch,
                                     pmlp_error *error) {
     const double until = pmlp__seconds() + launch->seconds;
@@ -3917,7 +3901,6 @@ static pmlp_result pmlp__group_make(pmlp__nccl_group *g, const pmlp_launch *laun
     if (g->ranks == 1) return PMLP_OK;
     PMLP__TRY(pmlp__group_meet(g, launch, until, &id, error));
     pmlp_result result = pmlp__group_connect(g, launch->seconds, &id);
-    if (result == PMLP_OK) result = pmlp__group_neighbours(g);
     if (result == PMLP_OK) return PMLP_OK;
     pmlp__refuse(error, result, "rank %d of %d: %s", g->rank, g->ranks, g->team->why);
     pmlp__group_abort(g, g->team->why);
@@ -4006,7 +3989,6 @@ static void pmlp__group_tables(pmlp__nccl_group *g, pmlp_group *group, pmlp_back
     group->sum = pmlp__group_sum;
     group->abort = pmlp__group_abort;
     group->explain = pmlp__group_explain;
-    group->per_machine = g->per_machine;
     *backend = g->options.device_count > 1 ? pmlp__cuda_on_several : pmlp__cuda_on_one;
     backend->user = &g->options;
     backend->open = pmlp__group_open;

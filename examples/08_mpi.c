@@ -279,15 +279,11 @@ static void mpi_group_open(mpi_group *g) {
     const pmlp_edges edges = {PMLP_EDGES_ABI, sizeof edges, "mpi", g, false, PMLP_TRANSPORT_SLOTS,
                               mpi_connect, mpi_disconnect, mpi_reset, mpi_send, mpi_receive};
     pmlp_group table = {PMLP_GROUP_ABI, sizeof table, "mpi", 0, 0, g, true, &g->edges, mpi_gather,
-                        mpi_broadcast, mpi_sum, mpi_abort, mpi_explain, 0};
-    MPI_Comm here;
+                        mpi_broadcast, mpi_sum, mpi_abort, mpi_explain};
     MPI_Comm_dup(MPI_COMM_WORLD, &g->comm);
     MPI_Comm_set_errhandler(g->comm, MPI_ERRORS_RETURN);
     MPI_Comm_rank(g->comm, &table.rank);
     MPI_Comm_size(g->comm, &table.ranks);
-    MPI_Comm_split_type(g->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here);
-    MPI_Comm_size(here, &table.per_machine); /* they share its cores */
-    MPI_Comm_free(&here);
     pthread_mutex_init(&g->mutex, NULL);
     g->sends = malloc((size_t)table.ranks * sizeof *g->sends);
     g->has_given = calloc((size_t)table.ranks, sizeof *g->has_given);
