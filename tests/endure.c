@@ -198,14 +198,6 @@ static bool run_ranks(the_case *c) {
     return true;
 }
 
-/* What the fault that was met must give; OK: none was. */
-static pmlp_result due(const the_case *c) {
-    if (c->fault == MEMORY && c->memory[c->victim].calls >= c->memory[c->victim].fail_at)
-        return PMLP_ERROR_MEMORY;
-    if (c->fault == BACK_END && c->back_end.failed >= 0) return PMLP_ERROR_BACKEND;
-    return c->fault == EDGE && c->wires.failed ? PMLP_ERROR_BACKEND : PMLP_OK;
-}
-
 /* All went well but for the end, when the weights could not be fetched. */
 static bool lost(const job *j) {
     return j->result == PMLP_ERROR_STATE && (j->unit == j->units || j->steps == j->pause);
@@ -216,6 +208,25 @@ static bool is_refused(const job *j) {
     return (j->result == PMLP_ERROR_ARGUMENT || j->result == PMLP_ERROR_SHAPE ||
             j->result == PMLP_ERROR_DEADLOCK) &&
            (j->steps == 0 || j->steps == j->pause);
+}
+
+/* What the fault that was met must give; OK: none was, or only the copy of the model that auto
+   measures with has lost its weights, which nobody fetches. */
+static pmlp_result due(const the_case *c) {
+    const job *victim = &c->jobs[c->victim];
+    const bool spare = c->back_end.failed == READ &&
+                       victim->how.schedule == PMLP_SCHEDULE_AUTO &&
+                       (victim->result == PMLP_OK || is_refused(victim));
+    if (c->fault == MEMORY && c->memory[c->victim].calls >= c->memory[c->victim].fail_at)
+        return PMLP_ERROR_MEMORY;
+    if (c->fault == BACK_END && c->back_end.failed >= 0 && !spare) return PMLP_ERROR_BACKEND;
+    return c->fault == EDGE && c->wires.failed ? PMLP_ERROR_BACKEND : PMLP_OK;
+}
+
+/* Whether the result is that, or another rank was first, or it was met behind the end. */
+static bool is_due(const the_case *c, const job *victim) {
+    return victim->result == due(c) || victim->result == PMLP_ERROR_RANK || lost(victim) ||
+           (victim->result == PMLP_ERROR_NUMBER && c->serial.result == PMLP_ERROR_NUMBER);
 }
 
 static bool one(uint64_t seed) {
@@ -239,16 +250,8 @@ static bool one(uint64_t seed) {
     if (!faulty_balanced(&c.back_end)) return wrong(seed, "contexts or buffers are lost", j);
     if (c.wires.living != 0) return wrong(seed, "edges are lost", j);
     seen.steps += j->steps;
-    /* what auto measures with is a copy, whose weights nobody fetches */
-    const bool spare = c.back_end.failed == READ && victim->how.schedule == PMLP_SCHEDULE_AUTO &&
-                       (victim->result == PMLP_OK || is_refused(victim));
-    if (due(&c) != PMLP_OK && !spare) {
-        /* unless it was met behind the end, or another rank was first */
-        const bool diverged = victim->result == PMLP_ERROR_NUMBER &&
-                              c.serial.result == PMLP_ERROR_NUMBER;
-        if (victim->result != due(&c) && victim->result != PMLP_ERROR_RANK && !lost(victim) &&
-            !diverged)
-            return wrong(seed, "another failure than the one met", victim);
+    if (due(&c) != PMLP_OK) {
+        if (!is_due(&c, victim)) return wrong(seed, "another failure than the one met", victim);
         return seen.failed[c.fault]++, true;
     }
     for (int r = 0; r < c.ranks; r++)
