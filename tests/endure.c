@@ -223,9 +223,12 @@ static pmlp_result due(const the_case *c) {
     return c->fault == EDGE && c->wires.failed ? PMLP_ERROR_BACKEND : PMLP_OK;
 }
 
-/* Whether the result is that, or another rank was first, or it was met behind the end. */
+/* Whether the result is that, or another rank refused before, or it was met behind the end. */
 static bool is_due(const the_case *c, const job *victim) {
-    return victim->result == due(c) || victim->result == PMLP_ERROR_RANK || lost(victim) ||
+    bool refused = false;
+    for (int r = 0; r < c->ranks; r++) refused = refused || is_refused(&c->jobs[r]);
+    return victim->result == due(c) || (victim->result == PMLP_ERROR_RANK && refused) ||
+           lost(victim) ||
            (victim->result == PMLP_ERROR_NUMBER && c->serial.result == PMLP_ERROR_NUMBER);
 }
 
