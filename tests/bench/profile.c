@@ -425,7 +425,7 @@ static void print_handoff(int workers, size_t batch, int steps) {
 }
 
 static void print_handoffs(size_t batch, int steps) {
-    const int cores = pmlp__cores();
+    const int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
     printf("handoff us=%.2f\n", 1e6 * edge_alone());
     print_handoff(WORKERS, batch, steps);
     if (2 * cores <= 8) print_handoff(2 * cores, batch, steps); /* whoever waits, sleeps */
