@@ -1250,6 +1250,36 @@ TEST(ceiling) {
         whole, before, test_count(runs));
 }
 
+/* Two workers on one core. What either waits for, the other can do only when it has the core: each
+   learns to give it away almost at once. */
+static void *share_a_core(void *argument) {
+    int *fewest = argument;
+    pmlp_trainer_desc desc = {.workers = 2, .microbatches = 8, .batch = BATCH};
+    pmlp_data data = make_data(&tiny_net, BATCH);
+    CHECK(pmlp__bind_thread(0), "not bound"); /* nor would the trainer's thread be, which follows */
+    describe(&tiny_net, &desc);
+    pmlp_model *model = make_model(&tiny_net, 8);
+    pmlp_trainer *trainer = make_trainer(model, &desc);
+    for (int step = 0; trainer && step < 200; step++) {
+        fine(trainer, pmlp_trainer_step(trainer, &data, NULL));
+        for (int w = 0; w < 2; w++)
+            fewest[w] = pmlp__least(fewest[w], trainer->workers[w].pauses);
+    }
+    pmlp_trainer_destroy(trainer);
+    pmlp_model_destroy(model);
+    return NULL;
+}
+
+TEST(one_core) {
+    int fewest[2] = {PMLP__MOST_PAUSES, PMLP__MOST_PAUSES};
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, share_a_core, fewest) == 0, "a thread");
+    pthread_join(thread, NULL);
+    for (int w = 0; w < 2; w++)
+        CHECK(fewest[w] <= 4 * PMLP__FEW_PAUSES, "worker %d spins %d times", w, fewest[w]);
+    SAY("two workers on one core give it away after %d and %d pauses", fewest[0], fewest[1]);
+}
+
 int main(void) {
     test_begin("async");
     RUN(lists);
@@ -1264,5 +1294,6 @@ int main(void) {
     RUN(traces_ahead);
     RUN(traces_ahead_descending);
     RUN(ceiling);
+    RUN(one_core);
     return test_end();
 }
