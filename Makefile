@@ -159,7 +159,7 @@ test check: examples
 	@bash tests/run.sh
 
 # Random trainings against serial ones: an hour, or make endure ENDURE='--seconds 60'.
-build/endure: tests/endure.c tests/test.h pipemlp.h | build
+build/endure: tests/endure.c tests/test.h tests/faulty.h pipemlp.h | build
 	$(CC) $(CFLAGS) -I. $(CPPFLAGS) $(LDFLAGS) -o $@ $< $(LDLIBS)
 
 endure: build/endure

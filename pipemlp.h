@@ -1857,6 +1857,7 @@ static double pmlp__clock(void) {
     QueryPerformanceFrequency(&per_second);
     return (double)ticks.QuadPart / (double)per_second.QuadPart;
 }
+
 /* Binds the calling thread to the nth of the cores that it may use. */
 static bool pmlp__bind_thread(int nth) {
     DWORD_PTR allowed, of_system, core = 1;

@@ -1301,7 +1301,7 @@ TEST(saved_and_resumed) {
                   "%d ranks, rank %d: %s, then %d", from + 1, k, ranks[k].out.text,
                   (int)ranks[k].out.norm);
         for (int to = 1; to <= 4; to++) {
-            d.deadline = 20.0, d.replicas = to == 2 ? 2 : 1, d.no_threads = to % 2;
+            d.replicas = to == 2 ? 2 : 1, d.no_threads = to % 2;
             run_ranks(ranks, to, &nets[0], &d, load_and_end, NULL);
             for (int k = 0; k < to; k++)
                 CHECK(ranks[k].out.result == PMLP_OK && ranks[k].out.word == alone.out.word,

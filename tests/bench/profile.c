@@ -428,7 +428,7 @@ static void print_handoffs(size_t batch, int steps) {
     const int cores = (int)sysconf(_SC_NPROCESSORS_ONLN);
     printf("handoff us=%.2f\n", 1e6 * edge_alone());
     print_handoff(WORKERS, batch, steps);
-    if (2 * cores <= 8) print_handoff(2 * cores, batch, steps); /* whoever waits, sleeps */
+    if (2 * cores <= 8) print_handoff(2 * cores, batch, steps); /* who waits has no core */
 }
 
 static const char help[] =
