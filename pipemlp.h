@@ -171,7 +171,8 @@
          zb-h2               27        7         and, with more memory, that at the beginning
          zb-v                25.5      8 halves  both, in the memory of 1F1B, in the shape of a V
          dualpipe-v          25.5      9 halves  the V in eight phases
-         auto                ...                 whatever is shortest for costs and memory given
+         auto                ...                 the shortest that a search finds for costs and
+                                                 memory given
 
       You can write your own, as text, one row per worker, `stage op micro-batch`, or action by
       action with pmlp_schedule_append():
@@ -194,7 +195,8 @@
       simplest; small messages hide that, because most transports buffer those. Posting neighbouring
       hand-offs together (grouped) cures some schedules. One queue for all that one worker sends
       another mixes up the V shapes, since a worker's two stages send in one direction. What always
-      works is one queue of a slot or two per boundary and direction, which the trainer has, or one
+      works is one queue per boundary and direction with slots enough: one, unless stages loop
+      (interleaved, looped-bfs), and never more than m, which the trainer has by default; or one
       order of all hand-offs that everybody keeps to: pmlp_schedule_lower_in_order(). A deadlock is
       reported as the circle that it is:
 
@@ -261,7 +263,10 @@
       that the rank has, if there are several). Idle workers spin for about a millisecond, then
       sleep; where the one that is waited for needs their core, as with more workers than cores or
       beside other programs, they give it away almost at once. One call at a time per trainer;
-      different trainers and models are independent.
+      different trainers and models are independent. pmlp_trainer_error(), _query_desc(),
+      _schedule(), _stage() and _destroy() take no lock: call them from any thread, but not while
+      another call of the trainer runs. Schedules and timelines may be read by several threads at
+      once; only pmlp_schedule_append() changes one.
       desc.no_threads runs the same lists on the calling thread alone, with the same bits. Each
       worker makes its layers and buffers on its own thread, so that memory lies near the core that
       uses it; desc.bind_threads keeps it there.
@@ -604,10 +609,11 @@ PMLP_API pmlp_result pmlp_model_hash(const pmlp_model *model, uint64_t *hash, pm
 /* Same layers, same weights, no trainer. Errors: STATE as above, MEMORY. */
 PMLP_API pmlp_result pmlp_model_clone(const pmlp_model *model, pmlp_model **clone,
                                       pmlp_error *error);
-/* Runs x [rows][n_in] through the network on the calling thread: y [rows][n_out] holds the class
-   probabilities if the loss is softmax cross-entropy, else the last layer's outputs. Several
-   threads may predict with one model at a time. Packs the weights on each call, so give it many
-   rows at once. Errors: ARGUMENT; STATE as above; MEMORY. */
+/* Runs x [rows][n_in of layer 0] through the network on the calling thread: y [rows][n_out of the
+   last layer], the caller's, holds the class probabilities if the loss is softmax cross-entropy,
+   else the last layer's outputs. Several threads may predict with one model at a time. Packs the
+   weights on each call, so give it many rows at once. A NaN in x is a NaN in y, and no error.
+   Errors: ARGUMENT; STATE as above; MEMORY. */
 PMLP_API pmlp_result pmlp_model_predict(const pmlp_model *model, const float *x, size_t rows,
                                         float *y, pmlp_error *error);
 
@@ -666,9 +672,9 @@ typedef enum pmlp_schedule_kind {
     PMLP_SCHEDULE_KIND_COUNT
 } pmlp_schedule_kind;
 
-/* "sequential", "gpipe", "1f1b", "eager-1f1b", "interleaved", "looped-bfs", "zb-h1", "zb-h2",
-   "zb-v", "dualpipe-v", "auto", "pipedream", "pipedream-2bw"; "?" for a value that is none. Static
-   storage. */
+/* "default", "sequential", "gpipe", "1f1b", "eager-1f1b", "interleaved", "looped-bfs", "zb-h1",
+   "zb-h2", "zb-v", "dualpipe-v", "auto", "pipedream", "pipedream-2bw"; "?" for a value that is
+   none. Static storage. */
 PMLP_API const char *pmlp_schedule_kind_name(pmlp_schedule_kind kind);
 /* The kind of that name; PMLP_SCHEDULE_DEFAULT if there is none. */
 PMLP_API pmlp_schedule_kind pmlp_schedule_kind_of(const char *name);
@@ -935,7 +941,8 @@ PMLP_API pmlp_result pmlp_timeline_svg(const pmlp_timeline *timeline, const pmlp
                                        size_t *length, pmlp_error *error);
 /* A trace in Chrome's JSON form, for ui.perfetto.dev: a process per timeline, a thread per worker,
    arrows for hand-offs. scale turns times into what the viewer takes for milliseconds: 1000 for
-   measured ones, 1 for unit costs. */
+   measured ones, 1 for unit costs. Buffer as in pmlp_schedule_print(). Errors: as
+   pmlp_timeline_svg(). */
 PMLP_API pmlp_result pmlp_timeline_trace(const pmlp_timeline *timeline,
                                          const pmlp_timeline *against, const pmlp_picture *picture,
                                          char *buffer, size_t size, size_t *length,
@@ -1025,13 +1032,17 @@ typedef struct pmlp_cut {
     int layer, column;
 } pmlp_cut;
 
-#define PMLP_COLUMN_STEP 32
+#define PMLP_COLUMN_STEP 16
 
+/* How to train. A field that is 0 or NULL means its default, so that learning_rate, momentum,
+   beta1, beta2 and epsilon cannot be 0 here: without momentum take PMLP_SGD; a learning rate of 0
+   is for pmlp_trainer_set_learning_rate(). backend, edges and group are not copied, and must
+   outlive the trainer. */
 typedef struct pmlp_trainer_desc {
     int workers;                   /* p; default 1 */
     int virtual_stages;            /* v, stages per worker; default as in pmlp_schedule_desc */
-    int microbatches;              /* m; default 1 for one worker, else 2 p, at least 4; may be less
-                                      than p if the schedule permits */
+    int microbatches;              /* m; default 1 for one worker with one stage, else 2 p; may be
+                                      less than p if the schedule permits */
     size_t batch;                  /* rows of a batch, the most that a step may have; default 128 */
     pmlp_schedule_kind schedule;   /* default 1F1B */
     const pmlp_schedule *custom;   /* a schedule of your own, synchronous and not lowered, instead
@@ -1127,6 +1138,10 @@ PMLP_API void pmlp_trainer_destroy(pmlp_trainer *trainer);
    updates began, the weights are those of the last complete step, which sync and destroy still
    read; later, they are lost, and the model says so. stats may be NULL everywhere.
 
+   Errors of step, epoch and eval: ARGUMENT and SHAPE (what was passed), DATA (a label that is no
+   class), NUMBER (not of eval; see bad_numbers), BACKEND, MEMORY, RANK, STATE; of epoch also
+   CANCELLED. Of sync: STATE (the weights are lost), BACKEND, RANK.
+
    With a group, step, epoch, eval, sync and gradient are calls that all ranks make, each with the
    same arguments. A bad argument of one, or arguments that differ, fail on all with
    PMLP_ERROR_RANK, and all trainers stay usable; every other failure of one ends all. What a rank
@@ -1146,12 +1161,13 @@ PMLP_API pmlp_result pmlp_trainer_epoch(pmlp_trainer *trainer, const pmlp_data *
    anew. The steps that it did stay done. */
 PMLP_API pmlp_result pmlp_trainer_restart_epoch(pmlp_trainer *trainer);
 /* Loss and accuracy on the data with the present weights; changes nothing. Runs through the
-   pipeline. */
+   pipeline. The loss is a NaN if one row's is. */
 PMLP_API pmlp_result pmlp_trainer_eval(pmlp_trainer *trainer, const pmlp_data *data,
                                        pmlp_stats *stats);
 /* Copies the present weights into the model, so that it can be queried, saved or predicted with. */
 PMLP_API pmlp_result pmlp_trainer_sync(pmlp_trainer *trainer);
-/* From the next step on. Errors: ARGUMENT if not a finite number >= 0. */
+/* From the next step on. Errors: ARGUMENT if not a finite number >= 0; STATE while another call
+   runs. */
 PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *trainer, float learning_rate);
 /* The gradient of the last step's mean loss, before clipping: dw [n_out][n_in], db [n_out]; either
    may be NULL. With an asynchronous schedule: what each stage's last update took. Errors: ARGUMENT;
@@ -1159,7 +1175,8 @@ PMLP_API pmlp_result pmlp_trainer_set_learning_rate(pmlp_trainer *trainer, float
    desc.keep_gradients. */
 PMLP_API pmlp_result pmlp_trainer_gradient(pmlp_trainer *trainer, int layer, float *dw, float *db);
 
-/* The last failure; result is PMLP_OK if there was none. Valid until the next call. */
+/* The last failure; result is PMLP_OK if there was none yet. A success does not clear it, the next
+   failure replaces it: look only when a call has failed. NULL for a NULL trainer. */
 PMLP_API const pmlp_error *pmlp_trainer_error(const pmlp_trainer *trainer);
 /* The desc with every default resolved; its pointers point into the trainer. */
 PMLP_API pmlp_trainer_desc pmlp_trainer_query_desc(const pmlp_trainer *trainer);
@@ -1615,9 +1632,10 @@ PMLP_API void pmlp_thread_groups_destroy(pmlp_group *groups);
 /*                                                                                            */
 /* and `desc.backend = pmlp_cuda_backend();`. Several stages may share a GPU; with several    */
 /* GPUs, neighbouring workers share one or sit on neighbouring ones. Work is queued and the   */
-/* host waits for it only at the end of a step. What is promised: the bits of one GPU with    */
-/* the same micro-batches, on the same model of GPU and the same versions of the libraries;   */
-/* with the teaching product also those of whole batches.                                     */
+/* host waits for it only at the end of a step; with one worker, one micro-batch and the      */
+/* schedule PIPEDREAM, which is serial training then, not even there. What is promised: the   */
+/* bits of one GPU with the same micro-batches, on the same model of GPU and the same         */
+/* versions of the libraries; with the teaching product also those of whole batches.          */
 /*                                                                                            */
 /* NCCL (2.18 or newer) is in the build if nccl.h is found and PMLP_NO_NCCL is not defined;   */
 /* without it leave out -lnccl: everything within one process works as before. With it, GPUs  */
@@ -1672,7 +1690,8 @@ typedef struct pmlp_cuda_options {
     pmlp_cuda_math math;
     pmlp_cuda_gemm gemm;
     const int *devices;  /* [device_count]: which GPUs, in the order of the stages; NULL: all that
-                            there are, from 0; in a group: one for each rank of a machine */
+                            there are, from 0. For pmlp_nccl_group_create(): those of this rank;
+                            NULL: the one of number local_rank, modulo how many there are */
     int device_count;
     bool no_graphs;      /* issue each kernel by itself, not what was recorded of earlier steps */
     pmlp_cuda_handoff handoff;
@@ -10063,11 +10082,30 @@ static double pmlp__median(double *values, int count) {
 
 /* --- what layers cost ------------------------------------------------------------------------- */
 
-/* One layer on its own, with a batch of zeros. */
+/* A batch of nothing: x 0, labels or targets 0. *memory is to be freed. */
+static pmlp_result pmlp__zero_data(const pmlp_model *model, pmlp_data *data, float **memory,
+                                   pmlp_error *error) {
+    const size_t n_in = pmlp__n_in(model, 0), n_out = pmlp__n_out(model, model->desc.layers - 1);
+    const bool labels = model->desc.loss == PMLP_LOSS_XENT;
+    const size_t each = n_in + (labels ? 1 : n_out);
+    *memory = NULL;
+    if (!pmlp__mul_overflows(data->rows, each))
+        *memory = (float *)pmlp__new(&model->desc.allocator, data->rows * each, sizeof **memory);
+    if (!*memory) return pmlp__no_memory(error, "a batch to measure with");
+    data->x = *memory;
+    if (labels) data->labels = (const int *)(const void *)(*memory + data->rows * n_in);
+    else data->targets = *memory + data->rows * n_in;
+    return PMLP_OK;
+}
+
+/* One layer on its own, with a batch of zeros, and with the loss if it is the last. */
 typedef struct pmlp__layer_probe {
     const pmlp_backend *backend;
     void *context, *layer, *x, *y, *dz, *dx;
     size_t x_row, y_row;
+    pmlp_data zeros;
+    float *zeros_memory;
+    pmlp_loss_args loss; /* no rows: none */
 } pmlp__layer_probe;
 
 #define PMLP__LAYER_PROBES 7 /* the first two to warm up */
@@ -10092,7 +10130,27 @@ static pmlp_result pmlp__layer_probe_begin(pmlp__layer_probe *p, const pmlp_mode
     return result;
 }
 
-static void pmlp__layer_probe_end(pmlp__layer_probe *p) {
+static pmlp_result pmlp__layer_probe_loss(pmlp__layer_probe *p, const pmlp_model *model,
+                                          const pmlp_trainer_desc *d) {
+    pmlp_error unused;
+    pmlp_result result;
+    p->zeros.rows = d->batch;
+    result = pmlp__zero_data(model, &p->zeros, &p->zeros_memory, &unused);
+    if (result != PMLP_OK) return result;
+    p->loss.row_loss = (double *)pmlp__new(&d->allocator, d->batch, sizeof(double));
+    p->loss.row_hit = (unsigned char *)pmlp__new(&d->allocator, d->batch, 1);
+    if (!p->loss.row_loss || !p->loss.row_hit) return PMLP_ERROR_MEMORY;
+    p->loss.loss = model->desc.loss;
+    p->loss.rows = d->batch;
+    p->loss.data = &p->zeros;
+    p->loss.scale = 1.0f / (float)d->batch;
+    p->loss.y = (const float *)p->y;
+    p->loss.dz = (float *)p->dz;
+    return PMLP_OK;
+}
+
+static void pmlp__layer_probe_end(pmlp__layer_probe *p, const pmlp_model *model,
+                                  const pmlp_trainer_desc *d) {
     const pmlp_backend *b = p->backend;
     if (p->x) b->free(p->context, p->x);
     if (p->dx) b->free(p->context, p->dx);
@@ -10100,6 +10158,9 @@ static void pmlp__layer_probe_end(pmlp__layer_probe *p) {
     if (p->dz) b->free(p->context, p->dz);
     if (p->layer) b->layer_destroy(p->context, p->layer);
     p->x = p->dx = p->y = p->dz = p->layer = NULL;
+    pmlp__delete(&model->desc.allocator, p->zeros_memory);
+    pmlp__delete(&d->allocator, p->loss.row_loss);
+    pmlp__delete(&d->allocator, p->loss.row_hit);
 }
 
 /* F and I by micro-batch, W in two halves, of which U takes one with it. */
@@ -10122,6 +10183,7 @@ static pmlp_result pmlp__layer_probe_run(const pmlp__layer_probe *p, const pmlp_
                                                  dz + from * p->y_row, x + from * p->x_row,
                                                  dx + from * p->x_row);
         }
+    if (result == PMLP_OK && p->loss.rows > 0) result = b->loss(p->context, p->layer, &p->loss);
     if (result == PMLP_OK && half > 0)
         result = b->backward_weight(p->context, p->layer, half, x, dz, false);
     memset(&u, 0, sizeof u);
@@ -10169,9 +10231,11 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
                           d.backend->name, why.text[0] ? why.text : pmlp_result_text(result));
     for (l = 0; result == PMLP_OK && l < model->desc.layers; l++) {
         result = pmlp__layer_probe_begin(&p, model, &d, l);
+        if (result == PMLP_OK && l == model->desc.layers - 1)
+            result = pmlp__layer_probe_loss(&p, model, &d);
         for (i = 0; result == PMLP_OK && i < PMLP__LAYER_PROBES; i++)
             result = pmlp__layer_probe_run(&p, &d, l > 0, &seconds[i]);
-        pmlp__layer_probe_end(&p);
+        pmlp__layer_probe_end(&p, model, &d);
         costs[l] = result == PMLP_OK ? pmlp__median(seconds + 2, PMLP__LAYER_PROBES - 2) : 0.0;
         if (costs[l] <= 0.0) costs[l] = 1e-9; /* a coarse clock */
     }
@@ -10598,22 +10662,6 @@ static pmlp_result pmlp__trainer_connect(pmlp_trainer *t, pmlp_error *error) {
 
 #define PMLP__PROBE_STEPS 9
 #define PMLP__TRACED_BATCHES 4
-
-/* A batch of nothing: x 0, labels or targets 0. *memory is to be freed. */
-static pmlp_result pmlp__zero_data(const pmlp_model *model, pmlp_data *data, float **memory,
-                                   pmlp_error *error) {
-    const size_t n_in = pmlp__n_in(model, 0), n_out = pmlp__n_out(model, model->desc.layers - 1);
-    const bool labels = model->desc.loss == PMLP_LOSS_XENT;
-    const size_t each = n_in + (labels ? 1 : n_out);
-    *memory = NULL;
-    if (!pmlp__mul_overflows(data->rows, each))
-        *memory = (float *)pmlp__new(&model->desc.allocator, data->rows * each, sizeof **memory);
-    if (!*memory) return pmlp__no_memory(error, "a batch to measure with");
-    data->x = *memory;
-    if (labels) data->labels = (const int *)(const void *)(*memory + data->rows * n_in);
-    else data->targets = *memory + data->rows * n_in;
-    return PMLP_OK;
-}
 
 /* Room for what each worker does in one step: its actions, or those of an asynchronous pass's first
    batches. */

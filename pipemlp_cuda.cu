@@ -27,6 +27,7 @@
    on one worker, one launch of the host for the whole step. What changes from step to step, such as
    the learning rate or which rows of the data are meant, lies in device memory and is copied there
    just before.
+   Within a list, dW is made by a second stream, beside the layers below; see >>queue.
 
    The host never waits inside a step. Between streams, events order the work: the sender of a
    hand-off records one, the receiver's stream waits for it. As each stream does its commands in the
@@ -148,15 +149,35 @@ __device__ static float pmlp__slope(pmlp_activation f, float y, float z) {
     }
 }
 
+/* A thread for each element of a matrix of rows: a warp has neighbours in a row. */
+typedef struct pmlp__elements {
+    dim3 grid, block;
+} pmlp__elements;
+
+static pmlp__elements pmlp__elements_of(size_t rows, size_t n) {
+    pmlp__elements e;
+    e.block = dim3(PMLP__WARP, 8);
+    e.grid = dim3(pmlp__blocks(n, e.block.x, 65535), pmlp__blocks(rows, e.block.y, 65535));
+    return e;
+}
+
+/* The loops of such a kernel over row r and column j. */
+/* clang-format off */
+#define PMLP__FOR_ELEMENTS(r, j, rows, n)                                                          \
+    for (size_t r = (size_t)blockIdx.y * blockDim.y + threadIdx.y; r < (rows);                     \
+         r += (size_t)gridDim.y * blockDim.y)                                                      \
+        for (size_t j = (size_t)blockIdx.x * blockDim.x + threadIdx.x; j < (n);                    \
+             j += (size_t)gridDim.x * blockDim.x)
+/* clang-format on */
+
 /* y [rows][n] holds W x, or W x + b if b is NULL; becomes f(W x + b), with z `keep` elements
-   further for GELU. A thread per element, neighbours in a row. */
+   further for GELU. */
 template <class T>
 __global__ static void pmlp__k_activate(pmlp_activation f, size_t rows, size_t n, const T *b, T *y,
                                         size_t pitch, size_t keep) {
-    const size_t stride = (size_t)gridDim.x * blockDim.x, all = rows * n;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += stride) {
-        T *const at = y + i / n * pitch + i % n;
-        const float z = pmlp__get(at) + (b ? pmlp__get(b + i % n) : 0.0f);
+    PMLP__FOR_ELEMENTS(r, j, rows, n) {
+        T *const at = y + r * pitch + j;
+        const float z = pmlp__get(at) + (b ? pmlp__get(b + j) : 0.0f);
         if (f == PMLP_GELU) pmlp__set(at + keep, z);
         pmlp__set(at, pmlp__activated(f, z));
     }
@@ -165,17 +186,17 @@ __global__ static void pmlp__k_activate(pmlp_activation f, size_t rows, size_t n
 template <class T>
 static cudaError_t pmlp__launch_activate(cudaStream_t stream, pmlp_activation f, size_t rows,
                                          size_t n, const T *b, T *y, size_t pitch, size_t keep) {
-    return PMLP__LAUNCH(pmlp__k_activate<T>, pmlp__blocks(rows * n, 256, 4096), 256, 0, stream, f,
-                        rows, n, b, y, pitch, keep);
+    const pmlp__elements e = pmlp__elements_of(rows, n);
+    return PMLP__LAUNCH(pmlp__k_activate<T>, e.grid, e.block, 0, stream, f, rows, n, b, y, pitch,
+                        keep);
 }
 
 /* d [rows][n] *= f'(z), from the outputs y, which have the same pitch. */
 template <class T>
 __global__ static void pmlp__k_derive(pmlp_activation f, size_t rows, size_t n, const T *y, T *d,
                                       size_t pitch, size_t keep) {
-    const size_t stride = (size_t)gridDim.x * blockDim.x, all = rows * n;
-    for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < all; i += stride) {
-        const size_t at = i / n * pitch + i % n;
+    PMLP__FOR_ELEMENTS(r, j, rows, n) {
+        const size_t at = r * pitch + j;
         const float z = f == PMLP_GELU ? pmlp__get(y + at + keep) : 0.0f;
         pmlp__set(d + at, pmlp__get(d + at) * pmlp__slope(f, pmlp__get(y + at), z));
     }
@@ -184,9 +205,10 @@ __global__ static void pmlp__k_derive(pmlp_activation f, size_t rows, size_t n, 
 template <class T>
 static cudaError_t pmlp__launch_derive(cudaStream_t stream, pmlp_activation f, size_t rows,
                                        size_t n, const T *y, T *d, size_t pitch, size_t keep) {
+    const pmlp__elements e = pmlp__elements_of(rows, n);
     if (f == PMLP_LINEAR) return cudaSuccess;
-    return PMLP__LAUNCH(pmlp__k_derive<T>, pmlp__blocks(rows * n, 256, 4096), 256, 0, stream, f,
-                        rows, n, y, d, pitch, keep);
+    return PMLP__LAUNCH(pmlp__k_derive<T>, e.grid, e.block, 0, stream, f, rows, n, y, d, pitch,
+                        keep);
 }
 
 /* --- input ------------------------------------------------------------------------------------ */
@@ -631,11 +653,14 @@ typedef struct pmlp__cuda {
     pmlp_allocator allocator;
     pmlp_cuda_options options;
     int device;
-    cudaStream_t stream, loads; /* loads: of data that stays on the device */
+    cudaStream_t stream;
+    cudaStream_t beside; /* for dW, beside what `stream` does; see >>queue */
+    cudaEvent_t fork, join;
+    cudaStream_t loads; /* of data that stays on the device */
     cublasHandle_t blas;
     cublasLtHandle_t lt;
-    void *workspace; /* of the libraries' products */
-    size_t workspace_size;
+    void *workspace;       /* of the libraries' products, a half for each of the two streams */
+    size_t workspace_size; /* of a half */
     pmlp__mirror up, down;
     pmlp__copy *copies;
 
@@ -882,6 +907,7 @@ typedef struct pmlp__factors {
     bool p_transposed, q_transposed; /* stored [k][m], [n][k] */
     bool c_is_float;                 /* even in bf16: a gradient of weights */
     bool accumulate;
+    bool beside; /* by the second stream */
 } pmlp__factors;
 
 enum { PMLP__NO_EPILOGUE, PMLP__WITH_BIAS, PMLP__WITH_BIAS_AND_RELU };
@@ -898,12 +924,20 @@ static cublasComputeType_t pmlp__compute_type(const pmlp__cuda *c) {
     return c->options.math == PMLP_CUDA_TF32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
 }
 
+static cudaStream_t pmlp__stream_of(const pmlp__cuda *c, const pmlp__factors *f) {
+    return f->beside ? c->beside : c->stream;
+}
+
+static void *pmlp__workspace_of(const pmlp__cuda *c, const pmlp__factors *f) {
+    return (char *)c->workspace + (f->beside ? c->workspace_size : 0);
+}
+
 /* --- ours ------------------------------------------------------------------------------------- */
 
 template <class T, class TC>
 static cudaError_t pmlp__teaching(pmlp__cuda *c, const pmlp__factors *f) {
     return pmlp__launch_product(
-        c->stream, f->m, f->n, f->k, (const T *)f->p, f->p_transposed ? 1 : f->p_pitch,
+        pmlp__stream_of(c, f), f->m, f->n, f->k, (const T *)f->p, f->p_transposed ? 1 : f->p_pitch,
         f->p_transposed ? f->p_pitch : 1, (const T *)f->q, f->q_transposed ? 1 : f->q_pitch,
         f->q_transposed ? f->q_pitch : 1, (TC *)f->c, f->c_pitch, f->accumulate);
 }
@@ -912,6 +946,10 @@ static cudaError_t pmlp__teaching(pmlp__cuda *c, const pmlp__factors *f) {
 
 static pmlp_result pmlp__blas_product(pmlp__cuda *c, const pmlp__factors *f) {
     const float one = 1.0f, beta = f->accumulate ? 1.0f : 0.0f;
+    /* in this order: a new stream means another workspace */
+    PMLP__BLAS(c, "a matrix product", cublasSetStream(c->blas, pmlp__stream_of(c, f)));
+    PMLP__BLAS(c, "a matrix product",
+               cublasSetWorkspace(c->blas, pmlp__workspace_of(c, f), c->workspace_size));
     PMLP__BLAS(c, "a matrix product",
                cublasGemmEx(c->blas, f->q_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
                             f->p_transposed ? CUBLAS_OP_T : CUBLAS_OP_N, (int)f->n, (int)f->m,
@@ -991,7 +1029,8 @@ static cublasStatus_t pmlp__plan_product(const pmlp__cuda *c, pmlp__plan *plan, 
    second step. Without an answer plain cuBLAS does it. */
 static cublasStatus_t pmlp__plan_choose(pmlp__cuda *c, pmlp__plan *plan) {
     const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    const uint32_t alignment = (uint32_t)PMLP__ROW_BYTES;
+    /* outputs may begin at any place where layer 0 may be cut */
+    const uint32_t alignment = (uint32_t)(PMLP_COLUMN_STEP * pmlp__element_size(c));
     cublasLtMatmulHeuristicResult_t found;
     cublasLtMatmulPreference_t wish = NULL;
     int count = 0;
@@ -1062,8 +1101,9 @@ static pmlp_result pmlp__lt_product(pmlp__cuda *c, const pmlp__factors *f, int e
                                                   &bias, sizeof bias));
     PMLP__BLAS(c, "a matrix product",
                cublasLtMatmul(c->lt, plan->product, &one, f->q, plan->a, f->p, plan->b, &beta, f->c,
-                              plan->c, f->c, plan->c, &plan->algorithm, c->workspace,
-                              c->workspace_size, c->stream));
+                              plan->c, f->c, plan->c, &plan->algorithm,
+                              pmlp__workspace_of(c, f), c->workspace_size,
+                              pmlp__stream_of(c, f)));
     return PMLP_OK;
 }
 
@@ -1196,16 +1236,18 @@ static const void *pmlp__own_dz(const pmlp__cuda *c, const pmlp__command *k) {
     return (const char *)k->y + k->layer->desc.first_out * size;
 }
 
+/* dW, by the second stream. */
 static pmlp_result pmlp__do_weight_product(pmlp__cuda *c, const pmlp__command *k) {
     const pmlp__cuda_layer *const layer = k->layer;
     const pmlp_layer_desc *const d = &layer->desc;
     pmlp__factors f;
     if (k->rows == 0) {
         PMLP__CUDA(c, "clearing a gradient",
-                   cudaMemsetAsync(layer->gradient, 0, layer->weights * sizeof(float), c->stream));
+                   cudaMemsetAsync(layer->gradient, 0, layer->weights * sizeof(float), c->beside));
         return PMLP_OK;
     }
     memset(&f, 0, sizeof f);
+    f.beside = true;
     f.m = d->n_out;
     f.n = d->n_in;
     f.k = k->rows;
@@ -1221,8 +1263,8 @@ static pmlp_result pmlp__do_weight_product(pmlp__cuda *c, const pmlp__command *k
     return pmlp__multiply(c, &f, PMLP__NO_EPILOGUE, NULL, NULL);
 }
 
-/* dW of each of some neighbouring commands, and db of all of them in one launch. */
-static pmlp_result pmlp__do_backward_weights(pmlp__cuda *c, const pmlp__command *k, int count) {
+/* db of neighbouring commands in one launch. */
+static pmlp_result pmlp__do_bias_gradients(pmlp__cuda *c, const pmlp__command *k, int count) {
     pmlp__bias_gradients all;
     size_t widest = 0;
     const bool in_order = c->options.gemm == PMLP_CUDA_GEMM_TEACHING;
@@ -1231,7 +1273,6 @@ static pmlp_result pmlp__do_backward_weights(pmlp__cuda *c, const pmlp__command 
         const pmlp__cuda_layer *const layer = k[i].layer;
         const pmlp_layer_desc *const d = &layer->desc;
         pmlp__bias_gradient *const b = &all.at[i];
-        PMLP__TRY(pmlp__do_weight_product(c, &k[i]));
         b->dz = pmlp__own_dz(c, &k[i]);
         b->db = layer->gradient + layer->weights;
         b->rows = k[i].rows;
@@ -1317,19 +1358,6 @@ static int pmlp__run_of_updates(const pmlp__command *k, int count) {
     return i;
 }
 
-static pmlp_result pmlp__do_run_of_updates(pmlp__cuda *c, const pmlp__command *k, int count) {
-    pmlp__command some[PMLP__MANY];
-    for (int op = PMLP__BACKWARD_WEIGHT; op <= PMLP__UPDATE; op++) {
-        int found = 0;
-        for (int i = 0; i < count; i++)
-            if (k[i].op == op) some[found++] = k[i];
-        if (found == 0) continue;
-        PMLP__TRY(op == PMLP__UPDATE ? pmlp__do_updates(c, some, found)
-                                     : pmlp__do_backward_weights(c, some, found));
-    }
-    return PMLP_OK;
-}
-
 static pmlp_result pmlp__do(pmlp__cuda *c, const pmlp__command *k) {
     switch (k->op) {
     case PMLP__INPUT: return pmlp__do_input(c, k);
@@ -1340,14 +1368,96 @@ static pmlp_result pmlp__do(pmlp__cuda *c, const pmlp__command *k) {
     }
 }
 
-static pmlp_result pmlp__issue(pmlp__cuda *c) {
-    for (int i = 0; i < c->count;) {
-        const int run = pmlp__run_of_updates(c->commands + i, c->count - i);
-        if (run > 0)
-            PMLP__TRY(pmlp__do_run_of_updates(c, c->commands + i, run));
+/* --- dW beside the rest ---
+
+   The dW of a layer needs its dz, and nobody needs dW before the update. So it is made by a second
+   stream, from the moment when its dz is there, while the first one goes on to the layers below:
+
+        stream   ... dz3  dz2     dz1     dz0  db        U
+        beside           dW3  dW2     dW1         dW0  ^              */
+
+static bool pmlp__overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes) {
+    const uintptr_t p = (uintptr_t)a, q = (uintptr_t)b;
+    return p < q + b_bytes && q < p + a_bytes;
+}
+
+/* Of `rows` rows of what a layer gets, or of what it makes. */
+static size_t pmlp__bytes_in(const pmlp__cuda *c, const pmlp_layer_desc *d, size_t rows) {
+    return rows * pmlp__pitch(c, d->n_in, d->below) * pmlp__element_size(c);
+}
+static size_t pmlp__bytes_out(const pmlp__cuda *c, const pmlp_layer_desc *d, size_t rows) {
+    return rows * pmlp__pitch(c, d->row_outs, d->activation) * pmlp__element_size(c);
+}
+
+/* Whether W must come after an earlier command: that one writes what W reads, or is about the same
+   gradient. */
+static bool pmlp__comes_after(const pmlp__cuda *c, const pmlp__command *w, const pmlp__command *k) {
+    const pmlp_layer_desc *const d = &w->layer->desc;
+    size_t bytes = 0;
+    switch (k->op) {
+    case PMLP__INPUT:
+        bytes = k->rows * pmlp__pitch(c, k->n, PMLP_LINEAR) * pmlp__element_size(c);
+        break;
+    case PMLP__BACKWARD_INPUT: bytes = pmlp__bytes_in(c, &k->layer->desc, k->rows); break;
+    case PMLP__FORWARD:
+    case PMLP__LOSS: bytes = pmlp__bytes_out(c, &k->layer->desc, k->rows); break;
+    default: return k->layer == w->layer;
+    }
+    return pmlp__overlap(k->out, bytes, w->x, pmlp__bytes_in(c, d, w->rows)) ||
+           pmlp__overlap(k->out, bytes, w->y, pmlp__bytes_out(c, d, w->rows));
+}
+
+/* The commands first .. next - 1, behind which come `run` commands W and U, whose W are begun as
+   soon as they can. */
+static pmlp_result pmlp__do_until(pmlp__cuda *c, int first, int next, int run) {
+    int ready[2 * PMLP__MANY]; /* before which command a W can begin */
+    for (int i = 0; i < run; i++) {
+        const pmlp__command *const w = &c->commands[next + i];
+        ready[i] = w->op == PMLP__BACKWARD_WEIGHT ? next : -1;
+        while (ready[i] > first && !pmlp__comes_after(c, w, &c->commands[ready[i] - 1])) ready[i]--;
+    }
+    for (int at = first; at <= next; at++) {
+        bool forked = false;
+        for (int i = 0; i < run; i++) {
+            if (ready[i] != at) continue;
+            if (!forked) {
+                PMLP__CUDA(c, "working on dW", cudaEventRecord(c->fork, c->stream));
+                PMLP__CUDA(c, "working on dW", cudaStreamWaitEvent(c->beside, c->fork, 0));
+            }
+            forked = true;
+            PMLP__TRY(pmlp__do_weight_product(c, &c->commands[next + i]));
+        }
+        if (at < next) PMLP__TRY(pmlp__do(c, &c->commands[at]));
+    }
+    return PMLP_OK;
+}
+
+/* What is left of a run of W and U whose dW have begun. */
+static pmlp_result pmlp__do_run_of_updates(pmlp__cuda *c, const pmlp__command *k, int count) {
+    pmlp__command some[2][PMLP__MANY];
+    int ws = 0, us = 0;
+    for (int i = 0; i < count; i++)
+        if (k[i].op == PMLP__UPDATE)
+            some[1][us++] = k[i];
         else
-            PMLP__TRY(pmlp__do(c, c->commands + i));
-        i += run > 0 ? run : 1;
+            some[0][ws++] = k[i];
+    if (ws > 0) {
+        PMLP__TRY(pmlp__do_bias_gradients(c, some[0], ws));
+        PMLP__CUDA(c, "working on dW", cudaEventRecord(c->join, c->beside));
+        PMLP__CUDA(c, "working on dW", cudaStreamWaitEvent(c->stream, c->join, 0));
+    }
+    return us > 0 ? pmlp__do_updates(c, some[1], us) : PMLP_OK;
+}
+
+static pmlp_result pmlp__issue(pmlp__cuda *c) {
+    for (int first = 0; first < c->count;) {
+        int next = first, run;
+        while (!(run = pmlp__run_of_updates(c->commands + next, c->count - next)) &&
+               next < c->count)
+            next++;
+        PMLP__TRY(pmlp__do_until(c, first, next, run));
+        if (run > 0) PMLP__TRY(pmlp__do_run_of_updates(c, c->commands + next, run));
+        first = next + run;
     }
     return PMLP_OK;
 }
@@ -1895,9 +2005,10 @@ static pmlp_result pmlp__give_up(pmlp__cuda *c, pmlp_result result) {
     c->given_up = true;
     const double begun = pmlp__seconds();
     for (int round = 0; cudaStreamQuery(c->stream) == cudaErrorNotReady; round++) {
-        if (pmlp__seconds() - begun > PMLP__PATIENCE) break;
+        if (pmlp__seconds() - begun > PMLP__PATIENCE) return result;
         pmlp__rest(round);
     }
+    cudaStreamSynchronize(c->beside);
     return result;
 }
 
@@ -1965,10 +2076,13 @@ static void pmlp__cuda_close(void *context) {
     pmlp__sum_close(c);
     if (c->stream) cudaSetDevice(c->device);
     if (c->stream) cudaStreamSynchronize(c->stream);
+    if (c->beside) cudaStreamSynchronize(c->beside);
     pmlp__forget_graphs(c);
     for (int i = 0; c->plans && i < c->plan_count; i++) pmlp__plan_free(&c->plans[i]);
     for (int i = 0; i < c->stamp_events; i++) cudaEventDestroy(c->stamps[i].event);
     if (c->origin) cudaEventDestroy(c->origin);
+    if (c->join) cudaEventDestroy(c->join);
+    if (c->fork) cudaEventDestroy(c->fork);
     while (c->copies) {
         pmlp__copy *const copy = c->copies;
         c->copies = copy->next;
@@ -1981,6 +2095,7 @@ static void pmlp__cuda_close(void *context) {
     if (c->blas) cublasDestroy(c->blas);
     if (c->workspace) cudaFree(c->workspace);
     if (c->loads) cudaStreamDestroy(c->loads);
+    if (c->beside) cudaStreamDestroy(c->beside);
     if (c->stream) cudaStreamDestroy(c->stream);
     pmlp__host_delete(&allocator, c->plans);
     pmlp__host_delete(&allocator, c->commands);
@@ -2039,16 +2154,14 @@ static pmlp_result pmlp__choose_device(pmlp__cuda *c, const pmlp_backend_desc *d
     return PMLP_OK;
 }
 
-/* With a workspace of the size that NVIDIA recommends for the GPU. */
+/* With workspaces of the size that NVIDIA recommends for the GPU. */
 static pmlp_result pmlp__open_libraries(pmlp__cuda *c) {
     int major = 0;
     PMLP__CUDA(c, "asking for the GPU's generation",
                cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, c->device));
     c->workspace_size = (size_t)(major >= 9 ? 32 : 4) << 20;
-    PMLP__CUDA(c, "allocating", cudaMalloc(&c->workspace, c->workspace_size));
+    PMLP__CUDA(c, "allocating", cudaMalloc(&c->workspace, 2 * c->workspace_size));
     PMLP__BLAS(c, "starting cuBLAS", cublasCreate(&c->blas));
-    PMLP__BLAS(c, "starting cuBLAS", cublasSetStream(c->blas, c->stream));
-    PMLP__BLAS(c, "starting cuBLAS", cublasSetWorkspace(c->blas, c->workspace, c->workspace_size));
     PMLP__BLAS(c, "starting cuBLASLt", cublasLtCreate(&c->lt));
     return PMLP_OK;
 }
@@ -2056,7 +2169,10 @@ static pmlp_result pmlp__open_libraries(pmlp__cuda *c) {
 static pmlp_result pmlp__open_device(pmlp__cuda *c) {
     PMLP__TRY(pmlp__enter_device(c));
     PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
+    PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->beside, cudaStreamNonBlocking));
     PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->loads, cudaStreamNonBlocking));
+    PMLP__CUDA(c, "making an event", cudaEventCreateWithFlags(&c->fork, cudaEventDisableTiming));
+    PMLP__CUDA(c, "making an event", cudaEventCreateWithFlags(&c->join, cudaEventDisableTiming));
     PMLP__CUDA(c, "making an event", cudaEventCreate(&c->origin));
     PMLP__TRY(pmlp__mirror_make(c, &c->up, 4096));
     PMLP__TRY(pmlp__mirror_make(c, &c->down, 4096));
@@ -2255,6 +2371,8 @@ static pmlp_result pmlp__cuda_input(void *context, size_t rows, size_t n, const 
     pmlp__source source = {NULL, NULL, NULL};
     const void *at = NULL;
     PMLP__TRY(pmlp__enter_device(c));
+    /* a list ends where a step does, so that a pass of many steps is short lists that come again */
+    if (c->count > 0 && c->commands[c->count - 1].op == PMLP__UPDATE) PMLP__TRY(pmlp__flush(c));
     if (data->constant) PMLP__TRY(pmlp__resident(c, data->x, data->rows * row, &at));
     PMLP__TRY(pmlp__make_room(c, most, 0));
     source.x = (const float *)(at ? at : pmlp__up_rows(c, rows, data->x, row, index, first));
@@ -2441,6 +2559,7 @@ static pmlp_result pmlp__wait(pmlp__cuda *c) {
     if (flushed == PMLP_OK) flushed = pmlp__sum_wanted(c);
     if (c->team && !c->given_up) return pmlp__wait_for_all(c, flushed);
     const cudaError_t waited = cudaStreamSynchronize(c->stream);
+    if (flushed != PMLP_OK) cudaStreamSynchronize(c->beside); /* perhaps they had not joined */
     if (flushed != PMLP_OK) return flushed;
     PMLP__CUDA(c, "the work of a step", waited);
     return PMLP_OK;

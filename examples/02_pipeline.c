@@ -77,7 +77,7 @@ static bool verify(const pmlp_model_desc *net, const pmlp_trainer_desc *how,
     if (report.identical)
         printf("pmlp_verify: %d steps, every bit equal\n", report.steps);
     else
-        printf("pmlp_verify: step %d differs in the %s\n", report.steps, report.what);
+        printf("pmlp_verify: step %d differs in the %s\n", report.at_step, report.what);
     return report.identical;
 }
 

@@ -11,7 +11,9 @@
    every seed, and the asynchronous ones for none.
 
        cc -O3 -std=c99 06_speed_vs_accuracy.c -o 06_speed_vs_accuracy -pthread -lm
-       ./06_speed_vs_accuracy [DIRECTORY OF MNIST'S FILES [EPOCHS [LEARNING RATE]]]               */
+       ./06_speed_vs_accuracy [DIRECTORY OF MNIST'S FILES [EPOCHS [LEARNING RATE]]]
+
+   The directory is build/data if none is given.                                                  */
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 

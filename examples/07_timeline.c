@@ -1,7 +1,7 @@
 /* 07: where the time goes. Two workers train with 1F1B and keep a trace of the last steps; what is
    measured is printed beside what the simulator says for the same costs, then a table of where each
    worker's time went, and what bounds the speedup. 07_timeline.svg (for a browser) and
-   07_timeline.json (for ui.perfetto.dev) are written into the directory given, or the present one.
+   07_timeline.json (for ui.perfetto.dev) are written into the directory given, or the current one.
    The simulator knows no operating system: what it lacks is what hand-offs, clocks and other
    programs cost. The exit status is 0 if the files are written, the spans of each worker follow one
    another without overlap, and the shares of its time add up to the whole.

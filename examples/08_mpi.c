@@ -8,7 +8,8 @@
    calls.
 
        mpicc -O3 -std=c99 08_mpi.c -o 08_mpi -pthread -lm
-       mpirun -n 4 08_mpi                                                                         */
+       mpirun -n 4 08_mpi [--replicas R] [--workers P] [--microbatches M] [--batch B] [--slots N]
+                          [--schedule NAME] [--allreduce 1] [--deadline SECONDS] [--epochs E]     */
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 
@@ -317,7 +318,7 @@ static void make_data(void) {
     }
 }
 
-/* Every option has a number behind it, --schedule a name; false if one is not known. */
+/* Every option has a number behind it, --schedule a name; false if one of these is not known. */
 static bool read_options(int count, char **words, pmlp_trainer_desc *how, int *epochs) {
     int batch = 64, deadline = 60, allreduce = 0;
     const struct { const char *name; int *value; } options[] = {
@@ -329,7 +330,7 @@ static bool read_options(int count, char **words, pmlp_trainer_desc *how, int *e
         for (o = 0; o < all && strcmp(words[i], options[o].name) != 0;) o++;
         if (i + 1 == count || (o == all && strcmp(words[i], "--schedule") != 0)) return false;
         if (o < all) *options[o].value = atoi(words[i + 1]);
-        else how->schedule = pmlp_schedule_kind_of(words[i + 1]);
+        else if (!(how->schedule = pmlp_schedule_kind_of(words[i + 1]))) return false;
     }
     how->batch = batch > 0 ? (size_t)batch : 0;
     how->deadline = deadline;
@@ -384,7 +385,7 @@ int main(int argc, char **argv) {
     if (how.workers == 0) how.workers = pipe;
     if (!good || (how.workers > pipe && provided < MPI_THREAD_MULTIPLE)) {
         fprintf(stderr, good ? "08_mpi: this MPI permits one worker per rank only\n"
-                             : "08_mpi: unknown option, or nothing behind it\n");
+                             : "08_mpi: unknown option or schedule, or nothing behind it\n");
         MPI_Abort(MPI_COMM_WORLD, 2);
     }
     make_data();

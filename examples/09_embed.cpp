@@ -5,6 +5,7 @@
 // and is right about at least 95 of 100 new points.
 //
 //     c++ -O3 -std=c++11 09_embed.cpp -o 09_embed -pthread
+//     ./09_embed [FILE]        which the network is saved to; default spiral.safetensors
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 

@@ -142,7 +142,7 @@ static const option option_table[] = {
      "        nobody waits for a turn, but the weights are not those of serial training"},
     {"schedule", TEXT, AT(schedule), "NAME|FILE", 0, 0, "1f1b", NULL,
      "sequential, gpipe, 1f1b, eager-1f1b, interleaved, looped-bfs, zb-h1, zb-h2, zb-v,\n"
-     "        dualpipe-v; auto: the shortest of them for costs measured here; pipedream,\n"
+     "        dualpipe-v; auto: found by search for costs measured here; pipedream,\n"
      "        pipedream-2bw: asynchronous, other weights than serial training;\n"
      "        or a file in the text form (0F0,0F1,0B0,...)"},
     {"memory", NUMBER, AT(memory), "X", 1e-6, 1e9, NULL, "no limit",
@@ -177,7 +177,7 @@ static const option option_table[] = {
     {"save", TEXT, AT(save), "FILE", 0, 0, NULL, NULL,
      "write the training at its end, and when it is stopped, in the format safetensors:\n"
      "        weights as PyTorch has them, and what --resume needs to go on"},
-    {"save-every", COUNT, AT(save_every), "K", 1, 1e9, NULL, "only then",
+    {"save-every", COUNT, AT(save_every), "K", 1, 1e9, NULL, "only at the end",
      "write --save also every K steps (asynchronous: about every 65,536 rows at most)"},
     {"save-seconds", NUMBER, AT(save_seconds), "S", 0.001, 1e9, NULL, "not by time",
      "write --save also behind the first step that ends S seconds of training after the last"},

@@ -372,6 +372,24 @@ TEST(asynchronous) {
     SAY("PipeDream and PipeDream-2BW on 2 workers and more: at most %.1e from the CPU", worst);
 }
 
+/* PipeDream on one worker is serial training, in passes of many steps without a wait between. */
+TEST(without_waits) {
+    static outcome serial, on;
+    for (int n = 0; n < NETS; n++) {
+        pmlp_trainer_desc desc = {0};
+        if (test_quick() && n % 2) continue;
+        desc.optimizer = optimizers[n % 5], desc.backend = with((pmlp_cuda_gemm)(n % 3),
+                                                                (pmlp_cuda_math)(n / 2 % 3), false);
+        describe(&nets[n], &desc, "serial");
+        train(&nets[n], desc, n % 2, &serial);
+        desc.schedule = PMLP_SCHEDULE_PIPEDREAM;
+        describe(&nets[n], &desc, "without waits");
+        train(&nets[n], desc, n % 2, &on);
+        CHECK(on.ok && on.hash == serial.hash && on.loss == serial.loss, "%s", label);
+    }
+    SAY("PipeDream on one worker: the bits of serial training");
+}
+
 /* Equal outputs, and extreme ones: the first of the largest is the answer, and the loss is what
    it is on the CPU. */
 TEST(ties) {
@@ -661,13 +679,14 @@ TEST(steady) {
         pmlp_trainer_destroy(trainer);
         pmlp_model_destroy(model);
     }
-    for (int way = 0; way < 2; way++) { /* several workers: nothing new after some steps either */
+    for (int way = 0; way < 3; way++) { /* several workers: nothing new after some steps either */
         pmlp_trainer_desc desc = {0};
         pmlp_error error = {0};
         pmlp_trainer *trainer = NULL;
         pmlp_data data = make_data(&long_net);
         pmlp_model *model = make_model(&long_net, 5);
-        desc.batch = BATCH, desc.workers = 2, desc.microbatches = way ? 4 : 16;
+        desc.batch = BATCH, desc.workers = way < 2 ? 2 : 1;
+        desc.microbatches = way == 0 ? 16 : way == 1 ? 4 : 1;
         desc.schedule = way ? PMLP_SCHEDULE_PIPEDREAM : PMLP_SCHEDULE_1F1B;
         desc.backend = usual();
         data.rows = 48, data.constant = true;
@@ -681,11 +700,16 @@ TEST(steady) {
               "%s: %ld launches, %ld graphs made, %ld launched",
               pmlp_schedule_kind_name(desc.schedule), cudahost_calls("launch"),
               cudahost_calls("cudaGraphInstantiate"), cudahost_calls("cudaGraphLaunch"));
+        if (way == 2) /* two epochs of three steps, each a graph; one wait for an epoch */
+            CHECK(cudahost_calls("cudaGraphLaunch") == 6 &&
+                      cudahost_calls("cudaStreamSynchronize") == 2,
+                  "%ld graphs, %ld waits", cudahost_calls("cudaGraphLaunch"),
+                  cudahost_calls("cudaStreamSynchronize"));
         pmlp_trainer_destroy(trainer);
         pmlp_model_destroy(model);
     }
-    SAY("a step of one worker: one copy up, one graph, one copy down, one wait; of two workers: "
-        "nothing but graphs");
+    SAY("a step of one worker: one copy up, one graph, one copy down, one wait, or by PipeDream none "
+        "in an epoch but the last; of two workers: nothing but graphs");
 }
 
 static long most_calls; /* that an attempt made */
@@ -770,6 +794,7 @@ int main(int argc, char **argv) {
     RUN_IF_ASKED(slots);
     RUN_IF_ASKED(teaching_is_exact);
     RUN_IF_ASKED(asynchronous);
+    RUN_IF_ASKED(without_waits);
     RUN_IF_ASKED(ties);
     RUN_IF_ASKED(large);
     RUN_IF_ASKED(measured);

@@ -19,6 +19,7 @@
 extern void cudahost_fail(const char *api, long nth);
 extern long cudahost_calls(const char *api);
 extern long cudahost_live(void);
+extern void cudahost_slow(long microseconds);
 
 enum { MOST = 4, ROWS = 48, BATCH = 12, WIDTH = 12 };
 
@@ -454,6 +455,25 @@ TEST(deadlines) {
     SAY("a rank that stays away from a collective: the others fail when the time is over");
 }
 
+/* A step may take longer than the deadline, as long as something moves: on a slow device each
+   message takes a small part of it, all together many times as long. */
+TEST(long_steps) {
+    double seconds;
+    prepare(2);
+    for (int i = 0; i < 2; i++) {
+        ranks[i].steps = 1, ranks[i].desc.workers = 2;
+        ranks[i].desc.batch = ROWS, ranks[i].desc.microbatches = ROWS;
+        ranks[i].desc.schedule = PMLP_SCHEDULE_1F1B, ranks[i].desc.deadline = 1.0;
+    }
+    cudahost_slow(1500);
+    run_ranks(2);
+    cudahost_slow(0);
+    seconds = ranks[0].seconds;
+    all_fine(2, "a long step");
+    CHECK(seconds > 3.0, "the steps took only %g s", seconds);
+    SAY("steps that take longer than the deadline, with messages that do not: all is well");
+}
+
 /* Ends the connection of some rank to rank 0, but nothing else. */
 static void cut_line(rank_of *r) {
     struct sockaddr_in at;
@@ -634,6 +654,7 @@ int main(int argc, char **argv) {
     RUN_IF_ASKED(impostors);
     RUN_IF_ASKED(aborts);
     RUN_IF_ASKED(deadlines);
+    RUN_IF_ASKED(long_steps);
     RUN_IF_ASKED(cut_lines);
     RUN_IF_ASKED(faults);
     return test_end();

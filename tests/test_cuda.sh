@@ -195,6 +195,14 @@ planted barrier_behind "a missing barrier between using a tile and loading the n
 planted event "a receiver that does not wait for the sender" \
     's/cudaStreamWaitEvent(c->stream, apart ? slot->arrived : slot->full, 0)/cudaSuccess/' \
     "$tsan" schedules
+planted fork "a dW that does not wait for its dz" \
+    's/cudaStreamWaitEvent(c->beside, c->fork, 0)/cudaSuccess/' "$tsan" slots
+planted join "an update that does not wait for dW" \
+    's/cudaStreamWaitEvent(c->stream, c->join, 0)/cudaSuccess/' "$tsan" slots
+planted early "a dW that begins before its dz is there" \
+    's/ready\[i\] > first \&\& !pmlp__comes_after(c, w, .*))/ready[i] > first)/' "$tsan" slots
+planted workspace "two streams with one workspace" \
+    's/(f->beside ? c->workspace_size : 0)/0/' "$tsan" "gradients cpu"
 planted slot "a slot that is copied into before it was taken out" \
     's/if (used) PMLP__CUDA(c, /if (0 \&\& used) PMLP__CUDA(c, /' "$tsan" slots
 planted bounds "an index out of bounds" \

@@ -165,7 +165,7 @@ if [ "${1:-}" = kills ]; then
     end
 fi
 cases="environment bad_calls collectives pipelines several_gpus asynchronous replicas meeting"
-suite suite.plain "threads" "$cases impostors aborts deadlines cut_lines faults"
+suite suite.plain "threads" "$cases impostors aborts deadlines long_steps cut_lines faults"
 suite cuda.plain "one process, NCCL between GPUs" "schedules slots asynchronous timeline leaks" \
     PMLP_TEST_HANDOFF=nccl CUDAHOST_DEVICES=3
 
@@ -319,5 +319,7 @@ planted told "a failure that is not passed on" \
     's/if (w->rank == 0) pmlp__tell_failure(w, rank, text, from);//' plain suite "cut_lines aborts"
 planted late "a deadline that is never over" \
     's/late \&\& pmlp__seconds() - since > seconds/0/' plain suite deadlines
+planted moved "progress that is not seen" 's/\*moved += pmlp__wire_look(l);/pmlp__wire_look(l);/' \
+    plain suite long_steps
 planted leak "a communicator that is left" 's/ncclCommAbort(l->comm);//' plain suite aborts
 end

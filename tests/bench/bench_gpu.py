@@ -89,6 +89,7 @@ def torch_peer(o, key, title, batch, math, mode, read=0):
 def contestants(o, batch, math):
     return [
         own(o, 'fused', 'pipemlp', batch, math),
+        own(o, 'run-on', 'pipemlp, no wait between steps', batch, math, '--schedule', 'pipedream'),
         own(o, 'no-graphs', 'pipemlp, kernels issued one by one', batch, math, '--graphs', 0),
         own(o, 'plain', 'pipemlp, cuBLAS', batch, math, '--gemm', 'plain'),
         own(o, 'teaching', 'pipemlp, the teaching product', batch, math, '--gemm', 'teaching'),
@@ -155,7 +156,7 @@ def steps(o, results):
             say(f'B = {batch}, {math}: starting')
             made = contestants(o, batch, math)
             start_all(made, os.path.join(LOGS, f'{batch}-{math}'))
-            judge(made, loss, made[0], ('no-graphs',))
+            judge(made, loss, made[0], ('run-on', 'no-graphs'))
             take_turns(made, [made[0]], o.rounds, o.seconds, float('inf'), f'B = {batch}, {math}')
             found += [record(c) for c in made]
             for contestant in made:

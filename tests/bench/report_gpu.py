@@ -25,7 +25,8 @@ HOW = '''## How it is measured
 
 - A step is forward, loss, backward and update of SGD on rows that lie on the GPU. pipemlp's steps
   are those of `pmlp_trainer_epoch()`: the loss of each is on the host at its end, and the host has
-  waited for it. PyTorch's loss is not read while the clock runs, but for the row that says so, and
+  waited for it; *no wait between steps* is PipeDream on one worker, which is serial training in
+  passes of many steps, and must have its bits. PyTorch's loss is not read while the clock runs, but for the row that says so, and
   the host waits at the end of each pass over the images only.
 - Everybody trains 20 steps from the same weights on the same rows first; the mean loss must be the
   CPU back end's within {tolerance}, relative, and kernels issued one by one must give the very bits

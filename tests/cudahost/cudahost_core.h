@@ -174,6 +174,7 @@ struct Settings {
     uint64_t jitter = strtoull(setting("CUDAHOST_JITTER", "0"), nullptr, 10);
     size_t memory = (size_t)atoll(setting("CUDAHOST_MEMORY_MB", "8192")) << 20;
     std::string fail = setting("CUDAHOST_FAIL", "");
+    std::atomic<long> slow{atol(setting("CUDAHOST_SLOW", "0"))};  // may be changed at any time
 };
 
 // >>state
@@ -476,6 +477,14 @@ inline void jitter(uint64_t who, uint64_t when) {
         Quiet quiet;
         usleep((useconds_t)(random >> 32) % 3000);
     }
+}
+
+// What an operation takes at least, if CUDAHOST_SLOW is set.
+inline void take_time() {
+    long slow = state().settings.slow.load(std::memory_order_relaxed);
+    if (!slow) return;
+    Quiet quiet;
+    usleep((useconds_t)slow);
 }
 
 // >>devices

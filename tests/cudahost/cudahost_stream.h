@@ -180,6 +180,7 @@ struct Stream {
         for (uint64_t count = 0; Op *op = next(); count++) {
             observe(op);
             jitter((uint64_t)id, count);
+            take_time();
             if (state().settings.verbose > 1) say(2, "%s", text(op->name).c_str());
             if (op->always || fault_of(device) == cudaSuccess) op->run();
             publish(&order);
@@ -374,14 +375,65 @@ inline cudaError_t end_capture(Stream *stream, Graph **graph) {
 
 // >>graphs
 // A graph runs on the thread of the stream it is launched in, node after node. What was captured
-// in other streams may run beside that on a device, so each such lane is a thread of its own to
-// the thread sanitizer, and with CUDAHOST_JITTER the nodes run in any order that is allowed.
+// in other streams may run beside that on a device, so for the thread sanitizer each such lane is a
+// thread, with its own stack and shared variables, which does its nodes when it is told to, and being
+// told orders nothing. With CUDAHOST_JITTER the nodes run in any order that is allowed.
+
+struct GraphLaunch;
+inline void run_node(GraphLaunch &launch, size_t i, const char *begin);
 
 struct GraphLane {
     Crew crew;
 #ifdef CUDAHOST_TSAN
-    void *tsan = __tsan_create_fiber(0);
-    ~GraphLane() { __tsan_destroy_fiber(tsan); }
+    struct Job {
+        GraphLaunch *launch;
+        size_t node;
+        const char *begin;
+        int device;
+    };
+    std::mutex lock;
+    std::condition_variable changed;
+    Job job{};
+    bool busy = false, closing = false;
+    std::thread worker;
+
+    GraphLane() {
+        worker = std::thread([this] { loop(); });
+    }
+    ~GraphLane() {
+        {
+            Locked hold(lock);
+            closing = true;
+            changed.notify_all();
+        }
+        worker.join();
+    }
+    void run(const Job &one) {
+        Locked hold(lock);
+        job = one;
+        busy = true;
+        changed.notify_all();
+        changed.wait(hold.lock, [this] { return !busy; });
+    }
+
+  private:
+    bool next(Job *one) {
+        Locked hold(lock);
+        changed.wait(hold.lock, [this] { return busy || closing; });
+        *one = job;
+        return busy;
+    }
+    CUDAHOST_UNSEEN void loop() {
+        Job one;
+        while (next(&one)) {
+            self.host.device = one.device;
+            change_runner(Runner{one.device, &crew});
+            run_node(*one.launch, one.node, one.begin);
+            Locked hold(lock);
+            busy = false;
+            changed.notify_all();
+        }
+    }
 #endif
 };
 
@@ -415,6 +467,7 @@ inline void run_node(GraphLaunch &launch, size_t i, const char *begin) {
     const Node &node = program.nodes[i];
     for (int before : node.after) observe(&program.order[(size_t)before]);
     say(2, "%s in a graph", node.op.name);
+    take_time();
     if (node.record) launch.records[i]->finish();
     else if (node.wait && launch.records[i]) wait_in_stream(node.device, launch.records[i]);
     else if (node.op.run && fault_of(node.device) == cudaSuccess) node.op.run();
@@ -422,23 +475,19 @@ inline void run_node(GraphLaunch &launch, size_t i, const char *begin) {
     progress();
 }
 
-// The lane's identity is taken on for one node; the calls in between come in pairs, as they must.
-CUDAHOST_UNSEEN inline void run_in_lane(GraphLaunch &launch, size_t i) {
+inline void run_in_lane(GraphLaunch &launch, size_t i) {
     Program &program = *launch.program;
     const char *begin = &program.order[program.nodes.size()];
-    int number = program.nodes[i].lane;
+    int number = program.nodes[i].lane, device = program.nodes[i].device;
     if (number == 0) return run_node(launch, i, begin);
     GraphLane &lane = *program.lanes[(size_t)number - 1];
-    Runner before = change_runner(Runner{program.nodes[i].device, &lane.crew});
 #ifdef CUDAHOST_TSAN
-    void *self = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(lane.tsan, __tsan_switch_to_fiber_no_sync);
-#endif
+    lane.run(GraphLane::Job{&launch, i, begin, device});
+#else
+    Runner before = change_runner(Runner{device, &lane.crew});
     run_node(launch, i, begin);
-#ifdef CUDAHOST_TSAN
-    __tsan_switch_to_fiber(self, __tsan_switch_to_fiber_no_sync);
-#endif
     change_runner(before);
+#endif
 }
 
 // The nodes' indices in an order that respects `after`: as issued, or by chance.
