@@ -1236,8 +1236,10 @@ PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool wh
                                     const double *layer_costs, pmlp_cut *cuts, double *balance,
                                     pmlp_error *error);
 /* Measures what each layer costs on desc's back end: costs [layers], seconds of one batch, cut into
-   micro-batches as desc says, through F, I, W and U of that layer alone, on zeros; median of a few.
-   Takes about ten steps' time. Errors: those of a trainer, and BACKEND. */
+   micro-batches as desc says, through F, I, W and U of that layer, on zeros; medians of a few. Each
+   layer is measured alone first; then the stages that desc makes of them, since layers that share a
+   core's caches take longer. Takes about twenty steps' time. Errors: those of a trainer, and
+   BACKEND. */
 PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_trainer_desc *desc,
                                          double *costs, pmlp_error *error);
 
@@ -1699,7 +1701,8 @@ typedef struct pmlp_cuda_options {
 
 /* With options that are all zero. Static storage. A machine without a GPU or a driver is told so by
    pmlp_trainer_create(): UNSUPPORTED, with a sentence. A call may change the current CUDA device of
-   the calling thread. */
+   the calling thread. The first one puts CUDA_DEVICE_MAX_CONNECTIONS=32 and NCCL_RUNTIME_CONNECT=0
+   into the environment, unless they are there: make it before the process uses CUDA. */
 extern const pmlp_backend *pmlp_cuda_backend(void);
 /* Makes a table with these options, which must outlive it, as must the table the trainer. */
 extern void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backend *table);
@@ -10204,45 +10207,154 @@ static pmlp_result pmlp__layer_probe_run(const pmlp__layer_probe *p, const pmlp_
     return result;
 }
 
-PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_trainer_desc *desc,
-                                         double *costs, pmlp_error *error) {
+static pmlp_result pmlp__measure_alone(const pmlp_model *model, const pmlp_trainer_desc *d,
+                                       double *costs, pmlp_error *error) {
     double seconds[PMLP__LAYER_PROBES];
     pmlp__layer_probe p;
-    pmlp_trainer_desc d;
     pmlp_backend_desc open;
     pmlp_error why;
     pmlp_result result;
     int l, i;
+    memset(&p, 0, sizeof p);
+    memset(&open, 0, sizeof open);
+    p.backend = d->backend;
+    open.workers = 1;
+    open.allocator = d->allocator;
+    memset(&why, 0, sizeof why);
+    result = d->backend->open(d->backend, &open, &p.context, &why);
+    if (result != PMLP_OK)
+        return pmlp__fail(error, result, "the back end '%s' cannot be opened: %.200s",
+                          d->backend->name, why.text[0] ? why.text : pmlp_result_text(result));
+    for (l = 0; result == PMLP_OK && l < model->desc.layers; l++) {
+        result = pmlp__layer_probe_begin(&p, model, d, l);
+        if (result == PMLP_OK && l == model->desc.layers - 1)
+            result = pmlp__layer_probe_loss(&p, model, d);
+        for (i = 0; result == PMLP_OK && i < PMLP__LAYER_PROBES; i++)
+            result = pmlp__layer_probe_run(&p, d, l > 0, &seconds[i]);
+        pmlp__layer_probe_end(&p, model, d);
+        costs[l] = result == PMLP_OK ? pmlp__median(seconds + 2, PMLP__LAYER_PROBES - 2) : 0.0;
+        if (costs[l] <= 0.0) costs[l] = 1e-9; /* a coarse clock */
+    }
+    d->backend->close(p.context);
+    if (result != PMLP_OK)
+        pmlp__fail(error, result, "measuring layer %d: %s", l - 1, pmlp_result_text(result));
+    return result;
+}
+
+#define PMLP__PROBE_STEPS 9
+
+/* A copy of the model is trained for some steps on zeros. *arrays is what pmlp_trainer_costs() has
+   found, [7][stages] and then the latency, to be freed. */
+static pmlp_result pmlp__probe(const pmlp_model *model, const pmlp_trainer_desc *desc,
+                               double **arrays, pmlp_error *error) {
+    pmlp_trainer_desc d = *desc;
+    pmlp_model *copy = NULL;
+    pmlp_trainer *probe = NULL;
+    pmlp_costs costs;
+    pmlp_data zeros;
+    float *x = NULL;
+    pmlp_result result = pmlp_model_clone(model, &copy, error);
+    int i;
+    memset(&d.logger, 0, sizeof d.logger);
+    memset(&zeros, 0, sizeof zeros);
+    zeros.rows = d.batch;
+    d.trace = PMLP__PROBE_STEPS;
+    d.slots = 0; /* the caller's are for another schedule */
+    d.group = NULL;
+    d.replicas = 1;
+    if (result == PMLP_OK) result = pmlp__zero_data(model, &zeros, &x, error);
+    if (result == PMLP_OK) result = pmlp_trainer_create(copy, &d, &probe, error);
+    for (i = 0; result == PMLP_OK && i < PMLP__PROBE_STEPS + 2; i++)
+        result = pmlp_trainer_step(probe, &zeros, NULL);
+    if (result == PMLP_OK) result = pmlp_trainer_costs(probe, &costs);
+    if (result == PMLP_OK) {
+        *arrays = probe->costs; /* they outlive it */
+        probe->costs = NULL;
+    } else if (probe) {
+        *error = *pmlp_trainer_error(probe);
+    }
+    pmlp_trainer_destroy(probe);
+    pmlp_model_destroy(copy);
+    pmlp__delete(&model->desc.allocator, x);
+    return result;
+}
+
+/* What a layer takes in its stage by what it took alone; a measurement that went wrong shall not
+   ruin the cut. */
+static double pmlp__company(double together, double alone) {
+    const double ratio = alone > 0.0 ? together / alone : 1.0;
+    return !(ratio > 0.5) ? 0.5 : ratio > 2.0 ? 2.0 : ratio;
+}
+
+/* Scales the costs of layers such that those of each stage add up to what it takes, seconds
+   [stages]. Where layer 0 is cut, its cost is that of stage 0, and the others make the rest. */
+static void pmlp__scale_costs(const pmlp_model *model, const pmlp_cut *cuts, int stages,
+                              const double *seconds, double *costs) {
+    const pmlp_cut bottom = {0, 0}, top = {model->desc.layers, 0};
+    const double first = costs[0], width = (double)pmlp__n_out(model, 0);
+    int s, l;
+    for (s = 0; s < stages; s++) {
+        const pmlp_cut begin = s > 0 ? cuts[s - 1] : bottom;
+        const pmlp_cut end = s + 1 < stages ? cuts[s] : top;
+        const double columns = begin.layer > 0 ? 0.0
+                               : end.layer > 0 ? width - begin.column
+                                               : (double)end.column - begin.column;
+        double others = 0.0, scale;
+        for (l = begin.layer > 0 ? begin.layer : 1; l < end.layer; l++) others += costs[l];
+        if (s == 0) {
+            scale = pmlp__company(seconds[0], others + first * columns / width);
+            costs[0] = first * scale;
+        } else {
+            scale = pmlp__company(seconds[s] - costs[0] * columns / width, others);
+        }
+        for (l = begin.layer > 0 ? begin.layer : 1; l < end.layer; l++) costs[l] *= scale;
+    }
+}
+
+/* Layers in the company of those with which they will share a core and its caches: the network is
+   cut by what they take alone, and each stage of it is measured as a whole, one after the other on
+   this thread. Costs stay as they are if there is only one stage, or no place to cut. */
+static pmlp_result pmlp__measure_stages(const pmlp_model *model, const pmlp_trainer_desc *desc,
+                                        double *costs, pmlp_error *error) {
+    pmlp_trainer_desc d = *desc;
+    const int stages = d.custom ? pmlp_schedule_stages(d.custom) : d.workers * d.virtual_stages;
+    pmlp_cut *cuts = (pmlp_cut *)pmlp__new(&d.allocator, (size_t)stages, sizeof *cuts);
+    double *arrays = NULL;
+    pmlp_error why;
+    pmlp_result result = cuts ? PMLP_OK : pmlp__no_memory(error, "the cuts");
+    int s;
+    if (result == PMLP_OK && stages > 1 &&
+        pmlp_partition(model, stages, d.whole_layers, costs, cuts, NULL, &why) == PMLP_OK) {
+        d.custom = NULL;
+        d.costs = NULL;
+        d.schedule = PMLP_SCHEDULE_GPIPE;
+        d.workers = stages;
+        d.virtual_stages = 1;
+        d.no_threads = true;
+        d.cuts = cuts;
+        result = pmlp__probe(model, &d, &arrays, error);
+        for (s = 0; result == PMLP_OK && s < stages; s++)
+            arrays[s] = (arrays[s] + arrays[stages + s] + arrays[2 * stages + s]) *
+                            d.microbatches + arrays[3 * stages + s];
+        if (result == PMLP_OK) pmlp__scale_costs(model, cuts, stages, arrays, costs);
+        pmlp__delete(&d.allocator, arrays);
+    }
+    pmlp__delete(&d.allocator, cuts);
+    return result;
+}
+
+PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_trainer_desc *desc,
+                                         double *costs, pmlp_error *error) {
+    pmlp_trainer_desc d;
+    pmlp_result result;
     if (!model || !desc || !costs)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s: is NULL",
                           !model ? "model" : desc ? "costs" : "desc");
     result = pmlp__validate_desc(model, desc, error);
     if (result != PMLP_OK) return result;
     d = pmlp__trainer_defaults(desc);
-    memset(&p, 0, sizeof p);
-    memset(&open, 0, sizeof open);
-    p.backend = d.backend;
-    open.workers = 1;
-    open.allocator = d.allocator;
-    memset(&why, 0, sizeof why);
-    result = d.backend->open(d.backend, &open, &p.context, &why);
-    if (result != PMLP_OK)
-        return pmlp__fail(error, result, "the back end '%s' cannot be opened: %.200s",
-                          d.backend->name, why.text[0] ? why.text : pmlp_result_text(result));
-    for (l = 0; result == PMLP_OK && l < model->desc.layers; l++) {
-        result = pmlp__layer_probe_begin(&p, model, &d, l);
-        if (result == PMLP_OK && l == model->desc.layers - 1)
-            result = pmlp__layer_probe_loss(&p, model, &d);
-        for (i = 0; result == PMLP_OK && i < PMLP__LAYER_PROBES; i++)
-            result = pmlp__layer_probe_run(&p, &d, l > 0, &seconds[i]);
-        pmlp__layer_probe_end(&p, model, &d);
-        costs[l] = result == PMLP_OK ? pmlp__median(seconds + 2, PMLP__LAYER_PROBES - 2) : 0.0;
-        if (costs[l] <= 0.0) costs[l] = 1e-9; /* a coarse clock */
-    }
-    d.backend->close(p.context);
-    if (result != PMLP_OK)
-        pmlp__fail(error, result, "measuring layer %d: %s", l - 1, pmlp_result_text(result));
-    return result;
+    result = pmlp__measure_alone(model, &d, costs, error);
+    return result == PMLP_OK ? pmlp__measure_stages(model, &d, costs, error) : result;
 }
 
 static bool pmlp__measures_layers(const pmlp_trainer_desc *d, int stages) {
@@ -10660,7 +10772,6 @@ static pmlp_result pmlp__trainer_connect(pmlp_trainer *t, pmlp_error *error) {
     return result;
 }
 
-#define PMLP__PROBE_STEPS 9
 #define PMLP__TRACED_BATCHES 4
 
 /* Room for what each worker does in one step: its actions, or those of an asynchronous pass's first
@@ -10724,45 +10835,6 @@ static pmlp_costs pmlp__costs_in(const double *arrays, int stages) {
     return costs;
 }
 
-/* A copy of the model is trained for some steps on zeros, by all workers, if they are all here, and
-   else by their lists on this thread. *arrays, as above, is to be freed. */
-static pmlp_result pmlp__probe(const pmlp_trainer *t, double **arrays, pmlp_error *error) {
-    const pmlp_model *model = t->model;
-    pmlp_trainer_desc d = t->desc;
-    pmlp_model *copy = NULL;
-    pmlp_trainer *probe = NULL;
-    pmlp_costs costs;
-    pmlp_data zeros;
-    float *x = NULL;
-    pmlp_result result = pmlp_model_clone(model, &copy, error);
-    int i;
-    memset(&d.logger, 0, sizeof d.logger);
-    memset(&zeros, 0, sizeof zeros);
-    d.batch = zeros.rows = t->share;
-    d.schedule = d.virtual_stages > 1 ? PMLP_SCHEDULE_LOOPED_BFS : PMLP_SCHEDULE_GPIPE;
-    d.trace = PMLP__PROBE_STEPS;
-    d.slots = 0; /* the caller's are for the schedule that is looked for */
-    if (d.group) d.no_threads = true;
-    d.group = NULL;
-    d.replicas = 1;
-    if (result == PMLP_OK) result = pmlp__zero_data(model, &zeros, &x, error);
-    if (result == PMLP_OK) result = pmlp_trainer_create(copy, &d, &probe, error);
-    for (i = 0; result == PMLP_OK && i < PMLP__PROBE_STEPS + 2; i++)
-        result = pmlp_trainer_step(probe, &zeros, NULL);
-    if (result == PMLP_OK) result = pmlp_trainer_costs(probe, &costs);
-    if (result == PMLP_OK) {
-        *arrays = probe->costs; /* they outlive it */
-        probe->costs = NULL;
-        if (d.no_threads) (*arrays)[7 * costs.stages] = 0.0; /* it was the other workers' turns */
-    } else if (probe) {
-        *error = *pmlp_trainer_error(probe);
-    }
-    pmlp_trainer_destroy(probe);
-    pmlp_model_destroy(copy);
-    pmlp__delete(&model->desc.allocator, x);
-    return result;
-}
-
 /* Auto without costs: those of some steps, measured on rank 0, are what the search goes by. Then
    everything else is as if the costs had been given. */
 static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) {
@@ -10771,9 +10843,18 @@ static pmlp_result pmlp__trainer_build_auto(pmlp_trainer *t, pmlp_error *error) 
     double *arrays = NULL;
     pmlp_costs costs;
     pmlp_result result = PMLP_OK;
-    if (!t->group || t->group->rank == 0) result = pmlp__probe(t, &arrays, error);
-    else if (!(arrays = (double *)pmlp__new(&t->desc.allocator, count, sizeof *arrays)))
-        result = pmlp__no_memory(error, "costs");
+    if (t->group && t->group->rank > 0) {
+        arrays = (double *)pmlp__new(&t->desc.allocator, count, sizeof *arrays);
+        if (!arrays) result = pmlp__no_memory(error, "costs");
+    } else {
+        pmlp_trainer_desc d = t->desc;
+        d.batch = t->share;
+        d.schedule = d.virtual_stages > 1 ? PMLP_SCHEDULE_LOOPED_BFS : PMLP_SCHEDULE_GPIPE;
+        d.no_threads = d.no_threads || d.group; /* not all workers are here */
+        result = pmlp__probe(t->model, &d, &arrays, error);
+        /* without threads a message is late by what the others do meanwhile */
+        if (result == PMLP_OK && d.no_threads) arrays[count - 1] = 0.0;
+    }
     result = pmlp__from_rank_0(t, result, arrays, count, error);
     if (result == PMLP_OK) {
         costs = pmlp__costs_in(arrays, stages);

@@ -562,6 +562,9 @@ static const size_t PMLP__ROW_BYTES = 64; /* a row begins at a multiple of these
 #  define PMLP__GRAPHS 512
 #  define PMLP__PLANS  256
 #endif
+#ifndef PMLP__MIRROR
+#  define PMLP__MIRROR ((size_t)1 << 20) /* bytes; larger if a step needs more */
+#endif
 
 /* Pinned host memory and as much device memory, for what is copied between the two. Pieces are
    handed out one behind the other and are all free again at the next synchronize(). */
@@ -569,6 +572,7 @@ typedef struct pmlp__mirror {
     char *host, *device;
     size_t size, used;
     size_t begin; /* of the list of commands that is being noted */
+    struct pmlp__mirror *before; /* the smaller one in whose place it came */
 } pmlp__mirror;
 
 /* The user's data that was promised to stay as it is, and its copy on the device. */
@@ -779,6 +783,21 @@ static double pmlp__seconds(void) {
         .count();
 }
 
+/* Who goes first where a GPU cannot do all at once: messages, which others wait for; then what leads
+   to messages; then dW. */
+enum pmlp__priority { PMLP__FIRST, PMLP__NEXT, PMLP__LAST };
+
+static cudaError_t pmlp__new_stream(cudaStream_t *stream, enum pmlp__priority which) {
+    int last = 0, first = 0; /* the first has the smaller number */
+    const cudaError_t error = cudaDeviceGetStreamPriorityRange(&last, &first);
+    const int next = last > first ? last - 1 : last;
+    if (error != cudaSuccess) return error;
+    return cudaStreamCreateWithPriority(stream, cudaStreamNonBlocking,
+                                        which == PMLP__FIRST  ? first
+                                        : which == PMLP__NEXT ? next
+                                                              : last);
+}
+
 /* --- shapes ----------------------------------------------------------------------------------- */
 
 static bool pmlp__is_bf16(const pmlp__cuda *c) {
@@ -803,14 +822,25 @@ static size_t pmlp__pitch(const pmlp__cuda *c, size_t n, pmlp_activation f) {
 
 /* --- mirrors ---------------------------------------------------------------------------------- */
 
-static void pmlp__mirror_free(pmlp__mirror *mirror) {
+static void pmlp__mirror_free(pmlp__cuda *c, pmlp__mirror *mirror) {
+    pmlp__mirror *const before = mirror->before;
     if (mirror->host) cudaFreeHost(mirror->host);
     if (mirror->device) cudaFree(mirror->device);
     memset(mirror, 0, sizeof *mirror);
+    if (before) pmlp__mirror_free(c, before);
+    pmlp__host_delete(&c->allocator, before);
 }
 
+/* One that was there stays until the end: to free memory can mean to wait for the whole GPU, and so
+   for messages of other workers, amid a step. */
 static pmlp_result pmlp__mirror_make(pmlp__cuda *c, pmlp__mirror *mirror, size_t bytes) {
-    pmlp__mirror_free(mirror);
+    if (mirror->size > 0) {
+        pmlp__mirror *const before = (pmlp__mirror *)pmlp__host_new(&c->allocator, sizeof *before);
+        if (!before) return pmlp__no_host_memory(c);
+        *before = *mirror;
+        memset(mirror, 0, sizeof *mirror);
+        mirror->before = before;
+    }
     PMLP__CUDA(c, "allocating pinned memory", cudaMallocHost((void **)&mirror->host, bytes));
     PMLP__CUDA(c, "allocating", cudaMalloc((void **)&mirror->device, bytes));
     mirror->size = bytes;
@@ -881,10 +911,14 @@ static pmlp_result pmlp__resident(pmlp__cuda *c, const void *host, size_t bytes,
             cudaGetLastError();
         } else {
             /* not behind what the worker's stream waits for: it may block the host */
-            PMLP__CUDA(c, "copying the data",
-                       cudaMemcpyAsync(copy->device, host, bytes, cudaMemcpyHostToDevice,
-                                       c->loads));
-            PMLP__CUDA(c, "copying the data", cudaStreamSynchronize(c->loads));
+            cudaError_t error =
+                cudaMemcpyAsync(copy->device, host, bytes, cudaMemcpyHostToDevice, c->loads);
+            if (error == cudaSuccess) error = cudaStreamSynchronize(c->loads);
+            if (error != cudaSuccess) { /* nobody shall take it for the data */
+                cudaFree(copy->device);
+                copy->device = NULL;
+                return pmlp__cuda_failed(c, "copying the data", error);
+            }
         }
     }
     *at = copy->device ? (const char *)copy->device + (wanted - (uintptr_t)copy->host) : NULL;
@@ -1513,7 +1547,8 @@ static pmlp_result pmlp__record(pmlp__cuda *c, cudaGraphExec_t *exec) {
         if (graph) cudaGraphDestroy(graph);
         return issued != PMLP_OK ? issued : pmlp__cuda_failed(c, "recording", ended);
     }
-    const cudaError_t made = cudaGraphInstantiateWithFlags(exec, graph, 0);
+    const cudaError_t made =
+        cudaGraphInstantiateWithFlags(exec, graph, cudaGraphInstantiateFlagUseNodePriority);
     cudaGraphDestroy(graph);
     PMLP__CUDA(c, "making a graph", made);
     return PMLP_OK;
@@ -1647,7 +1682,13 @@ static pmlp_result pmlp__down(pmlp__cuda *c, size_t at, size_t bytes, void *to) 
 /* message holds up a send behind it. Hence one for each direction.                           */
 /*                                                                                            */
 /* NCCL wants one thread at a time for each device, which takes its turn. Calls do not block: */
-/* what takes long goes on in the background, and is asked for until it is done.              */
+/* what takes long goes on in the background, and is asked for until it is done. That costs   */
+/* (NCCL may start a thread for each group of calls), and it is what makes an abort safe;     */
+/* NCCL_COMM_BLOCKING=1 in the environment shows how much, without the safety.                */
+/*                                                                                            */
+/* Several communicators are at work on a device at once, in no order that all ranks share.   */
+/* That ends well as long as their kernels all fit beside each other, so each may take but a  */
+/* few blocks of the GPU.                                                                     */
 /*                                                                                            */
 /* The wires of a trainer, or of all that a rank does, are a team, and fail together. Whoever */
 /* notices a failure takes the turns of all devices, so that nobody is inside NCCL, and ends  */
@@ -1722,12 +1763,12 @@ struct pmlp__turn {
     __attribute__((always_inline)) ~pmlp__turn() { pmlp__give_turns(devices); }
 };
 
-/* A little while, and more if it has been long already. */
+/* A little while, and more if it has been long already: a few milliseconds. */
 static void pmlp__rest(int round) {
-    if (round < 200)
+    if (round < 2000)
         std::this_thread::yield();
     else
-        std::this_thread::sleep_for(std::chrono::microseconds(round < 2000 ? 50 : 500));
+        std::this_thread::sleep_for(std::chrono::microseconds(round < 4000 ? 50 : 500));
 }
 
 /* --- teams ------------------------------------------------------------------------------------ */
@@ -1846,11 +1887,19 @@ static double pmlp__seconds_of(const pmlp__team *team, double asked) {
     return asked > 0.0 && asked < most ? asked : most;
 }
 
+/* Whether work has not ended: which is no error that a caller should find with cudaGetLastError(). */
+static bool pmlp__goes_on(cudaError_t queried) {
+    if (queried == cudaErrorNotReady) cudaGetLastError();
+    return queried == cudaErrorNotReady;
+}
+
 /* How many of the marks the device has reached. */
 static int64_t pmlp__wire_look(pmlp__wire *l) {
-    while (l->reached < l->marked &&
-           cudaEventQuery(l->marks[l->reached % PMLP__MARKS]) == cudaSuccess)
+    while (l->reached < l->marked) {
+        const cudaError_t queried = cudaEventQuery(l->marks[l->reached % PMLP__MARKS]);
+        if (pmlp__goes_on(queried) || queried != cudaSuccess) break;
         l->reached++;
+    }
     return l->reached;
 }
 
@@ -1864,7 +1913,7 @@ static cudaError_t pmlp__wire_mark(pmlp__wire *l) {
 
 /* The stream and marks; the device is the current one. */
 static cudaError_t pmlp__wire_make(pmlp__wire *l) {
-    cudaError_t error = cudaStreamCreateWithFlags(&l->stream, cudaStreamNonBlocking);
+    cudaError_t error = pmlp__new_stream(&l->stream, PMLP__FIRST);
     for (int i = 0; error == cudaSuccess && i < PMLP__MARKS; i++)
         error = cudaEventCreateWithFlags(&l->marks[i], cudaEventDisableTiming);
     return error;
@@ -1966,7 +2015,7 @@ static pmlp_result pmlp__wires_look(pmlp__team *team, const void *owner, int dev
             if (ncclCommGetAsyncError(l->comm, &state) != ncclSuccess) state = ncclInternalError;
             if (pmlp__bad(state)) wrong = l;
             *moved += pmlp__wire_look(l);
-            if (cudaStreamQuery(l->stream) == cudaErrorNotReady) {
+            if (pmlp__goes_on(cudaStreamQuery(l->stream))) {
                 ++*moved; /* one that becomes idle has moved, too */
                 if (!*late || l->waits) *late = l;
             }
@@ -1983,7 +2032,7 @@ static pmlp_result pmlp__await(pmlp__team *team, const void *owner, int device, 
     double since = pmlp__seconds();
     int64_t before = -1, moved = 0;
     pmlp__wire *late = NULL;
-    for (int round = 0; (*status = cudaStreamQuery(stream)) == cudaErrorNotReady; round++) {
+    for (int round = 0; pmlp__goes_on(*status = cudaStreamQuery(stream)); round++) {
         if (team->failed.load() != PMLP_OK) return (pmlp_result)team->failed.load();
         if (round % 16 == 15) {
             PMLP__TRY(pmlp__wires_look(team, owner, device, &moved, &late));
@@ -2004,7 +2053,7 @@ static pmlp_result pmlp__give_up(pmlp__cuda *c, pmlp_result result) {
     snprintf(c->why, sizeof c->why, "%s", c->team->why);
     c->given_up = true;
     const double begun = pmlp__seconds();
-    for (int round = 0; cudaStreamQuery(c->stream) == cudaErrorNotReady; round++) {
+    for (int round = 0; pmlp__goes_on(cudaStreamQuery(c->stream)); round++) {
         if (pmlp__seconds() - begun > PMLP__PATIENCE) return result;
         pmlp__rest(round);
     }
@@ -2089,8 +2138,8 @@ static void pmlp__cuda_close(void *context) {
         if (copy->device) cudaFree(copy->device);
         pmlp__host_delete(&allocator, copy);
     }
-    pmlp__mirror_free(&c->up);
-    pmlp__mirror_free(&c->down);
+    pmlp__mirror_free(c, &c->up);
+    pmlp__mirror_free(c, &c->down);
     if (c->lt) cublasLtDestroy(c->lt);
     if (c->blas) cublasDestroy(c->blas);
     if (c->workspace) cudaFree(c->workspace);
@@ -2168,14 +2217,14 @@ static pmlp_result pmlp__open_libraries(pmlp__cuda *c) {
 
 static pmlp_result pmlp__open_device(pmlp__cuda *c) {
     PMLP__TRY(pmlp__enter_device(c));
-    PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking));
-    PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->beside, cudaStreamNonBlocking));
+    PMLP__CUDA(c, "making a stream", pmlp__new_stream(&c->stream, PMLP__NEXT));
+    PMLP__CUDA(c, "making a stream", pmlp__new_stream(&c->beside, PMLP__LAST));
     PMLP__CUDA(c, "making a stream", cudaStreamCreateWithFlags(&c->loads, cudaStreamNonBlocking));
     PMLP__CUDA(c, "making an event", cudaEventCreateWithFlags(&c->fork, cudaEventDisableTiming));
     PMLP__CUDA(c, "making an event", cudaEventCreateWithFlags(&c->join, cudaEventDisableTiming));
     PMLP__CUDA(c, "making an event", cudaEventCreate(&c->origin));
-    PMLP__TRY(pmlp__mirror_make(c, &c->up, 4096));
-    PMLP__TRY(pmlp__mirror_make(c, &c->down, 4096));
+    PMLP__TRY(pmlp__mirror_make(c, &c->up, PMLP__MIRROR));
+    PMLP__TRY(pmlp__mirror_make(c, &c->down, PMLP__MIRROR));
     c->plans = (pmlp__plan *)pmlp__host_new(&c->allocator, PMLP__PLANS * sizeof *c->plans);
     if (!c->plans) return pmlp__no_host_memory(c);
     return c->options.gemm == PMLP_CUDA_GEMM_TEACHING ? PMLP_OK : pmlp__open_libraries(c);
@@ -2698,7 +2747,7 @@ static pmlp_result pmlp__edge_join(pmlp__cuda_edge *e, const void *group) {
     }
     for (int i = 0; i < count; i++) {
         pmlp__cuda *const c = wires[i] == &e->ends[0] ? e->from : e->to;
-        if (count < 2) c->patience = seconds;
+        c->patience = seconds;
         PMLP__TRY(pmlp__enter_device(c));
         pmlp__wire_join(wires[i], c->team, c, c->device);
         PMLP__CUDA(c, "making a stream", pmlp__wire_make(wires[i]));
@@ -2992,14 +3041,21 @@ static const pmlp_edges pmlp__several_gpus = {PMLP_EDGES_ABI,        (uint32_t)s
 /* >>group: ranks in other processes                                                          */
 /*============================================================================================*/
 
-/* Streams that share a queue of the device wait for one another: a message that has not come would
-   hold up the work behind it. Has an effect only before the process's first call of CUDA. */
-static void pmlp__use_all_queues(void) {
+static void pmlp__set_variable(const char *name, const char *value) {
 #ifdef _WIN32
-    if (!getenv("CUDA_DEVICE_MAX_CONNECTIONS")) _putenv_s("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+    if (!getenv(name)) _putenv_s(name, value);
 #else
-    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+    setenv(name, value, 0);
 #endif
+}
+
+/* Settings that can only be made before the process's first call of CUDA, and have no effect behind
+   it. Streams that share a queue of the device wait for one another: a message that has not come
+   would hold up the work behind it. And NCCL shall make all connections when it is told to connect,
+   not when a sum first takes another way, amid a step. */
+static void pmlp__set_environment(void) {
+    pmlp__set_variable("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+    pmlp__set_variable("NCCL_RUNTIME_CONNECT", "0");
 }
 
 /* --- who we are ------------------------------------------------------------------------------- */
@@ -4044,7 +4100,7 @@ extern "C" pmlp_result pmlp_nccl_group_create(const pmlp_launch *launch,
     void *const memory =
         pmlp__host_new(allocator ? allocator : &standard, sizeof(pmlp__nccl_group));
     if (!memory) return pmlp__refuse(error, PMLP_ERROR_MEMORY, "out of host memory");
-    pmlp__use_all_queues();
+    pmlp__set_environment();
     pmlp__nccl_group *const g = new (memory) pmlp__nccl_group();
     g->allocator = allocator ? *allocator : standard;
     if (options) g->options = *options;
@@ -4117,12 +4173,13 @@ static void pmlp__group_tables(pmlp__nccl_group *g, pmlp_group *group, pmlp_back
 
 extern "C" const pmlp_backend *pmlp_cuda_backend(void) {
     int count = 0;
+    pmlp__set_environment();
     if (cudaGetDeviceCount(&count) != cudaSuccess) cudaGetLastError(); /* open() will say it */
     return count > 1 ? &pmlp__cuda_on_several : &pmlp__cuda_on_one;
 }
 
 extern "C" void pmlp_cuda_backend_with(const pmlp_cuda_options *options, pmlp_backend *table) {
-    if (options->handoff == PMLP_CUDA_NCCL) pmlp__use_all_queues();
+    pmlp__set_environment();
     *table = options->devices
                  ? options->device_count > 1 ? pmlp__cuda_on_several : pmlp__cuda_on_one
                  : *pmlp_cuda_backend();

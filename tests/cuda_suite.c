@@ -614,14 +614,16 @@ TEST(bad_options) {
    computed, before the update, which is then none. It hangs nothing. */
 TEST(nan) {
     static outcome out;
-    for (int how = 0; how < 3; how++) { /* plain, with the norm, to be skipped */
+    for (int way = 0; way < 3 * PMLP_CUDA_MATH_COUNT; way++) {
+        const int how = way % 3; /* plain, with the norm, to be skipped */
         pmlp_trainer_desc desc = {0};
         pmlp_error error = {0};
         pmlp_stats stats = {0};
         pmlp_trainer *trainer = NULL;
         pmlp_data data = make_data(&nets[0]);
         pmlp_model *model = make_model(&nets[0], 5);
-        desc.workers = 2, desc.backend = usual(), desc.batch = BATCH;
+        desc.workers = 2, desc.batch = BATCH;
+        desc.backend = with(PMLP_CUDA_GEMM_FUSED, (pmlp_cuda_math)(way / 3), false);
         desc.gradient_norm = how == 1;
         desc.bad_numbers = how == 2 ? PMLP_BAD_NUMBERS_SKIP : PMLP_BAD_NUMBERS_STOP;
         data.rows = BATCH, data_x[5] = NAN, out.count = 0;

@@ -87,10 +87,11 @@ else
     suite plain "nothing offered by cuBLASLt" "cpu gradients" CUDAHOST_LT=0 $quick
     suite plain "no epilogue offered" "cpu gradients" CUDAHOST_LT_EPILOGUES=0 $quick
     # shellcheck disable=SC2086
-    if build few pipemlp_cuda.cu gcc g++ $fma -DPMLP__GRAPHS=3 -DPMLP__PLANS=2; then
-        suite few "three graphs, two plans" "gradients schedules" CUDAHOST_DEVICES=1 $quick
+    if build few pipemlp_cuda.cu gcc g++ $fma -DPMLP__GRAPHS=3 -DPMLP__PLANS=2 \
+            -DPMLP__MIRROR=4096; then
+        suite few "three graphs, two plans, small mirrors" "gradients schedules" CUDAHOST_DEVICES=1 $quick
     else
-        bad "three graphs, two plans: does not build"
+        bad "three graphs, two plans, small mirrors: does not build"
     fi
     if CUDAHOST_DEVICES=0 "$work/plain" > "$work/none.log" 2>&1 &&
         grep -q '^skip cuda: worker 0: no CUDA device can be used: ' "$work/none.log"; then

@@ -7,6 +7,7 @@
 #define PIPEMLP_IMPLEMENTATION
 #include "../pipemlp.h"
 #include "test.h"
+#include "faulty.h"
 #include "networks.h"
 
 enum { ROWS = 53, BATCH = 16, MAX_WIDTH = 104 };
@@ -1811,6 +1812,54 @@ TEST(measured_layers) {
     SAY("layers measured, then cut by that: %s trainers, equal bits", test_count(runs));
 }
 
+/* Layers that take longer in their stage than alone: here those of the second, whose forwards are
+   slow. That shows only when the stages are measured, and the cut moves up. */
+static pmlp_result slow_forward(void *context, void *layer, int version, size_t rows,
+                                const float *x, float *y) {
+    const double until = test_seconds() + (((shim *)context)->worker == 1 ? 4e-4 : 1e-4);
+    while (test_seconds() < until) continue;
+    return shim_forward(context, layer, version, rows, x, y);
+}
+
+TEST(measured_stages) {
+    const int sizes[] = {8, 8, 8, 8, 8, 8, 8};
+    pmlp_model_desc of = {0};
+    pmlp_trainer_desc desc = {0};
+    pmlp_error error = {0};
+    pmlp_schedule_desc kind = {.kind = PMLP_SCHEDULE_1F1B, .workers = 2, .microbatches = 2};
+    pmlp_schedule *own = NULL;
+    pmlp_model *model = NULL;
+    pmlp_trainer *trainer = NULL;
+    double costs[6] = {0};
+    faulty plan;
+    of.layers = 6, of.sizes = sizes;
+    faulty_make(&plan, -1, 0, false);
+    plan.table.forward = slow_forward;
+    desc.backend = &plan.table, desc.batch = 8, desc.microbatches = 2, desc.workers = 2;
+    desc.whole_layers = desc.measure_layers = true;
+    CHECK(pmlp_model_create(&of, &model, &error) == PMLP_OK, "%s", error.text);
+    CHECK(pmlp_schedule_create(&kind, &own, &error) == PMLP_OK, "%s", error.text);
+    for (int way = 0; way < 2; way++) {
+        desc.custom = way ? own : NULL;
+        if (!CHECK(pmlp_trainer_create(model, &desc, &trainer, &error) == PMLP_OK, "%s",
+                   error.text))
+            continue;
+        const pmlp_trainer_desc used = pmlp_trainer_query_desc(trainer);
+        const double *c = used.layer_costs;
+        CHECK(c[3] > 1.5 * c[2] && c[5] > 1.5 * c[0], "layers cost %g %g %g, %g %g %g", c[0], c[1],
+              c[2], c[3], c[4], c[5]);
+        CHECK(used.cuts[0].layer == 4, "cut at layer %d", used.cuts[0].layer);
+        pmlp_trainer_destroy(trainer);
+    }
+    desc.custom = NULL, desc.workers = 7; /* no such stages, but costs all the same */
+    CHECK(pmlp_measure_layers(model, &desc, costs, &error) == PMLP_OK && costs[5] > 0, "%s",
+          error.text);
+    pmlp_schedule_destroy(own);
+    pmlp_model_destroy(model);
+    CHECK(faulty_balanced(&plan), "something is left of what was measured");
+    SAY("layers that take longer in their stage than alone: the cut knows");
+}
+
 /* --- errors that are none --------------------------------------------------------------------- */
 
 /* "Functions that take an error fill it when they fail and leave it alone when they succeed." */
@@ -1883,6 +1932,7 @@ int main(void) {
     RUN(column_partition);
     RUN(bad_layer_costs);
     RUN(measured_layers);
+    RUN(measured_stages);
     RUN(no_errors);
     return test_end();
 }

@@ -110,6 +110,7 @@ enum cudaDeviceAttr {
 #define cudaHostAllocWriteCombined 0x04
 #define cudaStreamDefault 0x00
 #define cudaStreamNonBlocking 0x01
+#define cudaGraphInstantiateFlagUseNodePriority 8
 #define cudaEventDefault 0x00
 #define cudaEventBlockingSync 0x01
 #define cudaEventDisableTiming 0x02
