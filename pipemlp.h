@@ -1225,7 +1225,8 @@ typedef struct pmlp_stage_info {
 PMLP_API pmlp_result pmlp_trainer_stage(const pmlp_trainer *trainer, int stage,
                                         pmlp_stage_info *info);
 
-/* Cuts a model into `stages` parts such that the costliest is as cheap as possible. layer_costs
+/* Cuts a model into `stages` parts such that the costliest is as cheap as possible, or nearly, if
+   that saves a cut inside layer 0, which costs what 4 of its outputs do. layer_costs
    [layers]: what all operations of a layer cost, in any unit, above 0; NULL: multiply-adds of F, I
    and W (the first layer's I is never needed). Boundaries lie between layers and, unless
    whole_layers, inside layer 0. cuts is [stages - 1]: where stages 1, 2, ... begin. *balance, which
@@ -8384,28 +8385,44 @@ static size_t pmlp__places(const pmlp_model *model, bool whole_layers, const dou
     return count;
 }
 
-/* Dynamic programming over places and stages: the best way to make S - s stages of what lies
-   above place i is to end the first of them at the place e for which the costlier of (i .. e)
-   and the best of the rest is cheapest. best[s][i]: the smallest possible largest cost when all
-   above place i makes S - s stages; end[s][i]: where the first of these ends. Filled from the
-   last stage down. */
+/* A stage that begins inside layer 0 reads the input once more, which is as much work as so many of
+   its outputs. */
+#define PMLP__INPUT_COLUMNS 4
+
+/* The best way to make stages of what lies above a place. */
+typedef struct pmlp__division {
+    double worst;  /* the largest cost of one */
+    size_t end;    /* where the first ends, */
+    size_t inside; /* and how many of the others begin inside layer 0 */
+} pmlp__division;
+
+/* Dynamic programming over places and stages: best[s][i] is for S - s stages of what lies above
+   place i. To end the first of them at place e makes the costlier of (i .. e) and the best of the
+   rest. With a cap on the cost of a stage, the division with the fewest cuts inside layer 0 that
+   keeps to it, among these the one whose costliest stage is cheapest; without one, HUGE_VAL, just
+   the latter. Filled from the last stage down. */
 static void pmlp__partition_table(const pmlp__place *places, size_t count, size_t stages,
-                                  double *best, size_t *end) {
+                                  double cap, pmlp__division *best) {
     size_t s = stages, i, e;
     while (s-- > 0)
         for (i = s; i + (stages - s) < count; i++) {
             const size_t after = stages - 1 - s; /* stages that still need a place each */
             const size_t lowest = after ? i + 1 : count - 1;
-            double *at = &best[s * count + i];
-            *at = HUGE_VAL;
+            pmlp__division *at = &best[s * count + i];
+            at->worst = HUGE_VAL;
+            at->inside = SIZE_MAX;
             for (e = lowest; e < count - after; e++) {
+                const pmlp__division *rest = after ? at + count + e - i : NULL;
                 const double own = places[e].below - places[i].below;
-                const double rest = after ? best[(s + 1) * count + e] : 0.0;
-                const double worst = own > rest ? own : rest;
-                if (own >= *at) break; /* it only grows */
-                if (worst >= *at) continue;
-                *at = worst;
-                end[s * count + i] = e;
+                pmlp__division d;
+                if (own > cap || (cap == HUGE_VAL && own >= at->worst)) break; /* it only grows */
+                d.worst = rest && rest->worst > own ? rest->worst : own;
+                d.end = e;
+                d.inside = rest && cap < HUGE_VAL ? rest->inside + (places[e].cut.column > 0) : 0;
+                if (d.worst > cap || d.inside > at->inside ||
+                    (d.inside == at->inside && d.worst >= at->worst))
+                    continue;
+                *at = d;
             }
         }
 }
@@ -8425,9 +8442,10 @@ static pmlp_result pmlp__check_layer_costs(const pmlp_model *model, const double
 PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool whole_layers,
                                     const double *layer_costs, pmlp_cut *cuts, double *balance,
                                     pmlp_error *error) {
+    const double input = PMLP__INPUT_COLUMNS;
     pmlp__place *places;
-    double *best;
-    size_t *end, count, i = 0;
+    pmlp__division *best;
+    size_t count, i = 0;
     pmlp_result result;
     bool ok;
     int s;
@@ -8443,21 +8461,23 @@ PMLP_API pmlp_result pmlp_partition(const pmlp_model *model, int stages, bool wh
                           "the %d layers of the model can be cut into %d stages at most, not %d",
                           model->desc.layers, (int)count - 1, stages);
     places = (pmlp__place *)pmlp__new(&model->desc.allocator, count, sizeof *places);
-    best = (double *)pmlp__new(&model->desc.allocator, count * (size_t)stages, sizeof *best);
-    end = (size_t *)pmlp__new(&model->desc.allocator, count * (size_t)stages, sizeof *end);
-    ok = places && best && end;
+    best = (pmlp__division *)pmlp__new(&model->desc.allocator, count * (size_t)stages,
+                                       sizeof *best);
+    ok = places && best;
     if (ok) {
         pmlp__places(model, whole_layers, layer_costs, places);
-        pmlp__partition_table(places, count, (size_t)stages, best, end);
+        pmlp__partition_table(places, count, (size_t)stages, HUGE_VAL, best);
+        pmlp__partition_table(places, count, (size_t)stages,
+                              best[0].worst + input * pmlp__output_cost(model, layer_costs, 0),
+                              best);
         for (s = 0; s < stages - 1; s++) {
-            i = end[(size_t)s * count + i];
+            i = best[(size_t)s * count + i].end;
             cuts[s] = places[i].cut;
         }
-        if (balance) *balance = places[count - 1].below / (best[0] * (double)stages);
+        if (balance) *balance = places[count - 1].below / (best[0].worst * (double)stages);
     }
     pmlp__delete(&model->desc.allocator, places);
     pmlp__delete(&model->desc.allocator, best);
-    pmlp__delete(&model->desc.allocator, end);
     return ok ? PMLP_OK : pmlp__no_memory(error, "cutting the model");
 }
 
@@ -10133,12 +10153,18 @@ static pmlp_result pmlp__layer_probe_begin(pmlp__layer_probe *p, const pmlp_mode
     return result;
 }
 
-static pmlp_result pmlp__layer_probe_loss(pmlp__layer_probe *p, const pmlp_model *model,
+/* What the lowest and the highest layer need besides. */
+static pmlp_result pmlp__layer_probe_data(pmlp__layer_probe *p, const pmlp_model *model,
                                           const pmlp_trainer_desc *d) {
     pmlp_error unused;
-    pmlp_result result;
+    pmlp__delete(&model->desc.allocator, p->zeros_memory);
     p->zeros.rows = d->batch;
-    result = pmlp__zero_data(model, &p->zeros, &p->zeros_memory, &unused);
+    return pmlp__zero_data(model, &p->zeros, &p->zeros_memory, &unused);
+}
+
+static pmlp_result pmlp__layer_probe_loss(pmlp__layer_probe *p, const pmlp_model *model,
+                                          const pmlp_trainer_desc *d) {
+    const pmlp_result result = pmlp__layer_probe_data(p, model, d);
     if (result != PMLP_OK) return result;
     p->loss.row_loss = (double *)pmlp__new(&d->allocator, d->batch, sizeof(double));
     p->loss.row_hit = (unsigned char *)pmlp__new(&d->allocator, d->batch, 1);
@@ -10164,6 +10190,24 @@ static void pmlp__layer_probe_end(pmlp__layer_probe *p, const pmlp_model *model,
     pmlp__delete(&model->desc.allocator, p->zeros_memory);
     pmlp__delete(&d->allocator, p->loss.row_loss);
     pmlp__delete(&d->allocator, p->loss.row_hit);
+    p->zeros_memory = NULL;
+}
+
+/* The rows of a batch, fetched from the data: *seconds. */
+static pmlp_result pmlp__layer_probe_input(pmlp__layer_probe *p, const pmlp_model *model,
+                                           const pmlp_trainer_desc *d, double *seconds) {
+    double all[PMLP__LAYER_PROBES];
+    pmlp_result result = pmlp__layer_probe_data(p, model, d);
+    int i;
+    for (i = 0; result == PMLP_OK && i < PMLP__LAYER_PROBES; i++) {
+        const double begin = pmlp__clock();
+        result = p->backend->input(p->context, d->batch, pmlp__n_in(model, 0), &p->zeros, NULL, 0,
+                                   (float *)p->x);
+        if (result == PMLP_OK) result = p->backend->synchronize(p->context);
+        all[i] = pmlp__clock() - begin;
+    }
+    *seconds = result == PMLP_OK ? pmlp__median(all + 2, PMLP__LAYER_PROBES - 2) : 0.0;
+    return result;
 }
 
 /* F and I by micro-batch, W in two halves, of which U takes one with it. */
@@ -10207,8 +10251,10 @@ static pmlp_result pmlp__layer_probe_run(const pmlp__layer_probe *p, const pmlp_
     return result;
 }
 
+/* Each layer by itself: costs [layers]; and what every stage that has a part of layer 0 pays for the
+   input, *input. */
 static pmlp_result pmlp__measure_alone(const pmlp_model *model, const pmlp_trainer_desc *d,
-                                       double *costs, pmlp_error *error) {
+                                       double *costs, double *input, pmlp_error *error) {
     double seconds[PMLP__LAYER_PROBES];
     pmlp__layer_probe p;
     pmlp_backend_desc open;
@@ -10227,6 +10273,7 @@ static pmlp_result pmlp__measure_alone(const pmlp_model *model, const pmlp_train
                           d->backend->name, why.text[0] ? why.text : pmlp_result_text(result));
     for (l = 0; result == PMLP_OK && l < model->desc.layers; l++) {
         result = pmlp__layer_probe_begin(&p, model, d, l);
+        if (result == PMLP_OK && l == 0) result = pmlp__layer_probe_input(&p, model, d, input);
         if (result == PMLP_OK && l == model->desc.layers - 1)
             result = pmlp__layer_probe_loss(&p, model, d);
         for (i = 0; result == PMLP_OK && i < PMLP__LAYER_PROBES; i++)
@@ -10287,9 +10334,10 @@ static double pmlp__company(double together, double alone) {
 }
 
 /* Scales the costs of layers such that those of each stage add up to what it takes, seconds
-   [stages]. Where layer 0 is cut, its cost is that of stage 0, and the others make the rest. */
+   [stages], without the input, which stages pay alike. Where layer 0 is cut, its cost is that of
+   stage 0, and the others make the rest. */
 static void pmlp__scale_costs(const pmlp_model *model, const pmlp_cut *cuts, int stages,
-                              const double *seconds, double *costs) {
+                              const double *seconds, double input, double *costs) {
     const pmlp_cut bottom = {0, 0}, top = {model->desc.layers, 0};
     const double first = costs[0], width = (double)pmlp__n_out(model, 0);
     int s, l;
@@ -10299,13 +10347,14 @@ static void pmlp__scale_costs(const pmlp_model *model, const pmlp_cut *cuts, int
         const double columns = begin.layer > 0 ? 0.0
                                : end.layer > 0 ? width - begin.column
                                                : (double)end.column - begin.column;
+        const double own = seconds[s] - (begin.layer > 0 ? 0.0 : input);
         double others = 0.0, scale;
         for (l = begin.layer > 0 ? begin.layer : 1; l < end.layer; l++) others += costs[l];
         if (s == 0) {
-            scale = pmlp__company(seconds[0], others + first * columns / width);
+            scale = pmlp__company(own, others + first * columns / width);
             costs[0] = first * scale;
         } else {
-            scale = pmlp__company(seconds[s] - costs[0] * columns / width, others);
+            scale = pmlp__company(own - costs[0] * columns / width, others);
         }
         for (l = begin.layer > 0 ? begin.layer : 1; l < end.layer; l++) costs[l] *= scale;
     }
@@ -10313,32 +10362,32 @@ static void pmlp__scale_costs(const pmlp_model *model, const pmlp_cut *cuts, int
 
 /* Layers in the company of those with which they will share a core and its caches: the network is
    cut by what they take alone, and each stage of it is measured as a whole, one after the other on
-   this thread. Costs stay as they are if there is only one stage, or no place to cut. */
+   this thread. Costs stay as they are if there is only one stage. */
 static pmlp_result pmlp__measure_stages(const pmlp_model *model, const pmlp_trainer_desc *desc,
-                                        double *costs, pmlp_error *error) {
+                                        double input, double *costs, pmlp_error *error) {
     pmlp_trainer_desc d = *desc;
     const int stages = d.custom ? pmlp_schedule_stages(d.custom) : d.workers * d.virtual_stages;
-    pmlp_cut *cuts = (pmlp_cut *)pmlp__new(&d.allocator, (size_t)stages, sizeof *cuts);
     double *arrays = NULL;
-    pmlp_error why;
-    pmlp_result result = cuts ? PMLP_OK : pmlp__no_memory(error, "the cuts");
+    pmlp_cut *cuts;
+    pmlp_result result;
     int s;
-    if (result == PMLP_OK && stages > 1 &&
-        pmlp_partition(model, stages, d.whole_layers, costs, cuts, NULL, &why) == PMLP_OK) {
-        d.custom = NULL;
-        d.costs = NULL;
-        d.schedule = PMLP_SCHEDULE_GPIPE;
-        d.workers = stages;
-        d.virtual_stages = 1;
-        d.no_threads = true;
-        d.cuts = cuts;
-        result = pmlp__probe(model, &d, &arrays, error);
-        for (s = 0; result == PMLP_OK && s < stages; s++)
-            arrays[s] = (arrays[s] + arrays[stages + s] + arrays[2 * stages + s]) *
-                            d.microbatches + arrays[3 * stages + s];
-        if (result == PMLP_OK) pmlp__scale_costs(model, cuts, stages, arrays, costs);
-        pmlp__delete(&d.allocator, arrays);
-    }
+    if (stages == 1) return PMLP_OK;
+    cuts = (pmlp_cut *)pmlp__new(&d.allocator, (size_t)stages, sizeof *cuts);
+    if (!cuts) return pmlp__no_memory(error, "the cuts");
+    result = pmlp_partition(model, stages, d.whole_layers, costs, cuts, NULL, error);
+    d.custom = NULL;
+    d.costs = NULL;
+    d.schedule = PMLP_SCHEDULE_GPIPE;
+    d.workers = stages;
+    d.virtual_stages = 1;
+    d.no_threads = true;
+    d.cuts = cuts;
+    if (result == PMLP_OK) result = pmlp__probe(model, &d, &arrays, error);
+    for (s = 0; result == PMLP_OK && s < stages; s++)
+        arrays[s] = (arrays[s] + arrays[stages + s] + arrays[2 * stages + s]) * d.microbatches +
+                    arrays[3 * stages + s];
+    if (result == PMLP_OK) pmlp__scale_costs(model, cuts, stages, arrays, input, costs);
+    pmlp__delete(&d.allocator, arrays);
     pmlp__delete(&d.allocator, cuts);
     return result;
 }
@@ -10347,14 +10396,15 @@ PMLP_API pmlp_result pmlp_measure_layers(const pmlp_model *model, const pmlp_tra
                                          double *costs, pmlp_error *error) {
     pmlp_trainer_desc d;
     pmlp_result result;
+    double input = 0.0;
     if (!model || !desc || !costs)
         return pmlp__fail(error, PMLP_ERROR_ARGUMENT, "%s: is NULL",
                           !model ? "model" : desc ? "costs" : "desc");
     result = pmlp__validate_desc(model, desc, error);
     if (result != PMLP_OK) return result;
     d = pmlp__trainer_defaults(desc);
-    result = pmlp__measure_alone(model, &d, costs, error);
-    return result == PMLP_OK ? pmlp__measure_stages(model, &d, costs, error) : result;
+    result = pmlp__measure_alone(model, &d, costs, &input, error);
+    return result == PMLP_OK ? pmlp__measure_stages(model, &d, input, costs, error) : result;
 }
 
 static bool pmlp__measures_layers(const pmlp_trainer_desc *d, int stages) {

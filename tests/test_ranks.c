@@ -441,7 +441,7 @@ static void change_costs(rank *r) {
     if (r->number == DIFFERENT) r->desc.costs = &costs;
 }
 static void change_cuts(rank *r) {
-    static const pmlp_cut cuts[] = {{1, 0}, {2, 0}, {3, 0}};
+    static const pmlp_cut cuts[] = {{0, 16}, {1, 0}, {2, 0}};
     if (r->number == DIFFERENT) r->desc.cuts = cuts;
 }
 
