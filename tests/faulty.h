@@ -7,8 +7,8 @@ enum { MOST_WORKERS = 8, MOST_EDGES = 64 }; /* of a trainer */
 /* --- a back end ---------------------------------------------------------------------------------- */
 
 enum entry {
-    OPEN, ALLOC, LAYER_CREATE, WRITE, READ, INPUT, FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, LOSS,
-    SQUARES, UPDATE, SYNCHRONIZE, ENTRIES
+    OPEN, ALLOC, LAYER_CREATE, WRITE, READ, INPUT_ROWS, FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT, LOSS,
+    SQUARES, UPDATE, SYNC, ENTRIES
 };
 static const char *const entry_names[ENTRIES] = {
     "open", "alloc", "layer_create", "write", "read", "input", "forward", "backward_input",
@@ -105,7 +105,7 @@ static inline pmlp_result shim_read(void *context, void *layer, pmlp_tensor tens
 }
 static inline pmlp_result shim_input(void *context, size_t rows, size_t n, const pmlp_data *data,
                                      const uint32_t *index, size_t first, float *x) {
-    return PASS(INPUT, input(INNER, rows, n, data, index, first, x));
+    return PASS(INPUT_ROWS, input(INNER, rows, n, data, index, first, x));
 }
 static inline pmlp_result shim_forward(void *context, void *layer, int version, size_t rows,
                                        const float *x, float *y) {
@@ -138,7 +138,7 @@ static inline pmlp_result shim_gradient(void *context, void *layer, float **data
     return ((shim *)context)->plan->inner->gradient(INNER, layer, data, floats);
 }
 static inline pmlp_result shim_synchronize(void *context) {
-    return PASS(SYNCHRONIZE, synchronize(INNER));
+    return PASS(SYNC, synchronize(INNER));
 }
 static inline const char *shim_explain(void *context) {
     return ((shim *)context)->plan->dead ? "" : "the shim was told to fail";
