@@ -10157,7 +10157,7 @@ static pmlp_result pmlp__layer_probe_begin(pmlp__layer_probe *p, const pmlp_mode
 static pmlp_result pmlp__layer_probe_data(pmlp__layer_probe *p, const pmlp_model *model,
                                           const pmlp_trainer_desc *d) {
     pmlp_error unused;
-    pmlp__delete(&model->desc.allocator, p->zeros_memory);
+    if (p->zeros_memory) return PMLP_OK;
     p->zeros.rows = d->batch;
     return pmlp__zero_data(model, &p->zeros, &p->zeros_memory, &unused);
 }

@@ -686,7 +686,7 @@ typedef struct pmlp__cuda {
     char why[256];
 
     struct pmlp__team *team; /* with whom it fails; NULL: it has no wires, see >>wires */
-    double patience;         /* seconds that it waits for another rank; 0: there is none */
+    double patience;         /* seconds that it waits for the other end of a wire; 0: has none */
     bool given_up;           /* its team has failed, and it waits for nobody any more */
     struct pmlp__adder *sum;   /* of its gradients over replicas, or NULL */
 } pmlp__cuda;

@@ -1750,6 +1750,25 @@ TEST(column_partition) {
     SAY("cuts inside the first layer are as good as the best of all: %d networks", tries);
 }
 
+/* A sliver of layer 0 would fit into the third stage, but makes nothing better. */
+TEST(fewest_cuts) {
+    const int sizes[] = {784, 512, 256, 128, 10};
+    const double costs[] = {7018, 3270, 879, 125};
+    const pmlp_cut wanted[] = {{0, 256}, {1, 0}, {2, 0}};
+    pmlp_model_desc of = {0};
+    pmlp_error error = {0};
+    pmlp_model *model = NULL;
+    pmlp_cut cuts[3] = {{0, 0}};
+    of.layers = 4, of.sizes = sizes;
+    CHECK(pmlp_model_create(&of, &model, &error) == PMLP_OK, "%s", error.text);
+    CHECK(pmlp_partition(model, 4, false, costs, cuts, NULL, &error) == PMLP_OK, "%s", error.text);
+    for (int i = 0; i < 3; i++)
+        CHECK(cuts[i].layer == wanted[i].layer && cuts[i].column == wanted[i].column,
+              "cut %d at layer %d, column %d", i, cuts[i].layer, cuts[i].column);
+    pmlp_model_destroy(model);
+    SAY("no cut inside the first layer that makes nothing better");
+}
+
 /* Costs that are none. */
 TEST(bad_layer_costs) {
     const double bad[] = {0, -1, NAN, INFINITY, -INFINITY, 1e-300};
@@ -1844,6 +1863,14 @@ static pmlp_result slow_forward(void *context, void *layer, int version, size_t 
     return shim_forward(context, layer, version, rows, x, y);
 }
 
+/* And fetching the input takes long, too: of the first stage, but not of its layers. */
+static pmlp_result slow_input(void *context, size_t rows, size_t n, const pmlp_data *data,
+                              const uint32_t *index, size_t first, float *x) {
+    const double until = test_seconds() + 1e-4 * (double)rows;
+    while (test_seconds() < until) continue;
+    return shim_input(context, rows, n, data, index, first, x);
+}
+
 TEST(measured_stages) {
     const int sizes[] = {8, 8, 8, 8, 8, 8, 8};
     pmlp_model_desc of = {0};
@@ -1856,7 +1883,7 @@ TEST(measured_stages) {
     faulty plan;
     of.layers = 6, of.sizes = sizes;
     faulty_make(&plan, -1, 0, false);
-    plan.table.forward = slow_forward;
+    plan.table.forward = slow_forward, plan.table.input = slow_input;
     desc.backend = &plan.table, desc.batch = 8, desc.microbatches = 2, desc.workers = 2;
     desc.whole_layers = desc.measure_layers = true;
     CHECK(pmlp_model_create(&of, &model, &error) == PMLP_OK, "%s", error.text);
@@ -1949,6 +1976,7 @@ int main(void) {
     RUN(epochs);
     RUN(partition);
     RUN(column_partition);
+    RUN(fewest_cuts);
     RUN(bad_layer_costs);
     RUN(measured_layers);
     RUN(measured_stages);
